@@ -1,0 +1,2 @@
+//! The `kiai` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A microVM monitor as a library.
