@@ -1,0 +1,3 @@
+//! virtio 1.2 devices over a transport core that knows no PCI.
+
+pub mod device;
