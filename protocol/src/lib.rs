@@ -7,15 +7,25 @@ pub mod pci_path;
 pub mod ports;
 
 /// Messages of the agent service.
-#[expect(missing_docs, reason = "generated; the documentation is in proto/agent.proto")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::allow_attributes,
+    reason = "generated from proto/agent.proto, documented there"
+)]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
 }
 
 /// Client and server of the agent service (async ttrpc).
-#[expect(missing_docs, reason = "generated; the documentation is in proto/agent.proto")]
-#[expect(clippy::wildcard_imports, reason = "generated")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::allow_attributes,
+    reason = "generated from proto/agent.proto, documented there"
+)]
 pub mod service {
-    use crate::agent;
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
