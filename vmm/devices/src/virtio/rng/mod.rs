@@ -69,7 +69,7 @@ struct Requests {
 impl Requests {
     fn serve(&mut self) -> ControlFlow<()> {
         let memory = self.activation.memory.memory();
-        let served = queue::serve(&mut self.queue, &*memory, &self.activation.interrupt, |memory, chain| {
+        let served = queue::serve(&mut self.queue, &memory, &self.activation.interrupt, |memory, chain| {
             let mut writer = chain.writer(memory)?;
             let wanted = writer.available_bytes().min(MOST);
             let mut bytes = vec![0; wanted];
