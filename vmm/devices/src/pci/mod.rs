@@ -3,4 +3,7 @@
 //!
 //! The segment owns addresses; a function owns behaviour. virtio and VFIO functions are peers here.
 
+pub mod config_space;
 pub mod function;
+pub mod msix;
+pub mod segment;
