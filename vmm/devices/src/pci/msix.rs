@@ -112,7 +112,7 @@ impl Msix {
     /// Reads the pending bits; aligned words of 4 or 8 bytes.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         let width = data.len();
-        if !matches!(width, 4 | 8) || offset % width as u64 != 0 {
+        if !matches!(width, 4 | 8) || !offset.is_multiple_of(width as u64) {
             return Err(AccessError::Width { offset, width });
         }
         let table = self.0.lock();
@@ -169,7 +169,7 @@ impl Entry {
 
 /// Calls `f(entry, word, offset in data)` for each word of an aligned access.
 fn each_word(offset: u64, width: usize, mut f: impl FnMut(usize, usize, usize)) -> Result<(), AccessError> {
-    if !matches!(width, 4 | 8) || offset % width as u64 != 0 {
+    if !matches!(width, 4 | 8) || !offset.is_multiple_of(width as u64) {
         return Err(AccessError::Width { offset, width });
     }
     for at in (0..width).step_by(4) {

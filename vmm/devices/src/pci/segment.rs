@@ -224,7 +224,7 @@ struct Ecam(Arc<PciSegment>);
 
 impl Ecam {
     fn decode(offset: u64, width: usize) -> Result<(u8, u8, u16), AccessError> {
-        if !matches!(width, 1 | 2 | 4) || offset % width as u64 != 0 {
+        if !matches!(width, 1 | 2 | 4) || !offset.is_multiple_of(width as u64) {
             return Err(AccessError::Width { offset, width });
         }
         let field = |shift: u32, bits: u32| (offset >> shift) & ((1 << bits) - 1);

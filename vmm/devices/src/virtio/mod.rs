@@ -4,5 +4,7 @@ pub mod block;
 pub mod device;
 pub mod queue;
 pub mod rng;
+pub mod spec;
+pub mod transport;
 pub mod vsock;
 pub mod worker;
