@@ -86,12 +86,14 @@ fn room(held: usize, most: usize) -> io::Result<()> {
 /// only ours: a share needs one descriptor per inode the guest remembers.
 pub(crate) fn raise_descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(DESCRIPTORS_WANTED);
-    for wanted in [DESCRIPTORS_WANTED.max(most), most] {
-        let raised = Rlimit { current: Some(wanted.min(DESCRIPTORS_WANTED)), maximum: Some(wanted) };
-        if rustix::process::setrlimit(Resource::Nofile, raised).is_ok() {
-            break;
-        }
+    let above = Rlimit {
+        current: Some(DESCRIPTORS_WANTED),
+        maximum: limit.maximum.map(|maximum| maximum.max(DESCRIPTORS_WANTED)),
+    };
+    if rustix::process::setrlimit(Resource::Nofile, above).is_err() {
+        // Without CAP_SYS_RESOURCE the ceiling stays where it is.
+        let ceiling = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let _ = rustix::process::setrlimit(Resource::Nofile, ceiling);
     }
     let current = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS_WANTED);
     usize::try_from(current.min(DESCRIPTORS_WANTED)).expect("at most 2^20")
