@@ -7,6 +7,8 @@
 //! a device.
 
 pub mod bus;
+pub mod ioapic;
 pub mod pci;
 pub mod platform;
+pub mod serial;
 pub mod virtio;

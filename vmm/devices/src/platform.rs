@@ -34,6 +34,9 @@ pub trait MsiVector: Send + Sync {
 pub trait Interrupts: Send + Sync {
     /// `count` new vectors, masked.
     fn vectors(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>>;
+    /// The vector of I/O APIC pin `pin` (0..24): like any other, but the end of a level-triggered interrupt
+    /// routed through it is reported (`IoApic::eoi`). Each pin is asked for once.
+    fn ioapic_pin(&self, pin: u8) -> io::Result<Arc<dyn MsiVector>>;
 }
 
 /// Guest writes that the hypervisor turns into eventfd signals without leaving to user space (ioeventfd).
