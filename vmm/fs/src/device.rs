@@ -2,13 +2,23 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
-use kiai_devices::virtio::device::{ActivateError, Activation, VirtioDevice};
-use rustix::fs::{Mode, OFlags};
+use kiai_devices::virtio::device::ActivateError;
+use kiai_devices::virtio::device::Activation;
+use kiai_devices::virtio::device::VirtioDevice;
+use kiai_devices::virtio::worker::Worker;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
 
-use crate::requests::{FuseServer, Requests};
-use crate::worker::{ServedQueue, Worker};
+use crate::requests::FuseServer;
+use crate::requests::Requests;
+use crate::service::ServedQueue;
+use crate::service::Service;
 
 /// virtio 1.2 §5: "file system device".
 const DEVICE_ID: u16 = 26;
@@ -22,7 +32,13 @@ const QUEUE_SIZES: [u16; 2] = [128, 1024];
 pub struct Fs {
     config: [u8; TAG_LENGTH + 4],
     directory: File,
-    worker: Option<Worker>,
+    running: Option<Running>,
+}
+
+/// The thread of an active device, and the flag that ends it between two requests.
+struct Running {
+    worker: Worker<Service>,
+    stop: Arc<AtomicBool>,
 }
 
 /// Why a directory cannot be shared.
@@ -57,7 +73,7 @@ impl Fs {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(directory, flags, Mode::empty())
             .map_err(|errno| FsError::Directory { path: directory.to_owned(), source: errno.into() })?;
-        Ok(Fs { config, directory: directory.into(), worker: None })
+        Ok(Fs { config, directory: directory.into(), running: None })
     }
 }
 
@@ -99,14 +115,19 @@ impl VirtioDevice for Fs {
         }
         let host = |step| move |source| ActivateError::Host { step, source };
         let server = FuseServer::new(&self.directory).map_err(host("start the FUSE server"))?;
-        let worker = Worker::start(server, queues, activation.memory, activation.interrupt)
-            .map_err(host("start the virtio-fs thread"))?;
-        self.worker = Some(worker);
+        let stop = Arc::new(AtomicBool::new(false));
+        let Activation { memory, interrupt, .. } = activation;
+        let service = Service { server, queues, memory, interrupt, stop: Arc::clone(&stop) };
+        let descriptors = service.descriptors();
+        let worker =
+            Worker::spawn("virtio-fs", service, &descriptors).map_err(host("start the virtio-fs thread"))?;
+        self.running = Some(Running { worker, stop });
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
+        if let Some(Running { worker, stop }) = self.running.take() {
+            stop.store(true, Ordering::Release);
             worker.stop();
         }
     }

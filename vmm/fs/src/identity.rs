@@ -10,7 +10,8 @@
 use std::io;
 
 use rustix::fs::Mode;
-use rustix::thread::{CapabilitiesSecureBits, UnshareFlags};
+use rustix::thread::CapabilitiesSecureBits;
+use rustix::thread::UnshareFlags;
 
 /// Prepares the calling thread, for as long as it lives. Call first thing on the serving thread.
 pub(crate) fn prepare_thread() -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! is one [`Fs`], a [`VirtioDevice`](kiai_devices::virtio::device::VirtioDevice) like any other.
 //!
 //! ```text
-//!   Fs (device.rs) ── a thread (worker.rs) ── Requests (requests.rs) ── Share (share/) ── the host's files
+//!   Fs (device.rs) ── its thread (service.rs) ── Requests (requests.rs) ── Share (share/) ── the host's files
 //!    today's vm-memory │ view.rs │ the older vm-memory
 //! ```
 //!
@@ -17,8 +17,9 @@
 mod device;
 mod identity;
 mod requests;
+mod service;
 mod share;
 mod view;
-mod worker;
 
-pub use device::{Fs, FsError};
+pub use device::Fs;
+pub use device::FsError;

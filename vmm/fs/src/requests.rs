@@ -4,11 +4,19 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 
-use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
+use fuse_backend_rs::abi::fuse_abi::InHeader;
+use fuse_backend_rs::abi::fuse_abi::Opcode;
+use fuse_backend_rs::abi::fuse_abi::OutHeader;
 use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
-use virtio_queue_0_17::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory_0_17::{ByteValued, GuestAddress, GuestMemoryMmap};
+use fuse_backend_rs::transport::Reader;
+use fuse_backend_rs::transport::VirtioFsWriter;
+use virtio_queue_0_17::DescriptorChain;
+use virtio_queue_0_17::Queue;
+use virtio_queue_0_17::QueueOwnedT;
+use virtio_queue_0_17::QueueT;
+use vm_memory_0_17::ByteValued;
+use vm_memory_0_17::GuestAddress;
+use vm_memory_0_17::GuestMemoryMmap;
 
 use crate::share::Share;
 use crate::view::RamView;

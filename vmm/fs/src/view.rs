@@ -3,7 +3,10 @@
 
 use std::marker::PhantomData;
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::Address;
+use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemoryMmap;
+use vm_memory::GuestMemoryRegion;
 use vm_memory_0_17 as older;
 
 /// A view of all guest RAM, valid while the snapshot it was made from is borrowed.

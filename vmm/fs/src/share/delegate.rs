@@ -5,10 +5,20 @@ use std::ffi::CStr;
 use std::io;
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, FsOptions, OpenOptions, SetattrValid, stat64, statvfs64};
-use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader, ZeroCopyWriter,
-};
+use fuse_backend_rs::abi::fuse_abi::CreateIn;
+use fuse_backend_rs::abi::fuse_abi::FsOptions;
+use fuse_backend_rs::abi::fuse_abi::OpenOptions;
+use fuse_backend_rs::abi::fuse_abi::SetattrValid;
+use fuse_backend_rs::abi::fuse_abi::stat64;
+use fuse_backend_rs::abi::fuse_abi::statvfs64;
+use fuse_backend_rs::api::filesystem::Context;
+use fuse_backend_rs::api::filesystem::DirEntry;
+use fuse_backend_rs::api::filesystem::Entry;
+use fuse_backend_rs::api::filesystem::FileSystem;
+use fuse_backend_rs::api::filesystem::GetxattrReply;
+use fuse_backend_rs::api::filesystem::ListxattrReply;
+use fuse_backend_rs::api::filesystem::ZeroCopyReader;
+use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 
 use crate::identity::with_umask;
 use crate::share::Share;

@@ -5,10 +5,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use rustix::process::{Resource, Rlimit};
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 
 /// More descriptors than any share needs; the kernel's own default ceiling (`fs.nr_open`).
 const DESCRIPTORS_WANTED: u64 = 1 << 20;

@@ -13,10 +13,14 @@ mod rules;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
+use fuse_backend_rs::passthrough::CachePolicy;
+use fuse_backend_rs::passthrough::Config;
+use fuse_backend_rs::passthrough::PassthroughFs;
 
 use self::ledger::Ledger;
 

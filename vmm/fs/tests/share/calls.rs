@@ -1,6 +1,9 @@
 //! The FUSE requests the tests use, by name (`include/uapi/linux/fuse.h`).
 
-use crate::driver::{Body, Driver, u32_at, u64_at};
+use crate::driver::Body;
+use crate::driver::Driver;
+use crate::driver::u32_at;
+use crate::driver::u64_at;
 
 /// The share's root.
 pub(crate) const ROOT: u64 = 1;

@@ -1,12 +1,14 @@
 //! No request leads out of the share, to a special file, or to more than a guest's due.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::calls::ROOT;
-use crate::driver::{Body, Driver};
+use crate::driver::Body;
+use crate::driver::Driver;
 
 /// A share with a secret beside it; the temporary directory, the driver and the secret's inode number.
 fn share_beside_a_secret() -> (tempfile::TempDir, Driver, u64) {

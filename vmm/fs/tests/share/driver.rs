@@ -2,14 +2,25 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::Sender;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use kiai_devices::virtio::device::{Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
+use kiai_devices::virtio::device::Activation;
+use kiai_devices::virtio::device::ActiveQueue;
+use kiai_devices::virtio::device::VirtioDevice;
+use kiai_devices::virtio::device::VirtioInterrupt;
 use kiai_fs::Fs;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use virtio_queue::Queue;
+use virtio_queue::QueueT;
+use vm_memory::Bytes;
+use vm_memory::GuestAddress;
+use vm_memory::GuestAddressSpace;
+use vm_memory::GuestMemoryAtomic;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Two regions with a hole between them.
 pub(crate) const RAM: [(u64, usize); 2] = [(0, 4 << 20), (8 << 20, 4 << 20)];

@@ -1,11 +1,14 @@
 //! The share as a file system.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use kiai_devices::virtio::device::VirtioDevice;
-use kiai_fs::{Fs, FsError};
+use kiai_fs::Fs;
+use kiai_fs::FsError;
 
 use crate::calls::ROOT;
 use crate::driver::Driver;

@@ -3,7 +3,11 @@
 use std::fs;
 
 use crate::calls::ROOT;
-use crate::driver::{Body, Driver, Event, RAM, u32_at};
+use crate::driver::Body;
+use crate::driver::Driver;
+use crate::driver::Event;
+use crate::driver::RAM;
+use crate::driver::u32_at;
 
 const WRITE: u16 = 2;
 
