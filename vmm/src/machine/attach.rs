@@ -3,18 +3,13 @@
 //! Allocate a slot, build the device, put its function on the bus. Every step before the last undoes itself
 //! by being dropped; the last either happens or does not.
 
-use std::sync::Arc;
-
 use crate::layout::GUEST_CID;
 use kiai_devices::pci::segment::InsertError;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
 use kiai_devices::virtio::device::VirtioDevice;
-use kiai_devices::virtio::net::Net;
-use kiai_devices::virtio::net::NetError;
 use kiai_devices::virtio::rng::Rng;
 use kiai_devices::virtio::transport::pci::VirtioPciFunction;
-use kiai_devices::virtio::vsock::Vsock;
 use kiai_fs::Fs;
 use kiai_fs::FsError;
 
@@ -36,9 +31,6 @@ pub enum AttachError {
     /// The disk.
     #[error("block device")]
     Block(#[source] BlockError),
-    /// The tap.
-    #[error("network device")]
-    Net(#[source] NetError),
     /// The shared directory.
     #[error("shared directory")]
     Fs(#[source] FsError),
@@ -103,9 +95,8 @@ fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
         DeviceConfig::Block { disk, read_only, serial } => {
             Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
         }
-        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?),
-        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(tag, directory).map_err(AttachError::Fs)?),
-        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
         DeviceConfig::Rng => Box::new(Rng::new()),
+        _ => unreachable!(),
     })
 }
