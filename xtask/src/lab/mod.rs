@@ -20,11 +20,8 @@ use disk::Payload;
 
 /// Where the payload disk is mounted in the lab.
 const PAYLOAD: &str = "/lab";
-/// What the lab can do that no alias loads by itself when it is first used.
-const MODULES: [&str; 12] = [
-    "kvm-amd", "tun", "loop", "fuse", "overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nft_compat",
-    "sch_ingress", "act_mirred",
-];
+/// What nothing loads by itself when it is first used. Links, traffic control and netfilter do.
+const MODULES: [&str; 5] = ["kvm-amd", "tun", "loop", "fuse", "overlay"];
 
 /// Options of `cargo xtask lab`.
 #[derive(clap::Args)]
