@@ -1,6 +1,7 @@
 //! Shows what is being done: one line per step, a log file behind each, its tail when the step fails.
 //!
-//! On a terminal a running step shows its last line of output; elsewhere it prints one line every half minute.
+//! On a terminal a running step shows its last line of output; elsewhere it prints one line every half minute. Steps
+//! that take no time are not mentioned.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -15,6 +16,7 @@ use crate::cache;
 
 const TAIL_LINES: usize = 40;
 const HEARTBEAT: Duration = Duration::from_secs(30);
+const WORTH_MENTIONING: Duration = Duration::from_secs(1);
 
 /// Says one line on standard error.
 pub(crate) fn say(what: &str) {
@@ -37,19 +39,25 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
-    let mut last_sign = Instant::now();
+    let mut last_sign = None;
     for line in BufReader::new(reader).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         writeln!(log, "{line}")?;
         bar.set_message(line.trim().to_owned());
-        if bar.is_hidden() && last_sign.elapsed() > HEARTBEAT {
-            say(&format!("{what}: {:.0} s so far: {}", started.elapsed().as_secs_f32(), line.trim()));
-            last_sign = Instant::now();
-        }
         if tail.len() == TAIL_LINES {
             tail.pop_front();
         }
-        tail.push_back(line);
+        tail.push_back(line.clone());
+        if bar.is_hidden() && started.elapsed() > WORTH_MENTIONING {
+            match last_sign {
+                None => say(&format!("{what} …")),
+                Some(since) if Instant::now() - since < HEARTBEAT => continue,
+                Some(_) => {
+                    say(&format!("{what}: {:.0} s so far: {}", started.elapsed().as_secs_f32(), line.trim()));
+                }
+            }
+            last_sign = Some(Instant::now());
+        }
     }
     let status = child.wait()?;
     bar.finish_and_clear();
@@ -59,9 +67,8 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
         }
         bail!("{what}: {} ended with {status}; whole output: {}", program(command), log_path.display());
     }
-    let seconds = started.elapsed().as_secs_f32();
-    if seconds >= 1.0 {
-        say(&format!("{what}: done in {seconds:.1} s"));
+    if started.elapsed() > WORTH_MENTIONING {
+        say(&format!("{what}: done in {:.1} s", started.elapsed().as_secs_f32()));
     }
     fs::remove_file(&log_path).context("removing the log of a step that went well")
 }
@@ -86,7 +93,6 @@ pub(crate) fn show(command: &mut Command) -> Result<()> {
 
 fn spinner(what: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
-        say(&format!("{what} …"));
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new_spinner();

@@ -15,9 +15,7 @@ pub(crate) fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
         let here = env::current_dir().unwrap_or_default();
-        let is_root = |folder: &&Path| {
-            fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"))
-        };
+        let is_root = |folder: &&Path| folder.join("xtask/packages.txt").is_file();
         let compiled_in = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
         here.ancestors().find(is_root).or(compiled_in).unwrap_or(&here).to_path_buf()
     })
