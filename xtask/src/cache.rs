@@ -34,8 +34,13 @@ impl Inputs {
     }
 
     /// One input: its name and its content.
-    pub(crate) fn text(mut self, name: &str, content: &str) -> Self {
-        for part in [name, content] {
+    pub(crate) fn text(self, name: &str, content: &str) -> Self {
+        self.bytes(name, content.as_bytes())
+    }
+
+    /// One input: its name and its content.
+    pub(crate) fn bytes(mut self, name: &str, content: &[u8]) -> Self {
+        for part in [name.as_bytes(), content] {
             self.0.update((part.len() as u64).to_le_bytes());
             self.0.update(part);
         }

@@ -6,6 +6,7 @@ mod cache;
 mod cpio;
 mod kernel;
 mod lab;
+mod rootfs;
 mod setup;
 mod step;
 mod workspace;
@@ -29,6 +30,8 @@ enum Chore {
     Setup,
     /// Build the guest kernel and print where it is
     Kernel,
+    /// Build the guest image with the agent and print where it is
+    Rootfs,
     /// Run a command in the lab: an emulated machine with nested KVM
     Lab(lab::Arguments),
     /// Measure start-up cost (comes with a later issue)
@@ -54,6 +57,7 @@ fn perform(chore: Chore) -> Result<ExitCode> {
             kernel::artifact()?;
         }
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),
+        Chore::Rootfs => println!("{}", rootfs::artifact()?.display()),
         Chore::Lab(arguments) => return lab::run(&arguments),
         Chore::Bench => {
             step::say("the benchmark suite comes with a later issue");
