@@ -11,4 +11,6 @@ pub mod ioapic;
 pub mod pci;
 pub mod platform;
 pub mod serial;
+#[cfg(feature = "test-util")]
+pub mod testing;
 pub mod virtio;
