@@ -54,9 +54,16 @@ impl Requests {
 
     /// Takes requests while there are any and the backend has room.
     fn take(&mut self, memory: &Arc<GuestMemoryMmap>) -> Result<(), ChainError> {
+        let mut budget = self.queue.queue.size();
         loop {
             self.queue.queue.disable_notification(&**memory)?;
             while self.backend.has_room() {
+                // The thread must hear of a reset however fast the driver is.
+                if budget == 0 {
+                    queue::again(&self.queue);
+                    return self.backend.kick().map_err(ChainError::Memory);
+                }
+                budget -= 1;
                 let Some(chain) = queue::next(&mut self.queue, memory)? else { break };
                 let request = Request::parse(&self.disk, memory, chain)?;
                 self.start(memory, request)?;
