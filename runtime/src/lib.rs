@@ -1,1 +1,3 @@
 //! The host side of Kiai.
+
+pub mod spec;
