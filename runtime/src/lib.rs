@@ -1,3 +1,4 @@
 //! The host side of Kiai.
 
 pub mod spec;
+pub mod store;
