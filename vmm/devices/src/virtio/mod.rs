@@ -1,5 +1,6 @@
 //! virtio 1.2 devices over a transport core that knows no PCI.
 
+pub mod balloon;
 pub mod block;
 pub mod device;
 pub mod queue;
