@@ -10,6 +10,7 @@ use kiai_devices::virtio::block::BlockError;
 use kiai_devices::virtio::device::VirtioDevice;
 use kiai_devices::virtio::rng::Rng;
 use kiai_devices::virtio::transport::pci::VirtioPciFunction;
+use kiai_devices::virtio::vsock::Vsock;
 use kiai_fs::Fs;
 use kiai_fs::FsError;
 
@@ -97,6 +98,7 @@ fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
         }
         DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
         DeviceConfig::Rng => Box::new(Rng::new()),
-        _ => unreachable!(),
+        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+        DeviceConfig::Net { .. } => unreachable!(),
     })
 }
