@@ -42,7 +42,13 @@ fn installed_in(status: &str) -> HashSet<&str> {
 pub(crate) fn install(packages: &[String]) -> Result<()> {
     update()?;
     let mut command = as_root("env");
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--no-install-recommends"]);
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "--yes",
+        "--no-install-recommends",
+    ]);
     step::run(&format!("installing {} Debian packages", packages.len()), command.args(packages))
 }
 

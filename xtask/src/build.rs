@@ -8,6 +8,8 @@ use crate::{step, workspace};
 
 /// The target of static programs. Naming it keeps build scripts and procedural macros out of the static flags.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The name by which containerd starts `kiai` as its shim.
+pub(crate) const SHIM: &str = "containerd-shim-kiai-v2";
 const STATIC_PROFILE: &str = "guest";
 
 /// The lab's first process, static.

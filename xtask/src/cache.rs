@@ -53,7 +53,11 @@ impl Inputs {
 }
 
 /// The artifact of `kind` made from `inputs`: at once if it is there, else made by `make` in the folder it is given.
-pub(crate) fn artifact(kind: &str, inputs: &Inputs, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub(crate) fn artifact(
+    kind: &str,
+    inputs: &Inputs,
+    make: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let hash = inputs.hash();
     let folder = root().join(kind);
     let done = folder.join(&hash);

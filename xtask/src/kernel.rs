@@ -93,7 +93,10 @@ fn check(fragments: &str, config: &str) -> Result<()> {
     if unmet.is_empty() {
         return Ok(());
     }
-    bail!("the kernel's configuration does not come out as asked; a dependency is missing for:\n{}", unmet.join("\n"))
+    bail!(
+        "the kernel's configuration does not come out as asked; a dependency is missing for:\n{}",
+        unmet.join("\n")
+    )
 }
 
 fn turned_off(line: &str) -> Option<&str> {
@@ -108,7 +111,11 @@ mod tests {
 
     #[test]
     fn a_configuration_as_asked_passes() {
-        check("# why\nCONFIG_A=y\n\nCONFIG_N=64\n# CONFIG_B is not set\n# CONFIG_UNKNOWN is not set\n", FINAL).unwrap();
+        check(
+            "# why\nCONFIG_A=y\n\nCONFIG_N=64\n# CONFIG_B is not set\n# CONFIG_UNKNOWN is not set\n",
+            FINAL,
+        )
+        .unwrap();
     }
 
     #[test]

@@ -3,12 +3,19 @@
 mod apt;
 mod build;
 mod cache;
+mod check;
 mod cpio;
+mod image;
 mod kernel;
 mod lab;
+mod place;
+mod probe;
 mod rootfs;
+mod run;
 mod setup;
 mod step;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -28,6 +35,12 @@ struct Arguments {
 enum Chore {
     /// Install missing Debian packages and make all artifacts
     Setup,
+    /// Show it: a program of a real image in a microVM
+    Run,
+    /// Run all checks and tests, with real microVMs
+    Test(test::Arguments),
+    /// Check format, lints, documentation and house rules, and run unit tests; needs no microVM
+    Check,
     /// Build the guest kernel and print where it is
     Kernel,
     /// Build the guest image with the agent and print where it is
@@ -36,6 +49,9 @@ enum Chore {
     Lab(lab::Arguments),
     /// Measure start-up cost (comes with a later issue)
     Bench,
+    /// The steps of `run`, where microVMs can run
+    #[command(hide = true)]
+    RunHere,
 }
 
 fn main() -> ExitCode {
@@ -49,13 +65,15 @@ fn main() -> ExitCode {
 }
 
 fn perform(chore: Chore) -> Result<ExitCode> {
-    if !matches!(chore, Chore::Bench) {
+    if !matches!(chore, Chore::Bench | Chore::RunHere) {
         setup::packages()?;
     }
     match chore {
-        Chore::Setup => {
-            kernel::artifact()?;
-        }
+        Chore::Setup => setup::artifacts()?,
+        Chore::Run => return run::show(),
+        Chore::RunHere => run::here()?,
+        Chore::Test(arguments) => return test::run(&arguments),
+        Chore::Check => check::all()?,
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),
         Chore::Rootfs => println!("{}", rootfs::artifact()?.display()),
         Chore::Lab(arguments) => return lab::run(&arguments),

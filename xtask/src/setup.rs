@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use crate::{apt, workspace};
+use crate::lab::root;
+use crate::{apt, image, kernel, workspace};
 
 /// The Debian packages the project builds and tests with, each with its reason.
 const PACKAGES: &str = "xtask/packages.txt";
@@ -11,4 +12,11 @@ const PACKAGES: &str = "xtask/packages.txt";
 pub(crate) fn packages() -> Result<()> {
     let missing = apt::missing(&workspace::read_list(PACKAGES)?)?;
     if missing.is_empty() { Ok(()) } else { apt::install(&missing) }
+}
+
+/// Makes every artifact that the other chores use and that does not depend on the project's own code.
+pub(crate) fn artifacts() -> Result<()> {
+    kernel::artifact()?;
+    image::artifact()?;
+    root::disk(&root::kernel()?).map(drop)
 }

@@ -89,7 +89,8 @@ fn delegate_cgroups() -> io::Result<()> {
 
 fn mount_disk(device: &str, mountpoint: &str) -> io::Result<()> {
     fs::create_dir_all(mountpoint)?;
-    let writable = fs::read_to_string(format!("/sys/class/block/{}/ro", &device["/dev/".len()..]))?.trim() == "0";
+    let writable =
+        fs::read_to_string(format!("/sys/class/block/{}/ro", &device["/dev/".len()..]))?.trim() == "0";
     let flags = if writable { MountFlags::NOATIME } else { MountFlags::RDONLY };
     mount::mount(device, mountpoint, "ext4", flags, c"")
         .map_err(|error| named(Path::new(device), error.into()))

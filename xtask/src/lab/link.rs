@@ -23,7 +23,12 @@ const LAB_FAILED: u8 = 125;
 const TAIL_BYTES: u64 = 6 << 10;
 
 /// Hands over `job` and returns its exit code. The machine is stopped when this returns.
-pub(crate) fn follow(mut running: Running, job: &Job, machine: &Machine, scratch: TempDir) -> Result<ExitCode> {
+pub(crate) fn follow(
+    mut running: Running,
+    job: &Job,
+    machine: &Machine,
+    scratch: TempDir,
+) -> Result<ExitCode> {
     let started = Instant::now();
     let mut scratch = Some(scratch);
     if let Err(error) = write_frame(&mut running.port, Kind::Job, &job.encode()) {
@@ -91,7 +96,9 @@ fn pass_on(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
 fn failed(running: &mut Running, why: &str) -> ExitCode {
     running.stop();
     step::say(&format!("lab: {why}"));
-    for (what, file) in [("QEMU says", &mut running.complaints), ("the console's last lines", &mut running.console)] {
+    for (what, file) in
+        [("QEMU says", &mut running.complaints), ("the console's last lines", &mut running.console)]
+    {
         let text = tail(file, TAIL_BYTES);
         if !text.trim().is_empty() {
             eprintln!("xtask: lab: {what}:");
@@ -104,9 +111,8 @@ fn failed(running: &mut Running, why: &str) -> ExitCode {
 fn tail(file: &mut File, bytes: u64) -> String {
     let mut text = Vec::new();
     let length = file.metadata().map_or(0, |metadata| metadata.len());
-    let read = file
-        .seek(SeekFrom::Start(length.saturating_sub(bytes)))
-        .and_then(|_| file.read_to_end(&mut text));
+    let read =
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes))).and_then(|_| file.read_to_end(&mut text));
     match read {
         Ok(_) => String::from_utf8_lossy(&text).replace('\r', ""),
         Err(error) => format!("(not readable: {error})"),

@@ -19,8 +19,8 @@ pub(crate) struct Files {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: Vec<u8>,
     pub(crate) root_disk: PathBuf,
-    /// Further disks, in the order of the job's mount points.
-    pub(crate) disks: Vec<PathBuf>,
+    /// Further disks, in the order of the job's mount points, and whether each is read-only.
+    pub(crate) disks: Vec<(PathBuf, bool)>,
     /// For what must be a file.
     pub(crate) scratch: PathBuf,
 }
@@ -71,7 +71,12 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     qemu.args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()]);
     qemu.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(&initramfs);
     qemu.args(["-append", &command_line(machine)]);
-    qemu.args(["-chardev", &format!("file,id=console,path={}", console.display()), "-serial", "chardev:console"]);
+    qemu.args([
+        "-chardev",
+        &format!("file,id=console,path={}", console.display()),
+        "-serial",
+        "chardev:console",
+    ]);
     if machine.vfio {
         // Without aw-bits=48 the IOMMU has 39 address bits, fewer than where guests put 64-bit BARs.
         qemu.args(["-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"]);
@@ -80,8 +85,9 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     qemu.args(["-chardev", &format!("socket,id=port,fd={}", qemu_port.as_raw_fd())]);
     qemu.args(["-device", &format!("virtserialport,chardev=port,name={PORT_NAME}")]);
     drive(&mut qemu, "root", &files.root_disk, "snapshot=on", "virtio-blk-pci");
-    for (index, path) in files.disks.iter().enumerate() {
-        drive(&mut qemu, &format!("disk{index}"), path, "discard=unmap", "virtio-blk-pci");
+    for (index, (path, read_only)) in files.disks.iter().enumerate() {
+        let access = if *read_only { "readonly=on" } else { "discard=unmap" };
+        drive(&mut qemu, &format!("disk{index}"), path, access, "virtio-blk-pci");
     }
     if machine.vfio {
         let nvme = files.scratch.join("nvme.raw");

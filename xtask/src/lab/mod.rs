@@ -3,10 +3,10 @@
 //! The recipe and what the machine offers: `tests/lab/README.md`. Here: what goes into the machine, how it is started,
 //! how its end is found out.
 
-mod disk;
+pub(crate) mod disk;
 mod link;
 mod machine;
-mod root;
+pub(crate) mod root;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,11 +15,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kiai_lab::Job;
 
-use crate::{cache, kernel};
+use crate::build::{self, SHIM};
+use crate::{cache, image, kernel, rootfs};
 use disk::Payload;
 
 /// Where the payload disk is mounted in the lab.
 const PAYLOAD: &str = "/lab";
+/// Where the test images are mounted in the lab.
+const IMAGES: &str = "/images";
 /// What nothing loads by itself when it is first used. Links, traffic control and netfilter do.
 const MODULES: [&str; 5] = ["kvm-amd", "tun", "loop", "fuse", "overlay"];
 
@@ -84,10 +87,18 @@ pub(crate) struct Machine {
     pub(crate) verbose: bool,
 }
 
+impl Default for Machine {
+    fn default() -> Self {
+        let timeout = Duration::from_secs(600);
+        Self { cpus: 2, memory_mib: 4096, deterministic: false, vfio: false, timeout, verbose: false }
+    }
+}
+
 /// A command to run in the lab and what it finds there.
 pub(crate) struct Lab {
     job: Job,
     payload: Payload,
+    images: Option<PathBuf>,
 }
 
 impl Lab {
@@ -107,7 +118,7 @@ impl Lab {
             ],
             ..Job::default()
         };
-        Self { job, payload: Payload::default() }
+        Self { job, payload: Payload::default(), images: None }
     }
 
     /// Sets a variable in the command's environment.
@@ -135,7 +146,13 @@ impl Lab {
     /// Puts in what the project is made of: binaries on PATH, guest kernel, guest image, test images.
     pub(crate) fn put_project(&mut self) -> Result<()> {
         let vmlinux = self.place(kernel::artifact()?.join("vmlinux"), "vmlinux");
+        let initramfs = self.place(rootfs::artifact()?, "initramfs");
         self.env("KIAI_KERNEL", &vmlinux);
+        self.env("KIAI_INITRD", &initramfs);
+        self.env("KIAI_TEST_IMAGES", IMAGES);
+        self.images = Some(image::artifact()?.disk());
+        self.place(build::kiai()?, "bin/kiai");
+        self.payload.link(&format!("bin/{SHIM}"), "kiai");
         Ok(())
     }
 
@@ -150,7 +167,12 @@ impl Lab {
         self.payload.write(scratch.path(), &payload_disk)?;
         let scratch_disk = scratch.path().join("scratch.ext4");
         disk::format_empty(&scratch_disk)?;
+        let mut disks = vec![(scratch_disk, false), (payload_disk, false)];
         self.job.disks = vec!["/scratch".into(), PAYLOAD.into()];
+        if let Some(images) = self.images {
+            disks.push((images, true));
+            self.job.disks.push(IMAGES.into());
+        }
         if machine.vfio {
             self.job.modules.push("vfio-pci".into());
         }
@@ -159,7 +181,7 @@ impl Lab {
             kernel: kernel.join("vmlinux"),
             initramfs,
             root_disk,
-            disks: vec![scratch_disk, payload_disk],
+            disks,
             scratch: scratch.path().to_path_buf(),
         };
         let running = machine::start(machine, &files)?;

@@ -65,7 +65,10 @@ fn unpack_image(image: &[u8]) -> Result<Vec<u8>> {
     let writer = std::thread::spawn(move || stdin.write_all(&payload));
     let output = lz4.wait_with_output()?;
     writer.join().map_err(|_| anyhow::anyhow!("the thread that feeds lz4 panicked"))??;
-    ensure!(output.status.success() && output.stdout.starts_with(b"\x7fELF"), "the kernel image does not unpack");
+    ensure!(
+        output.status.success() && output.stdout.starts_with(b"\x7fELF"),
+        "the kernel image does not unpack"
+    );
     Ok(output.stdout)
 }
 
@@ -73,8 +76,10 @@ fn unpack_image(image: &[u8]) -> Result<Vec<u8>> {
 pub(crate) fn disk(kernel: &Path) -> Result<PathBuf> {
     let packages = workspace::read_list("tests/lab/packages.txt")?.join(",");
     let release = fs::read_to_string(kernel.join("release"))?;
-    let inputs =
-        cache::Inputs::new(ROOT_RECIPE).text("suite", SUITE).text("packages", &packages).text("kernel", &release);
+    let inputs = cache::Inputs::new(ROOT_RECIPE)
+        .text("suite", SUITE)
+        .text("packages", &packages)
+        .text("kernel", &release);
     let folder = cache::artifact("lab-root", &inputs, |folder| {
         let work = cache::scratch()?;
         let root = work.path().join("root");
