@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
+
+use crate::log_limit::LogLimit;
 
 /// A device behind a range of addresses. Called on vCPU threads, from several at once.
 pub trait BusDevice: Send + Sync {
@@ -44,14 +44,11 @@ pub struct InsertError {
     pub length: u64,
 }
 
-/// Faults logged a bus; a guest can make them by the million.
-const LOGGED_FAULTS: u32 = 32;
-
 /// One address space. The lock is held only to look a device up, never while it is called.
 pub struct Bus {
     name: &'static str,
     ranges: RwLock<BTreeMap<u64, Range>>,
-    faults: AtomicU32,
+    faults: LogLimit,
 }
 
 #[derive(Clone)]
@@ -63,7 +60,7 @@ struct Range {
 impl Bus {
     /// An empty bus; `name` is for its log lines.
     pub fn new(name: &'static str) -> Self {
-        Self { name, ranges: RwLock::default(), faults: AtomicU32::new(0) }
+        Self { name, ranges: RwLock::default(), faults: LogLimit::new() }
     }
 
     /// Puts a device at `start`.
@@ -117,12 +114,8 @@ impl Bus {
     }
 
     fn fault(&self, what: &str, address: u64, width: usize, error: AccessError) {
-        let seen = self.faults.fetch_add(1, Ordering::Relaxed);
-        if seen < LOGGED_FAULTS {
+        if self.faults.allows() {
             tracing::debug!("{} {what} of {width} at {address:#x}: {error}", self.name);
-        } else {
-            // Stay above the limit without ever wrapping.
-            self.faults.store(LOGGED_FAULTS, Ordering::Relaxed);
         }
     }
 }

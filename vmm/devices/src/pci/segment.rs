@@ -1,29 +1,35 @@
-//! One segment with one bus: who is in which slot, where BARs are, and ECAM (PCI Express 5.0 §7.2.2).
+//! One segment with one bus: who is in which slot, and where its BARs are.
 //!
 //! The only code that puts BARs on the MMIO bus, registers doorbells and maps regions. Lock order: `slots`,
-//! then a function's `decoded`, then the bus.
+//! then a function's `places`, then whatever the function locks, then the bus.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::config_space::ConfigSpace;
-use super::config_space::Identity;
+use super::ecam::ECAM_SIZE;
+use super::ecam::Ecam;
 use super::function::Bar;
 use super::function::ConfigEffects;
 use super::function::PciFunction;
 use super::function::Region;
+use super::host_bridge::HostBridge;
 use crate::bus::AccessError;
 use crate::bus::Bus;
 use crate::bus::BusDevice;
 use crate::bus::InsertError as BusInsertError;
+use crate::log_limit::LogLimit;
 use crate::platform::Platform;
 
+#[cfg(test)]
+mod tests;
+
 const SLOTS: u8 = 32;
-/// Bytes of configuration space of one bus.
-const ECAM_SIZE: u64 = 1 << 20;
+/// The guest decides where BARs are, as often as it likes.
+static REFUSALS: LogLimit = LogLimit::new();
 
 /// Where the segment may put things, guest-physical.
 #[derive(Debug, Clone)]
@@ -55,32 +61,33 @@ pub struct PciSegment {
     mmio: Arc<Bus>,
     platform: Platform,
     windows: Windows,
-    slots: Mutex<Slots>,
+    slots: Mutex<BTreeMap<u8, Arc<Slot>>>,
 }
 
-#[derive(Default)]
-struct Slots {
-    functions: BTreeMap<u8, Arc<Placed>>,
-    /// Start → length of every BAR handed out.
-    allocated: BTreeMap<u64, u64>,
-}
-
-struct Placed {
+/// A slot that is taken.
+pub(super) struct Slot {
     function: Arc<dyn PciFunction>,
-    /// Start addresses given to its BARs.
-    allocated: Vec<u64>,
-    /// BAR index → address at which it is on the MMIO bus now.
-    decoded: Mutex<BTreeMap<u8, u64>>,
+    /// BAR index → where it is; `None` once the function has left the bus.
+    places: Mutex<Option<BTreeMap<u8, Place>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Where it is decoded, or was last, or will be first.
+    address: u64,
+    size: u64,
+    /// It is on the MMIO bus.
+    decoded: bool,
 }
 
 impl PciSegment {
     /// A bus with only its host bridge, its configuration space on `mmio`.
     pub fn new(mmio: Arc<Bus>, platform: Platform, windows: Windows) -> Result<Arc<Self>, BusInsertError> {
         let ecam = windows.ecam;
-        let slots = Mutex::new(Slots::default());
+        let bridge = Slot::new(Arc::new(HostBridge::new()), BTreeMap::new());
+        let slots = Mutex::new(BTreeMap::from([(0, bridge)]));
         let segment = Arc::new(Self { mmio: mmio.clone(), platform, windows, slots });
-        segment.slots.lock().functions.insert(0, Placed::new(Arc::new(HostBridge::new()), Vec::new()));
-        mmio.insert(ecam, ECAM_SIZE, Arc::new(Ecam(segment.clone())))?;
+        mmio.insert(ecam, ECAM_SIZE, Arc::new(Ecam::new(&segment)))?;
         Ok(segment)
     }
 
@@ -88,170 +95,149 @@ impl PciSegment {
     /// the driver enables memory space.
     pub fn insert(&self, function: Arc<dyn PciFunction>) -> Result<u8, InsertError> {
         let mut slots = self.slots.lock();
-        let slot = (1..SLOTS).find(|s| !slots.functions.contains_key(s)).ok_or(InsertError::NoSlot)?;
-        let mut taken = Vec::new();
-        for bar in function.bars() {
-            let window = if bar.is_64bit { &self.windows.mmio64 } else { &self.windows.mmio32 };
-            match slots.allocate(window, bar.size) {
-                Some(address) => taken.push((bar.index, address)),
-                None => {
-                    for (_, address) in taken {
-                        slots.allocated.remove(&address);
-                    }
-                    return Err(InsertError::NoRoom { size: bar.size });
-                }
-            }
+        let number = (1..SLOTS).find(|n| !slots.contains_key(n)).ok_or(InsertError::NoSlot)?;
+        let mut taken = taken(&slots);
+        let mut places = BTreeMap::new();
+        for &Bar { index, size, is_64bit, .. } in function.bars() {
+            let window = if is_64bit { &self.windows.mmio64 } else { &self.windows.mmio32 };
+            let address = first_gap(&taken, window, size).ok_or(InsertError::NoRoom { size })?;
+            taken.insert(address, size);
+            places.insert(index, Place { address, size, decoded: false });
         }
-        for &(bar, address) in &taken {
-            function.place_bar(bar, address);
+        for (&bar, place) in &places {
+            function.place_bar(bar, place.address);
         }
-        let allocated = taken.into_iter().map(|(_, address)| address).collect();
-        slots.functions.insert(slot, Placed::new(function, allocated));
-        Ok(slot)
+        slots.insert(number, Slot::new(function, places));
+        Ok(number)
     }
 
     /// Takes the function in `slot` off the bus: when it returns, nothing of it is reachable and it has
-    /// stopped. An empty slot is left alone.
+    /// stopped. An empty slot is left alone, and so is the host bridge.
     pub fn remove(&self, slot: u8) {
-        let Some(placed) = self.slots.lock().functions.remove(&slot) else { return };
-        {
-            let mut decoded = placed.decoded.lock();
-            for (bar, address) in std::mem::take(&mut *decoded) {
-                self.undecode(&placed, bar, address);
+        if slot == 0 {
+            return;
+        }
+        let Some(slot) = self.slots.lock().remove(&slot) else { return };
+        // A vCPU in the middle of a configuration write finds `None` and leaves everything off the bus.
+        for (bar, place) in slot.places.lock().take().into_iter().flatten() {
+            if place.decoded {
+                self.undecode(&slot, bar, place.address);
             }
         }
-        placed.function.removed();
-        let mut slots = self.slots.lock();
-        for address in &placed.allocated {
-            slots.allocated.remove(address);
-        }
+        slot.function.removed();
     }
 
-    fn function(&self, slot: u8) -> Option<Arc<Placed>> {
-        self.slots.lock().functions.get(&slot).cloned()
+    pub(super) fn slot(&self, number: u8) -> Option<Arc<Slot>> {
+        self.slots.lock().get(&number).cloned()
     }
 
-    fn write_config(&self, placed: &Arc<Placed>, offset: u16, data: &[u8]) {
+    pub(super) fn write_config(&self, slot: &Arc<Slot>, offset: u16, data: &[u8]) {
         // Held across the write: two vCPUs moving one BAR must not apply in the other order.
-        let mut decoded = placed.decoded.lock();
-        let ConfigEffects { moved } = placed.function.write_config(offset, data);
+        let mut places = slot.places.lock();
+        let Some(places) = places.as_mut() else { return };
+        let ConfigEffects { moved } = slot.function.write_config(offset, data);
         for (bar, _, now) in moved {
-            if let Some(address) = decoded.remove(&bar) {
-                self.undecode(placed, bar, address);
+            let Some(place) = places.get_mut(&bar) else { continue };
+            if place.decoded {
+                self.undecode(slot, bar, place.address);
+                place.decoded = false;
             }
             if let Some(address) = now
-                && self.decode(placed, bar, address)
+                && self.decode(slot, bar, address)
             {
-                decoded.insert(bar, address);
+                *place = Place { address, decoded: true, ..*place };
             }
         }
     }
 
     /// Puts a BAR on the bus, unless the driver wants it where it may not be: over RAM, over another BAR or
     /// outside the windows it was told of. Then nothing answers there, which harms nobody but the driver.
-    fn decode(&self, placed: &Arc<Placed>, index: u8, address: u64) -> bool {
-        let Some(bar) = placed.bar(index) else { return false };
-        let Some(end) = address.checked_add(bar.size) else { return false };
-        let inside = |w: &Range<u64>| w.start <= address && end <= w.end;
+    fn decode(&self, slot: &Slot, index: u8, address: u64) -> bool {
+        let Some(bar) = slot.bar(index) else { return false };
+        let refused = |why: &dyn std::fmt::Display| {
+            if REFUSALS.allows() {
+                tracing::warn!("BAR {index} is not decoded at {address:#x}: {why}");
+            }
+            false
+        };
+        let end = address.checked_add(bar.size);
+        let inside = |w: &Range<u64>| w.start <= address && end.is_some_and(|end| end <= w.end);
         if !inside(&self.windows.mmio32) && !inside(&self.windows.mmio64) {
-            tracing::debug!("BAR {index} at {address:#x} is outside the windows: not decoded");
+            // Sizing a BAR comes through here too, so it is no news.
             return false;
         }
-        let device = Arc::new(BarAccess { function: placed.function.clone(), bar: index });
+        let device = Arc::new(BarAccess { function: slot.function.clone(), bar: index });
         if let Err(e) = self.mmio.insert(address, bar.size, device) {
-            tracing::debug!("BAR {index} not decoded: {e}");
-            return false;
+            return refused(&e);
         }
-        for region in &bar.regions {
-            let done = match region {
-                Region::Doorbell { offset, event } => self.platform.doorbells.add(address + offset, event),
-                Region::Mapped { offset, length, host_address, read_only } => {
-                    self.platform.mapper.map(address + offset, *host_address, *length, *read_only)
-                }
-            };
-            // Accesses are still trapped, so the region works, only slower.
-            if let Err(e) = done {
-                tracing::warn!("BAR {index} at {address:#x}: {e}");
+        for (done, region) in bar.regions.iter().enumerate() {
+            if let Err(e) = self.connect(region, address) {
+                bar.regions[..done].iter().for_each(|region| self.disconnect(region, address));
+                self.mmio.remove(address);
+                return refused(&e);
             }
         }
         true
     }
 
-    fn undecode(&self, placed: &Placed, index: u8, address: u64) {
+    fn undecode(&self, slot: &Slot, index: u8, address: u64) {
+        let Some(bar) = slot.bar(index) else { return };
+        bar.regions.iter().for_each(|region| self.disconnect(region, address));
         self.mmio.remove(address);
-        let Some(bar) = placed.bar(index) else { return };
-        for region in &bar.regions {
-            // What could not be added before cannot be removed now.
-            let _ = match region {
-                Region::Doorbell { offset, event } => self.platform.doorbells.remove(address + offset, event),
-                Region::Mapped { offset, length, .. } => {
-                    self.platform.mapper.unmap(address + offset, *length)
-                }
-            };
-        }
     }
-}
 
-impl Slots {
-    /// First fit, naturally aligned.
-    fn allocate(&mut self, window: &Range<u64>, size: u64) -> Option<u64> {
-        let mut at = window.start.next_multiple_of(size);
-        for (&start, &length) in self.allocated.range(window.clone()) {
-            if at + size <= start {
-                break;
+    fn connect(&self, region: &Region, address: u64) -> io::Result<()> {
+        match region {
+            Region::Doorbell { offset, event } => self.platform.doorbells.add(address + offset, event),
+            Region::Mapped { offset, length, host_address, read_only } => {
+                self.platform.mapper.map(address + offset, *host_address, *length, *read_only)
             }
-            at = at.max((start + length).next_multiple_of(size));
         }
-        (at + size <= window.end).then(|| {
-            self.allocated.insert(at, size);
-            at
-        })
+    }
+
+    fn disconnect(&self, region: &Region, address: u64) {
+        let done = match region {
+            Region::Doorbell { offset, event } => self.platform.doorbells.remove(address + offset, event),
+            Region::Mapped { offset, length, .. } => self.platform.mapper.unmap(address + offset, *length),
+        };
+        if let Err(e) = done {
+            tracing::error!("the host did not take a region of a BAR at {address:#x} back: {e}");
+        }
     }
 }
 
-impl Placed {
-    fn new(function: Arc<dyn PciFunction>, allocated: Vec<u64>) -> Arc<Self> {
-        Arc::new(Self { function, allocated, decoded: Mutex::default() })
+/// Start → size of every BAR, decoded or not.
+fn taken(slots: &BTreeMap<u8, Arc<Slot>>) -> BTreeMap<u64, u64> {
+    let mut taken = BTreeMap::new();
+    for slot in slots.values() {
+        taken.extend(slot.places.lock().iter().flatten().map(|(_, place)| (place.address, place.size)));
+    }
+    taken
+}
+
+/// First fit, naturally aligned.
+fn first_gap(taken: &BTreeMap<u64, u64>, window: &Range<u64>, size: u64) -> Option<u64> {
+    let mut at = window.start.checked_next_multiple_of(size)?;
+    for (&start, &length) in taken {
+        if at.checked_add(size)? <= start {
+            break;
+        }
+        at = at.max((start + length).checked_next_multiple_of(size)?);
+    }
+    (at.checked_add(size)? <= window.end).then_some(at)
+}
+
+impl Slot {
+    fn new(function: Arc<dyn PciFunction>, places: BTreeMap<u8, Place>) -> Arc<Self> {
+        Arc::new(Self { function, places: Mutex::new(Some(places)) })
+    }
+
+    pub(super) fn function(&self) -> &dyn PciFunction {
+        self.function.as_ref()
     }
 
     fn bar(&self, index: u8) -> Option<&Bar> {
         self.function.bars().iter().find(|bar| bar.index == index)
-    }
-}
-
-/// Configuration space as memory: bits 15 to 19 of the offset are the slot, 12 to 14 the function.
-struct Ecam(Arc<PciSegment>);
-
-impl Ecam {
-    fn decode(offset: u64, width: usize) -> Result<(u8, u8, u16), AccessError> {
-        if !matches!(width, 1 | 2 | 4) || !offset.is_multiple_of(width as u64) {
-            return Err(AccessError::Width { offset, width });
-        }
-        let field = |shift: u32, bits: u32| (offset >> shift) & ((1 << bits) - 1);
-        let slot = u8::try_from(field(15, 5)).expect("five bits");
-        let function = u8::try_from(field(12, 3)).expect("three bits");
-        let register = u16::try_from(field(0, 12)).expect("twelve bits");
-        Ok((slot, function, register))
-    }
-}
-
-impl BusDevice for Ecam {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let (slot, function, register) = Self::decode(offset, data.len())?;
-        match self.0.function(slot) {
-            Some(placed) if function == 0 => placed.function.read_config(register, data),
-            // An empty slot reads as ones; that is how a driver sees that it is empty.
-            _ => data.fill(0xff),
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let (slot, function, register) = Self::decode(offset, data.len())?;
-        if let (Some(placed), 0) = (self.0.function(slot), function) {
-            self.0.write_config(&placed, register, data);
-        }
-        Ok(())
     }
 }
 
@@ -268,43 +254,4 @@ impl BusDevice for BarAccess {
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
         self.function.write_bar(self.bar, offset, data)
     }
-}
-
-/// The function in slot 0 (class 06.00). It has an identity and nothing else.
-struct HostBridge(ConfigSpace);
-
-impl HostBridge {
-    fn new() -> Self {
-        Self(ConfigSpace::new(
-            Identity {
-                vendor: 0x1b36,
-                device: 0x0008,
-                revision: 0,
-                class: 0x06_00_00,
-                subsystem_vendor: 0,
-                subsystem: 0,
-            },
-            &[],
-        ))
-    }
-}
-
-impl PciFunction for HostBridge {
-    fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.0.read(offset, data);
-    }
-    fn write_config(&self, _: u16, _: &[u8]) -> ConfigEffects {
-        ConfigEffects::default()
-    }
-    fn bars(&self) -> &[Bar] {
-        &[]
-    }
-    fn read_bar(&self, _: u8, offset: u64, _: &mut [u8]) -> Result<(), AccessError> {
-        Err(AccessError::NoRegister(offset))
-    }
-    fn write_bar(&self, _: u8, offset: u64, _: &[u8]) -> Result<(), AccessError> {
-        Err(AccessError::NoRegister(offset))
-    }
-    fn place_bar(&self, _: u8, _: u64) {}
-    fn removed(&self) {}
 }

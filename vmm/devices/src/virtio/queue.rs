@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::device::ActiveQueue;
 use super::device::VirtioInterrupt;
+use crate::log_limit::LogLimit;
 
 /// What the driver put into the ring that breaks the rules. The device stops and asks to be reset.
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +80,11 @@ pub fn stop_if_malformed(
     match result {
         Ok(()) => ControlFlow::Continue(()),
         Err(e) => {
-            // Once an activation: the thread ends here, so the guest cannot flood the log.
-            tracing::warn!("{device}: the driver broke the rules: {e}");
+            // A driver can reset the device and break the rules again, for ever.
+            static REPORTS: LogLimit = LogLimit::new();
+            if REPORTS.allows() {
+                tracing::warn!("{device}: the driver broke the rules: {e}");
+            }
             interrupt.needs_reset();
             ControlFlow::Break(())
         }

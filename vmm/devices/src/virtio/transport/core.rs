@@ -17,6 +17,7 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::log_limit::LogLimit;
 use crate::platform::GuestMemory;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
@@ -57,6 +58,8 @@ pub(super) struct Core {
     driver_features: u64,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
+    /// Nothing can start it any more, not even a write that was under way when it left the bus.
+    removed: bool,
 }
 
 impl Core {
@@ -91,6 +94,7 @@ impl Core {
             driver_features: 0,
             queue_select: 0,
             queues,
+            removed: false,
         })
     }
 
@@ -147,10 +151,15 @@ impl Core {
 
     /// The driver wrote device status; 0 resets. Returns whether it was a reset.
     pub(super) fn write_status(&mut self, value: u8) -> bool {
+        if self.removed {
+            return false;
+        }
         if value == 0 {
             self.reset();
             return true;
         }
+        // Comes back when the driver adds a bit to what it read; only the device sets it.
+        let value = value & !status::DEVICE_NEEDS_RESET;
         // A driver must not clear bits (§2.1.1).
         if value & self.status != self.status {
             return false;
@@ -184,7 +193,7 @@ impl Core {
             }
             let queue = registers.build(self.driver_features & feature::RING_EVENT_IDX != 0);
             let Some(queue) = queue.filter(|queue| queue.is_valid(&*memory)) else {
-                tracing::warn!("virtio device {}: queue {index} is not valid", self.device.device_id());
+                self.report(&format_args!("queue {index} is not valid"));
                 return Err(());
             };
             queues.push(ActiveQueue { index, queue, notification: registers.notification.clone() });
@@ -196,9 +205,23 @@ impl Core {
             interrupt: self.interrupt.clone(),
         };
         self.device.activate(activation).map_err(|e| {
-            tracing::warn!("virtio device {}: {e}", self.device.device_id());
+            self.report(&e);
             self.device.reset();
         })
+    }
+
+    /// Why the device did not start; a driver can try for ever.
+    fn report(&self, why: &dyn std::fmt::Display) {
+        static REPORTS: LogLimit = LogLimit::new();
+        if REPORTS.allows() {
+            tracing::warn!("virtio device {} cannot start: {why}", self.device.device_id());
+        }
+    }
+
+    /// The function has left the bus: resets the device for the last time.
+    pub(super) fn remove(&mut self) {
+        self.reset();
+        self.removed = true;
     }
 
     /// Back to the state before any driver. Returns once the device has stopped.
@@ -215,6 +238,7 @@ impl Core {
             driver_features,
             queue_select,
             queues,
+            removed: _,
         } = self;
         *status = 0;
         (*device_feature_select, *driver_feature_select) = (0, 0);

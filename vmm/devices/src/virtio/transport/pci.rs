@@ -310,7 +310,7 @@ impl PciFunction for VirtioPciFunction {
     }
 
     fn removed(&self) {
-        self.core.lock().reset();
+        self.core.lock().remove();
         self.interrupt.reset();
         self.interrupt.msix.reset();
     }
