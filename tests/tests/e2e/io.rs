@@ -78,7 +78,8 @@ fn a_terminal_has_a_size_and_can_change_it() {
 fn a_terminal_passes_control_c_to_the_container() {
     scenario(|kiai| {
         let image = busybox();
-        let words = ["run", "-it", "--rm", &image, "sh", "-c", "trap 'exit 9' INT; echo up; sleep 3600"];
+        let words =
+            ["run", "-it", "--rm", &image, "sh", "-c", "trap 'exit 9' INT; echo up; sleep 3600 & wait"];
         let mut terminal = Terminal::start(kiai, &words, 24, 80);
         terminal.until("up");
         terminal.type_in("\x03");
