@@ -1,3 +1,4 @@
 //! The host side of Kiai.
 pub mod config;
+pub mod host;
 pub mod plan;

@@ -1,0 +1,124 @@
+//! Mounts in the process's own mount namespace. Each one is undone when the value that stands for it is dropped.
+
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rustix::mount::MountFlags;
+use rustix::mount::MountPropagationFlags;
+use rustix::mount::UnmountFlags;
+
+/// A mount that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} {path}")]
+pub struct MountError {
+    /// What was being done.
+    pub step: &'static str,
+    /// To what.
+    pub path: PathBuf,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+pub(super) fn failed<E: Into<io::Error>>(step: &'static str, path: &Path) -> impl FnOnce(E) -> MountError {
+    move |source| MountError { step, path: path.into(), source: source.into() }
+}
+
+/// A mount point of ours; dropping it detaches what is mounted there.
+#[derive(Debug)]
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    pub(super) fn at(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    /// Where.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Detached: whatever still holds it open (the virtio-fs server, until the guest forgets) keeps only itself.
+        if let Err(error) = rustix::mount::unmount(&self.0, UnmountFlags::DETACH) {
+            tracing::warn!(path = %self.0.display(), %error, "unmount");
+        }
+    }
+}
+
+/// Gives this process a mount namespace of its own: mounts made here are seen nowhere else and go with the
+/// process, those of the host (and their going) still arrive. To be called while the process has one thread.
+pub fn enter_own_namespace() -> Result<(), MountError> {
+    let root = Path::new("/");
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(failed("make a mount namespace at", root))?;
+    rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(failed("stop mounts from propagating from", root))
+}
+
+/// A tmpfs for directories only: too small to be worth filling.
+pub fn small_tmpfs(at: &Path) -> Result<Mounted, MountError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("kiai", at, "tmpfs", flags, c"size=4m,nr_inodes=65536,mode=0700")
+        .map_err(failed("mount a tmpfs on", at))?;
+    let mounted = Mounted::at(at);
+    // Shared, so that what is mounted below later appears in the guest's view of it.
+    rustix::mount::mount_change(at, MountPropagationFlags::SHARED)
+        .map_err(failed("share mounts below", at))?;
+    Ok(mounted)
+}
+
+/// A read-only view of `source` that follows every mount made below it later.
+pub fn read_only_view(source: &Path, at: &Path) -> Result<Mounted, MountError> {
+    rustix::mount::mount_bind_recursive(source, at).map_err(failed("bind to", at))?;
+    let mounted = Mounted::at(at);
+    rustix::mount::mount_change(at, MountPropagationFlags::DOWNSTREAM)
+        .map_err(failed("follow mounts below", at))?;
+    remount_read_only(at)?;
+    Ok(mounted)
+}
+
+/// Binds `source` (a file or a directory, as `at` is) to `at`.
+pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Result<Mounted, MountError> {
+    let bound = if recursive {
+        rustix::mount::mount_bind_recursive(source, at)
+    } else {
+        rustix::mount::mount_bind(source, at)
+    };
+    bound.map_err(failed("bind", source))?;
+    let mounted = Mounted::at(at);
+    if read_only {
+        remount_read_only(at)?;
+    }
+    Ok(mounted)
+}
+
+/// Makes one mount read-only; the file system's other mounts stay as they are, and so do its other flags.
+fn remount_read_only(at: &Path) -> Result<(), MountError> {
+    let kept = kept_flags(at).map_err(failed("look at", at))?;
+    rustix::mount::mount_remount(at, MountFlags::BIND | MountFlags::RDONLY | kept, c"")
+        .map_err(failed("make read-only", at))
+}
+
+/// The flags a bind remount has to repeat, or it would drop them.
+fn kept_flags(at: &Path) -> io::Result<MountFlags> {
+    use rustix::fs::StatVfsMountFlags as Stat;
+    let have = rustix::fs::statvfs(at)?.f_flag;
+    let mut keep = MountFlags::empty();
+    for (stat, flag) in [
+        (Stat::NOSUID, MountFlags::NOSUID),
+        (Stat::NODEV, MountFlags::NODEV),
+        (Stat::NOEXEC, MountFlags::NOEXEC),
+        (Stat::NOATIME, MountFlags::NOATIME),
+        (Stat::NODIRATIME, MountFlags::NODIRATIME),
+        (Stat::RELATIME, MountFlags::RELATIME),
+    ] {
+        if have.contains(stat) {
+            keep |= flag;
+        }
+    }
+    Ok(keep)
+}
