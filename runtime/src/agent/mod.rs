@@ -1,0 +1,17 @@
+//! The host's end of the agent protocol: one ttrpc connection over vsock (`protocol/proto/agent.proto`).
+//!
+//! Typed calls with typed errors; decides nothing. `convert` is the only place where our types become the
+//! protocol's.
+
+mod client;
+mod convert;
+mod ready;
+
+pub use client::Agent;
+pub use client::AgentError;
+pub use convert::stats;
+pub use ready::Ready;
+pub use ready::ReadyError;
+
+/// Messages of the protocol, for those who fill them in.
+pub use kiai_protocol::agent as message;
