@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::SharedDirectory;
 use super::first_port;
+use super::network;
 use super::watch_end;
 use crate::agent::Agent;
 use crate::failure::Failure;
@@ -34,14 +35,17 @@ use crate::failure::chain;
 use crate::plan::GUEST_SHM;
 use crate::plan::SandboxPlan;
 
-/// Boots. `network` is what the guest gets for its network, attached before its first instruction. On an error
-/// the microVM is gone, and with it all that was made.
-pub async fn boot(plan: SandboxPlan, bundle: &Path, network: Vec<DeviceConfig>) -> Outcome<Sandbox> {
+/// Boots. On an error the microVM is gone, and with it all that was made.
+pub async fn boot(plan: SandboxPlan, bundle: &Path) -> Outcome<Sandbox> {
     let shared = SharedDirectory::create(bundle).map_err(|e| Failure::host("shared directory", &e))?;
     let ports = VsockPorts::new().map_err(|e| Failure::host("vsock", &e))?;
     let ready = listen_for_ready(&ports)?;
 
-    let config = configure(&plan, &shared, &ports, network)?;
+    let (nics, network) = match &plan.network {
+        Some(path) => network::take_over(path, plan.vcpus).await?,
+        None => Default::default(),
+    };
+    let config = configure(&plan, &shared, &ports, nics)?;
     let vm = tokio::task::spawn_blocking(move || {
         let vm = VmHandle::build(config).map_err(|e| classify(&e))?;
         vm.resume().map_err(|e| Failure::host("start the microVM", &e))?;
@@ -70,6 +74,7 @@ pub async fn boot(plan: SandboxPlan, bundle: &Path, network: Vec<DeviceConfig>) 
     let next_port = first_port();
     let sandbox = Sandbox { vm, ports, agent, shared, next_port, ending, ended };
     create(&sandbox, &plan).await?;
+    network.configure(&sandbox).await?;
     Ok(sandbox)
 }
 
@@ -112,14 +117,14 @@ fn configure(
     plan: &SandboxPlan,
     shared: &SharedDirectory,
     ports: &Arc<VsockPorts>,
-    network: Vec<DeviceConfig>,
+    nics: Vec<DeviceConfig>,
 ) -> Outcome<VmConfig> {
     let mut devices = vec![
         DeviceConfig::Vsock { ports: ports.clone() },
         DeviceConfig::Fs { tag: ports::SHARED_TAG.to_owned(), directory: shared.path().to_owned() },
         DeviceConfig::Rng,
     ];
-    devices.extend(network);
+    devices.extend(nics);
     let console = plan.console.as_deref().map(open_console).transpose()?;
     Ok(VmConfig {
         vcpus: plan.vcpus,

@@ -7,6 +7,7 @@
 //! What it must not know: the Task service, standard streams of containers beyond handing out their ports.
 
 mod boot;
+mod network;
 mod shared;
 
 use std::os::unix::net::UnixStream;

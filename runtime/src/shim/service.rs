@@ -90,7 +90,7 @@ impl Service {
                     return Err(Failure::precondition(format!("sandbox {sandbox_id} is not running")));
                 }
                 let plan = plan_sandbox(&id, &spec, &annotations, &config, &facts)?;
-                let booted = Arc::new(sandbox::boot(plan, &request.bundle, Vec::new()).await?);
+                let booted = Arc::new(sandbox::boot(plan, &request.bundle).await?);
                 sandbox.insert(booted).clone()
             }
         };
