@@ -43,4 +43,5 @@ pub use probe::probe;
 pub use vcpu::SetupError;
 
 /// The host's side of the guest's vsock ports, and the tap devices a network device is handed.
+pub use kiai_devices::virtio::net;
 pub use kiai_devices::virtio::vsock;

@@ -8,6 +8,8 @@ use kiai_devices::pci::segment::InsertError;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
 use kiai_devices::virtio::device::VirtioDevice;
+use kiai_devices::virtio::net::Net;
+use kiai_devices::virtio::net::NetError;
 use kiai_devices::virtio::rng::Rng;
 use kiai_devices::virtio::transport::pci::VirtioPciFunction;
 use kiai_devices::virtio::vsock::Vsock;
@@ -32,6 +34,9 @@ pub enum AttachError {
     /// The disk.
     #[error("block device")]
     Block(#[source] BlockError),
+    /// The taps.
+    #[error("network device")]
+    Net(#[source] NetError),
     /// The shared directory.
     #[error("shared directory")]
     Fs(#[source] FsError),
@@ -99,6 +104,6 @@ fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
         DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
         DeviceConfig::Rng => Box::new(Rng::new()),
         DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
-        DeviceConfig::Net { .. } => unreachable!(),
+        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?),
     })
 }

@@ -2,7 +2,9 @@
 
 pub mod balloon;
 pub mod block;
+pub(crate) mod buffers;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod spec;
