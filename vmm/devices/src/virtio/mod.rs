@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 pub(crate) mod buffers;
+pub mod console;
 pub mod device;
 pub mod net;
 pub mod queue;
