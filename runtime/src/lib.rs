@@ -5,6 +5,7 @@ pub mod config;
 pub mod container;
 pub mod failure;
 pub mod host;
+pub mod image;
 pub mod plan;
 pub mod sandbox;
 pub mod shim;
