@@ -1,4 +1,5 @@
 //! The host side of Kiai.
 
+pub mod network;
 pub mod spec;
 pub mod store;
