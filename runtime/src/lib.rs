@@ -1,5 +1,14 @@
-//! The host side of Kiai.
+//! The host side of Kiai: shim, CLI, plans, sandboxes, images, host network. Names no KVM type.
 
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod failure;
+pub mod host;
 pub mod network;
+pub mod plan;
+pub mod sandbox;
+pub mod shim;
 pub mod spec;
 pub mod store;

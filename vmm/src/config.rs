@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use kiai_devices::virtio::vsock::VsockPorts;
 
+use crate::layout;
+
 /// A microVM to be.
 pub struct VmConfig {
     /// vCPUs the guest starts with, 1..=64.
@@ -71,4 +73,48 @@ pub enum DeviceConfig {
     },
     /// virtio-rng, fed by the host kernel.
     Rng,
+}
+
+/// What is wrong with a [`VmConfig`]; nothing was made yet.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not `1 <= vcpus <= max_vcpus <= 64`.
+    #[error("{vcpus} vCPUs of at most {max_vcpus}: between 1 and 64 can be had")]
+    Vcpus {
+        /// Asked for at boot.
+        vcpus: u8,
+        /// Asked for at most.
+        max_vcpus: u8,
+    },
+    /// Too little for a kernel and its initrd, or more than the address map has room for.
+    #[error("{0} MiB of memory: between 32 and 240000 can be had")]
+    Memory(u32),
+    /// 2 MiB pages do not add up to an odd number of MiB.
+    #[error("{0} MiB of memory cannot be made of 2 MiB pages")]
+    HugePages(u32),
+    /// The bus has room for one.
+    #[error("more than one vsock device")]
+    TwoVsocks,
+}
+
+impl VmConfig {
+    /// Checks what can be checked without touching the host.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Self { vcpus, max_vcpus, memory_mib, .. } = *self;
+        if vcpus == 0 || vcpus > max_vcpus || max_vcpus > layout::MAX_VCPUS {
+            return Err(ConfigError::Vcpus { vcpus, max_vcpus });
+        }
+        // 64-bit BARs start at 256 GiB.
+        if !(32..=240_000).contains(&memory_mib) {
+            return Err(ConfigError::Memory(memory_mib));
+        }
+        if self.huge_pages && memory_mib % 2 != 0 {
+            return Err(ConfigError::HugePages(memory_mib));
+        }
+        let vsocks = self.devices.iter().filter(|d| matches!(d, DeviceConfig::Vsock { .. })).count();
+        if vsocks > 1 {
+            return Err(ConfigError::TwoVsocks);
+        }
+        Ok(())
+    }
 }

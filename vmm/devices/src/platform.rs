@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub type GuestMemory = vm_memory::GuestMemoryAtomic<vm_memory::GuestMemoryMmap>;
 
 /// A message-signalled interrupt (PCI 3.0 §6.8): what is written where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct MsiMessage {
     /// 64-bit address.
     pub address: u64,
@@ -34,6 +34,9 @@ pub trait MsiVector: Send + Sync {
 pub trait Interrupts: Send + Sync {
     /// `count` new vectors, masked.
     fn vectors(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>>;
+    /// The vector of I/O APIC pin `pin` (0..24): like any other, but the end of a level-triggered interrupt
+    /// routed through it is reported (`IoApic::eoi`). Each pin is asked for once.
+    fn ioapic_pin(&self, pin: u8) -> io::Result<Arc<dyn MsiVector>>;
 }
 
 /// Guest writes that the hypervisor turns into eventfd signals without leaving to user space (ioeventfd).
