@@ -13,7 +13,7 @@ const NOT_FOUND: u8 = 127;
 #[derive(Debug)]
 pub(super) struct Failure {
     status: u8,
-    error: Option<anyhow::Error>,
+    error: anyhow::Error,
     /// More lines for the reader: the last ones of a guest's console.
     detail: Option<String>,
 }
@@ -21,18 +21,19 @@ pub(super) struct Failure {
 impl Failure {
     /// A failure of ours.
     pub(super) fn own(error: impl Into<anyhow::Error>) -> Self {
-        Self { status: OWN, error: Some(error.into()), detail: None }
-    }
-
-    /// A failure that was reported already, item by item.
-    pub(super) fn reported(status: u8) -> Self {
-        Self { status, error: None, detail: None }
+        Self { status: OWN, error: error.into(), detail: None }
     }
 
     /// The container could not be started. Its runtime's words say whose fault it was.
     pub(super) fn of_start(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
-        Self { status: status_of_start(&format!("{error:#}")), error: Some(error), detail: None }
+        Self { status: status_of_start(&format!("{error:#}")), error, detail: None }
+    }
+
+    /// Changes the exit status.
+    pub(super) fn with_status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
     }
 
     /// Adds lines printed after the message.
@@ -50,9 +51,7 @@ impl Failure {
     pub(super) fn print(&self) {
         let mut stderr = std::io::stderr().lock();
         // Nobody is left to be told that standard error is gone.
-        if let Some(error) = &self.error {
-            let _ = writeln!(stderr, "kiai: {}", one_line(error));
-        }
+        let _ = writeln!(stderr, "kiai: {}", one_line(&self.error));
         if let Some(detail) = &self.detail {
             let _ = writeln!(stderr, "{}", detail.trim_end());
         }

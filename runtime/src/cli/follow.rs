@@ -6,12 +6,13 @@ use std::io::Read;
 use std::path::Path;
 
 use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 
 /// A file and where we are in it.
 pub(super) struct Growing {
     file: File,
-    watch: AsyncFd<std::os::fd::OwnedFd>,
+    /// Reads like a pipe, and is awaited like one.
+    watch: Receiver,
 }
 
 impl Growing {
@@ -30,7 +31,7 @@ impl Growing {
     pub(super) fn continued(file: File, path: &Path) -> io::Result<Self> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY | inotify::WatchFlags::CLOSE_WRITE)?;
-        Ok(Self { file, watch: AsyncFd::new(watch)? })
+        Ok(Self { file, watch: Receiver::from_owned_fd_unchecked(watch)? })
     }
 
     /// Reads what has been added; empty if nothing was.
@@ -44,17 +45,15 @@ impl Growing {
 
     /// Returns when something may have been added since the last call. Cancelling loses nothing.
     pub(super) async fn changed(&self) -> io::Result<()> {
-        let mut ready = self.watch.readable().await?;
+        self.watch.readable().await?;
         let mut events = [0; 4096];
-        let drained = ready.try_io(|watch| loop {
-            match rustix::io::read(watch.get_ref(), &mut events[..]) {
+        loop {
+            match self.watch.try_read(&mut events) {
                 Ok(_) => {}
-                Err(rustix::io::Errno::AGAIN) => break Ok(()),
-                Err(errno) => break Err(errno.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
             }
-        });
-        ready.clear_ready();
-        drained.unwrap_or(Ok(()))
+        }
     }
 }
 

@@ -10,10 +10,12 @@
 
 mod check;
 mod completions;
+mod each;
 mod exec;
 mod failure;
 mod follow;
 mod format;
+mod image;
 mod inspect;
 mod kill;
 mod logs;
@@ -42,6 +44,7 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::cli::failure::Failure;
+use crate::network::Settings;
 use crate::store::Paths;
 use crate::store::Store;
 
@@ -185,6 +188,11 @@ fn paths(global: &Global) -> Result<Paths, Failure> {
         state: folder(&global.state, "KIAI_STATE", "/run/kiai")?,
         namespace,
     })
+}
+
+/// The network containers join, as the environment has it.
+fn network_settings() -> anyhow::Result<Settings> {
+    Ok(Settings::default())
 }
 
 #[cfg(test)]

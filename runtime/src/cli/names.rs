@@ -5,19 +5,21 @@ use crate::store::StoreError;
 const ADJECTIVES: &[&str] = &[
     "able", "agile", "amber", "ample", "apt", "azure", "bold", "brave", "bright", "brisk", "calm", "candid",
     "cheerful", "chilly", "clever", "cosy", "crisp", "daring", "deft", "eager", "early", "earnest", "fair",
-    "fierce", "fleet", "fond", "frank", "gentle", "glad", "golden", "grand", "happy", "hardy", "hasty", "honest",
-    "humble", "jolly", "keen", "kind", "lively", "loyal", "lucid", "lucky", "merry", "mighty", "modest", "neat",
-    "nimble", "noble", "patient", "placid", "proud", "quick", "quiet", "rapid", "ready", "silent", "silver",
-    "sober", "steady", "stout", "sturdy", "subtle", "sunny", "swift", "tidy", "vivid", "wise",
+    "fierce", "fleet", "fond", "frank", "gentle", "glad", "golden", "grand", "happy", "hardy", "hasty",
+    "honest", "humble", "jolly", "keen", "kind", "lively", "loyal", "lucid", "lucky", "merry", "mighty",
+    "modest", "neat", "nimble", "noble", "patient", "placid", "proud", "quick", "quiet", "rapid", "ready",
+    "silent", "silver", "sober", "steady", "stout", "sturdy", "subtle", "sunny", "swift", "tidy", "vivid",
+    "wise",
 ];
 
 const NOUNS: &[&str] = &[
     "acorn", "anchor", "arrow", "badger", "beacon", "birch", "bison", "brook", "canyon", "cedar", "cliff",
-    "clover", "comet", "coral", "crane", "delta", "dune", "eagle", "ember", "falcon", "fern", "finch", "fjord",
-    "fox", "garnet", "glacier", "grove", "harbor", "hawk", "hazel", "heron", "ibex", "island", "ivy", "jaguar",
-    "juniper", "kestrel", "lagoon", "lantern", "larch", "lynx", "maple", "marten", "meadow", "meteor", "osprey",
-    "otter", "owl", "pebble", "pine", "plover", "quartz", "raven", "reef", "ridge", "river", "robin", "sparrow",
-    "spruce", "stork", "summit", "thistle", "tiger", "tulip", "valley", "willow", "wolf", "wren",
+    "clover", "comet", "coral", "crane", "delta", "dune", "eagle", "ember", "falcon", "fern", "finch",
+    "fjord", "fox", "garnet", "glacier", "grove", "harbor", "hawk", "hazel", "heron", "ibex", "island",
+    "ivy", "jaguar", "juniper", "kestrel", "lagoon", "lantern", "larch", "lynx", "maple", "marten", "meadow",
+    "meteor", "osprey", "otter", "owl", "pebble", "pine", "plover", "quartz", "raven", "reef", "ridge",
+    "river", "robin", "sparrow", "spruce", "stork", "summit", "thistle", "tiger", "tulip", "valley",
+    "willow", "wolf", "wren",
 ];
 
 /// A name such as `brisk_otter`. With `attempt` above 0 a number makes it rarer still.

@@ -4,7 +4,6 @@
 //! the end of `run`, `stop`, `rm` and the tidying of `ps` all are this.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,8 +11,7 @@ use anyhow::Context as _;
 use rustix::process::Pid;
 use rustix::process::PidfdFlags;
 use rustix::process::Signal;
-use tokio::io::unix::AsyncFd;
-use tokio::io::unix::Interest;
+use tokio::net::unix::pipe::Receiver;
 
 use crate::cli::Context;
 use crate::cli::state::State;
@@ -53,7 +51,7 @@ pub(super) async fn release(
     if let Status::Exited(exit) = &record.status {
         return Ok(exit.clone());
     }
-    let told = end_sandbox(context, container, record).await?;
+    let told = end_sandbox(container, record).await?;
     network::detach(&container.network_file()).context("cannot give the network back")?;
     let exit = exit_of(container, seen.or(told));
     record.status = Status::Exited(exit.clone());
@@ -67,11 +65,7 @@ pub(super) async fn release(
 }
 
 /// Ends the sandbox and its process, and cleans what a killed one left. Says what the shim said of the end.
-async fn end_sandbox(
-    context: &Context,
-    container: &Container,
-    record: &Record,
-) -> anyhow::Result<Option<Ended>> {
+async fn end_sandbox(container: &Container, record: &Record) -> anyhow::Result<Option<Ended>> {
     let bundle = container.bundle();
     let mut told = None;
     let shim = match &record.status {
@@ -91,8 +85,11 @@ async fn end_sandbox(
     if let Some(shim) = shim {
         end_process(shim).await?;
     }
-    crate::shim::delete(&bundle, &record.id, &context.store.paths().namespace)
-        .context("cannot clean up after the shim")?;
+    crate::shim::delete(&bundle, &record.id).context("cannot clean up after the shim")?;
+    if let Status::Started { socket, .. } = &record.status {
+        // `delete` looks for it in a file the shim may not have lived to write.
+        let _ = fs::remove_file(socket);
+    }
     Ok(told)
 }
 
@@ -119,24 +116,21 @@ fn shim_of_bundle(bundle: &Path, id: &str) -> Option<ShimProcess> {
 /// Waits for the process to end; after a while, kills it.
 async fn end_process(shim: ShimProcess) -> anyhow::Result<()> {
     let Some(pid) = i32::try_from(shim.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
     // The descriptor names whoever has the number now; only then is it certain who that is.
     if !shim.is_alive() {
         return Ok(());
     }
-    let ended = AsyncFd::with_interest(fd, Interest::READABLE)?;
+    // It becomes readable when the process ends, and is awaited like any descriptor that does.
+    let ended = Receiver::from_owned_fd_unchecked(pidfd.try_clone()?)?;
     if tokio::time::timeout(SHIM_DEADLINE, ended.readable()).await.is_err() {
-        kill(ended.get_ref())?;
-        ended.readable().await?.retain_ready();
+        match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(errno).context("cannot kill the shim"),
+        }
+        ended.readable().await?;
     }
     Ok(())
-}
-
-fn kill(pidfd: &OwnedFd) -> anyhow::Result<()> {
-    match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(errno) => Err(errno).context("cannot kill the shim"),
-    }
 }
 
 fn exit_of(container: &Container, ended: Option<Ended>) -> Exit {
@@ -155,7 +149,11 @@ fn exit_of(container: &Container, ended: Option<Ended>) -> Exit {
 pub(super) fn sandbox_error(bundle: &Path) -> Option<String> {
     use std::io::Read;
     let mut text = Vec::new();
-    fs::File::open(bundle.join("sandbox-error.txt")).ok()?.take(LONGEST_REASON).read_to_end(&mut text).ok()?;
+    fs::File::open(bundle.join("sandbox-error.txt"))
+        .ok()?
+        .take(LONGEST_REASON)
+        .read_to_end(&mut text)
+        .ok()?;
     // The guest wrote part of it: nothing that could command the reader's terminal is passed on.
     let text: String = String::from_utf8_lossy(&text)
         .chars()

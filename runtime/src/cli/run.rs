@@ -90,7 +90,11 @@ impl Run {
             number = interrupted(&mut signals) => return Ok(status_of_signal(number)),
         };
         let making = self.make(context, &source, &command)?;
-        if self.process.detach { self.in_background(making).await } else { self.in_foreground(making, signals).await }
+        if self.process.detach {
+            self.in_background(making).await
+        } else {
+            self.in_foreground(making, signals).await
+        }
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -145,14 +149,19 @@ impl Run {
             log,
             stop_signal: source.config.stop_signal().clone().unwrap_or_else(|| "SIGTERM".to_owned()),
             ports: self.container.publish.iter().map(ToString::to_string).collect(),
-            volumes: self.container.volume.iter().map(|volume| {
-                let source = match &volume.source {
-                    VolumeSource::Path(path) => path.display().to_string(),
-                    VolumeSource::Named(name) => name.clone(),
-                };
-                let mode = if volume.read_only { ":ro" } else { "" };
-                format!("{source}:{}{mode}", volume.destination.display())
-            }).collect(),
+            volumes: self
+                .container
+                .volume
+                .iter()
+                .map(|volume| {
+                    let source = match &volume.source {
+                        VolumeSource::Path(path) => path.display().to_string(),
+                        VolumeSource::Named(name) => name.clone(),
+                    };
+                    let mode = if volume.read_only { ":ro" } else { "" };
+                    format!("{source}:{}{mode}", volume.destination.display())
+                })
+                .collect(),
             addresses: Vec::new(),
             status: Status::Creating,
         };
@@ -190,8 +199,7 @@ impl Run {
         making.container.write_record(&making.record)?;
         rootfs::create_upper(paths, &making.container, &source.layers)?;
         let network = self.attach(&making.container)?;
-        let place =
-            Place { paths, bundle: &bundle, id: making.container.id(), network: network.as_ref() };
+        let place = Place { paths, bundle: &bundle, id: making.container.id(), network: network.as_ref() };
         let spec = prepare::prepare(&place, source, &self.process, &self.container, command)?;
         making.record.addresses = network.map(|network| network.addresses).unwrap_or_default();
         making.record.command =
@@ -237,8 +245,7 @@ impl Run {
         let attended = {
             let raw = if self.process.tty && self.process.interactive { RawMode::enter() } else { Ok(None) };
             let _raw = raw.context("cannot switch the terminal to raw mode")?;
-            let session =
-                Session { task: &task, exec_id: "", terminal: self.process.tty, console };
+            let session = Session { task: &task, exec_id: "", terminal: self.process.tty, console };
             session.attend(flow, &mut signals).await
         };
         finish(context, &container, &mut record, attended).await
@@ -397,5 +404,7 @@ fn shim_process(bundle: &Path) -> anyhow::Result<ShimProcess> {
     let path = bundle.join("shim.pid");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let pid = text.trim().parse().with_context(|| format!("{} holds no number", path.display()))?;
-    ShimProcess::of_pid(pid).ok_or_else(|| anyhow!("the shim ended right after it started; see {}", bundle.join("shim.log").display()))
+    ShimProcess::of_pid(pid).ok_or_else(|| {
+        anyhow!("the shim ended right after it started; see {}", bundle.join("shim.log").display())
+    })
 }

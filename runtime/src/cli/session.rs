@@ -37,11 +37,7 @@ impl Session<'_> {
     ///
     /// # Errors
     /// The shim went away, or standard output cannot be written.
-    pub(super) async fn attend(
-        mut self,
-        flow: Flow,
-        signals: &mut Forwarded,
-    ) -> Result<Ended, SessionError> {
+    pub(super) async fn attend(mut self, flow: Flow, signals: &mut Forwarded) -> Result<Ended, SessionError> {
         let Flow { mut stdin, mut stdout, mut stderr } = flow;
         let mut window = tokio::signal::unix::signal(SignalKind::window_change())?;
         if self.terminal {

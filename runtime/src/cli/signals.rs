@@ -6,11 +6,40 @@ use tokio::signal::unix::signal;
 
 /// The signals of x86-64 Linux under their names without `SIG`.
 const NAMES: &[(&str, u32)] = &[
-    ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("BUS", 7), ("FPE", 8),
-    ("KILL", 9), ("USR1", 10), ("SEGV", 11), ("USR2", 12), ("PIPE", 13), ("ALRM", 14), ("TERM", 15),
-    ("STKFLT", 16), ("CHLD", 17), ("CONT", 18), ("STOP", 19), ("TSTP", 20), ("TTIN", 21), ("TTOU", 22),
-    ("URG", 23), ("XCPU", 24), ("XFSZ", 25), ("VTALRM", 26), ("PROF", 27), ("WINCH", 28), ("IO", 29),
-    ("PWR", 30), ("SYS", 31), ("IOT", 6), ("POLL", 29), ("CLD", 17),
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+    ("IOT", 6),
+    ("POLL", 29),
+    ("CLD", 17),
 ];
 
 /// SIGKILL.
@@ -37,7 +66,8 @@ pub(super) fn parse(text: &str) -> Result<u32, UnknownSignal> {
     if let Some((_, number)) = NAMES.iter().find(|(known, _)| *known == name) {
         return Ok(*number);
     }
-    let offset = |text: &str| if text.is_empty() { Ok(0) } else { text.parse::<u32>().map_err(|_| unknown()) };
+    let offset =
+        |text: &str| if text.is_empty() { Ok(0) } else { text.parse::<u32>().map_err(|_| unknown()) };
     let number = if let Some(rest) = name.strip_prefix("RTMIN") {
         FIRST_REALTIME.checked_add(offset(rest.strip_prefix('+').unwrap_or(rest))?)
     } else if let Some(rest) = name.strip_prefix("RTMAX") {
@@ -96,8 +126,15 @@ mod tests {
     #[test]
     fn signals_are_read_in_every_spelling() {
         let table = [
-            ("9", 9), ("KILL", 9), ("SIGKILL", 9), ("sigusr1", 10), ("RTMIN", 34), ("SIGRTMIN+3", 37),
-            ("RTMAX", 64), ("RTMAX-1", 63), ("64", 64),
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGKILL", 9),
+            ("sigusr1", 10),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX", 64),
+            ("RTMAX-1", 63),
+            ("64", 64),
         ];
         for (text, number) in table {
             assert_eq!(parse(text), Ok(number), "{text}");

@@ -7,8 +7,6 @@
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
-use std::io::Read;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
@@ -164,6 +162,9 @@ fn wait(fd: impl AsFd, events: rustix::event::PollFlags) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::io::Write;
+
     use super::*;
 
     #[test]

@@ -76,7 +76,10 @@ pub(super) struct Ended {
     pub(super) at: Timestamp,
 }
 
-fn ended(status: u32, at: &MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>) -> Ended {
+fn ended(
+    status: u32,
+    at: &MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>,
+) -> Ended {
     let at = at.as_ref().map_or_else(Timestamp::now, |at| Timestamp::from_parts(at.seconds, at.nanos));
     Ended { status, at }
 }
@@ -220,11 +223,12 @@ impl Task {
     }
 
     /// Figures of the container's cgroup.
-    pub(super) async fn stats(&self) -> Result<containerd_shim_protos::cgroups_v2::metrics::Metrics, TaskError> {
+    pub(super) async fn stats(
+        &self,
+    ) -> Result<containerd_shim_protos::cgroups_v2::metrics::Metrics, TaskError> {
         let request = api::StatsRequest { id: self.id.clone(), ..Default::default() };
         let call = "cannot ask for the figures";
-        let answer =
-            self.client.stats(Context::default(), &request).await.map_err(TaskError::of(call))?;
+        let answer = self.client.stats(Context::default(), &request).await.map_err(TaskError::of(call))?;
         let bytes = answer.stats.as_ref().map_or(&[][..], |any| &any.value);
         Message::parse_from_bytes(bytes).map_err(|error| TaskError::Refused {
             call,
