@@ -1,1 +1,46 @@
-//! A microVM monitor as a library.
+//! A microVM monitor as a library: the machine runs on threads of the calling process.
+//!
+//! What it must not know: OCI, containerd, images, networks beyond an open tap. It is handed open things
+//! (kernel, disks, taps), never paths, and answers with typed results.
+//!
+//! Threads: one per vCPU, one per active device that does I/O. No async runtime here; every method of
+//! [`VmHandle`] blocks for at most the work it names and may be called from any thread.
+//!
+//! Reading order: [`config`] says what to build, [`handle`] what can be asked of it; then `machine` (builder,
+//! attach), `boot`, `vcpu`, `kvm`.
+
+pub mod config;
+pub mod handle;
+
+mod acpi;
+mod boot;
+mod console;
+mod kvm;
+mod layout;
+mod machine;
+mod memory;
+mod probe;
+mod vcpu;
+
+pub use boot::LoadError;
+pub use config::ConfigError;
+pub use config::DeviceConfig;
+pub use config::NamedFile;
+pub use config::VmConfig;
+pub use handle::Attached;
+pub use handle::DeviceId;
+pub use handle::Ended;
+pub use handle::Ending;
+pub use handle::State;
+pub use handle::VmHandle;
+pub use kvm::KvmError;
+pub use machine::AttachError;
+pub use machine::BootError;
+pub use machine::DetachError;
+pub use memory::MemoryError;
+pub use probe::ProbeError;
+pub use probe::probe;
+pub use vcpu::SetupError;
+
+/// The host's side of the guest's vsock ports, and the tap devices a network device is handed.
+pub use kiai_devices::virtio::vsock;

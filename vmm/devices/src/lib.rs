@@ -1,1 +1,14 @@
-//! Hardware models.
+//! Models of the hardware a microVM sees: buses, PCI functions, virtio devices, the serial port.
+//!
+//! What it must not know: KVM (it asks for interrupts, doorbells and mappings through [`platform`]), tokio,
+//! containers. A device gets open things (files, sockets, taps), never paths to open.
+//!
+//! Reading order: [`bus`] routes a trapped access; [`pci`] gives it a function; [`virtio`] makes the function
+//! a device.
+
+pub mod bus;
+pub mod ioapic;
+pub mod pci;
+pub mod platform;
+pub mod serial;
+pub mod virtio;

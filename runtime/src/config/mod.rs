@@ -1,0 +1,119 @@
+//! What the administrator and the environment say about every sandbox: one file, a few variables.
+//!
+//! `/etc/kiai/kiai.toml` (or the file `KIAI_CONFIG` names) first, then `KIAI_KERNEL` and `KIAI_INITRD`. Pod
+//! annotations come last and are no business of this module: `plan` reads them. An unknown key is an error
+//! that names it.
+
+mod file;
+mod paths;
+
+use std::path::Path;
+use std::path::PathBuf;
+
+pub use file::ConfigError;
+use file::File;
+pub use paths::state_root;
+
+/// Where the configuration is looked for when `KIAI_CONFIG` does not say otherwise.
+pub const DEFAULT_FILE: &str = "/etc/kiai/kiai.toml";
+
+const DEFAULT_KERNEL: &str = "/usr/share/kiai/vmlinux";
+const DEFAULT_INITRD: &str = "/usr/share/kiai/initramfs.cpio";
+
+/// The configuration in force: every value decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// vCPUs of a sandbox that asks for none.
+    pub vcpus: u8,
+    /// MiB every sandbox gets beside the limits of its containers.
+    pub memory_mib: u32,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Initial RAM file system with the agent.
+    pub initrd: PathBuf,
+    /// Words appended to the guest's command line.
+    pub kernel_parameters: Vec<String>,
+    /// Back guest RAM with the host's 2 MiB pages.
+    pub huge_pages: bool,
+    /// How long a guest may take until its agent answers, seconds.
+    pub boot_timeout_seconds: u32,
+    /// `io.kiai.` annotations a Kubernetes pod may carry, without the prefix. Who runs `kiai` or `ctr` is root
+    /// and may use all of them.
+    pub pod_annotations: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 256,
+            kernel: DEFAULT_KERNEL.into(),
+            initrd: DEFAULT_INITRD.into(),
+            kernel_parameters: Vec::new(),
+            huge_pages: false,
+            boot_timeout_seconds: 60,
+            pod_annotations: vec!["vcpus".into(), "memory-mib".into()],
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file and the environment. A file that is not there is an empty one, unless `KIAI_CONFIG`
+    /// names it.
+    pub fn load() -> Result<Self, ConfigError> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let file = match variable("KIAI_CONFIG") {
+            Some(path) => File::read(Path::new(&path))?,
+            None => File::read_if_present(Path::new(DEFAULT_FILE))?,
+        };
+        let mut config = Self::resolve(file);
+        if let Some(kernel) = variable("KIAI_KERNEL") {
+            config.kernel = kernel.into();
+        }
+        if let Some(initrd) = variable("KIAI_INITRD") {
+            config.initrd = initrd.into();
+        }
+        Ok(config)
+    }
+
+    fn resolve(file: File) -> Self {
+        let otherwise = Self::default();
+        let File { sandbox, pods } = file;
+        Self {
+            vcpus: sandbox.vcpus.unwrap_or(otherwise.vcpus),
+            memory_mib: sandbox.memory_mib.unwrap_or(otherwise.memory_mib),
+            kernel: sandbox.kernel.unwrap_or(otherwise.kernel),
+            initrd: sandbox.initrd.unwrap_or(otherwise.initrd),
+            kernel_parameters: sandbox.kernel_parameters.unwrap_or(otherwise.kernel_parameters),
+            huge_pages: sandbox.huge_pages.unwrap_or(otherwise.huge_pages),
+            boot_timeout_seconds: sandbox.boot_timeout_seconds.unwrap_or(otherwise.boot_timeout_seconds),
+            pod_annotations: pods.annotations.unwrap_or(otherwise.pod_annotations),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_changes_nothing() {
+        let file = File::parse(Path::new("kiai.toml"), "").unwrap();
+        assert_eq!(Config::resolve(file), Config::default());
+    }
+
+    #[test]
+    fn what_the_file_says_wins() {
+        let text = "[sandbox]\nvcpus = 4\nmemory-mib = 512\nkernel = '/k'\n[pods]\nannotations = []\n";
+        let config = Config::resolve(File::parse(Path::new("kiai.toml"), text).unwrap());
+        assert_eq!((config.vcpus, config.memory_mib, config.kernel), (4, 512, "/k".into()));
+        assert!(config.pod_annotations.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_file() {
+        let error = File::parse(Path::new("/etc/kiai/kiai.toml"), "[sandbox]\nvcpu = 4\n").unwrap_err();
+        let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        assert!(text.contains("/etc/kiai/kiai.toml") && text.contains("vcpu"), "{text}");
+    }
+}

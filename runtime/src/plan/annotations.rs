@@ -1,0 +1,163 @@
+//! The annotations that concern us: containerd's CRI ones and our own.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use super::PlanError;
+
+const PREFIX: &str = "io.kiai.";
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// What a task is to its pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Role {
+    /// A pod of one container (`kiai run`, `ctr run`).
+    #[default]
+    Single,
+    /// The pod's first container, whose id names the sandbox.
+    Sandbox,
+    /// A further container of a sandbox.
+    Container {
+        /// The sandbox it belongs to.
+        sandbox_id: String,
+    },
+}
+
+/// The annotations of a spec, read and checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Annotations {
+    /// What the task is to its pod.
+    pub role: Role,
+    /// `io.kiai.vcpus`.
+    pub vcpus: Option<u8>,
+    /// `io.kiai.memory-mib`: all of the guest's memory.
+    pub memory_mib: Option<u32>,
+    /// `io.kiai.kernel`.
+    pub kernel: Option<PathBuf>,
+    /// `io.kiai.console`: a file to which the guest's console is appended.
+    pub console: Option<PathBuf>,
+    /// Bytes: what the kubelet computed for the pod (containerd 1.6.9 and later).
+    pub pod_memory: Option<u64>,
+    /// CPUs, rounded up, likewise.
+    pub pod_cpus: Option<u64>,
+}
+
+impl Annotations {
+    /// Reads a spec's annotations. In a pod only the annotations in `allowed` (without prefix) may be used.
+    pub fn parse(all: &HashMap<String, String>, allowed: &[String]) -> Result<Self, PlanError> {
+        let mut annotations = Self { role: role(all)?, ..Self::default() };
+        for (name, value) in all {
+            let Some(ours) = name.strip_prefix(PREFIX) else { continue };
+            if annotations.role != Role::Single && !allowed.iter().any(|a| a == ours) {
+                return Err(PlanError::ForbiddenAnnotation(name.clone()));
+            }
+            match ours {
+                "vcpus" => annotations.vcpus = Some(number(name, value)?),
+                "memory-mib" => annotations.memory_mib = Some(number(name, value)?),
+                "kernel" => annotations.kernel = Some(path(name, value)?),
+                "console" => annotations.console = Some(path(name, value)?),
+                _ => return Err(PlanError::UnknownAnnotation(name.clone())),
+            }
+        }
+        annotations.pod_memory = positive(all, SANDBOX_MEMORY)?;
+        let quota = positive(all, SANDBOX_CPU_QUOTA)?;
+        let period = positive(all, SANDBOX_CPU_PERIOD)?;
+        annotations.pod_cpus = quota.zip(period).map(|(quota, period)| quota.div_ceil(period));
+        Ok(annotations)
+    }
+}
+
+fn role(all: &HashMap<String, String>) -> Result<Role, PlanError> {
+    match all.get(CONTAINER_TYPE).map(String::as_str) {
+        None => Ok(Role::Single),
+        Some("sandbox") => Ok(Role::Sandbox),
+        Some("container") => match all.get(SANDBOX_ID) {
+            Some(id) if !id.is_empty() => Ok(Role::Container { sandbox_id: id.clone() }),
+            _ => Err(bad(SANDBOX_ID, "", "does not say which sandbox")),
+        },
+        Some(other) => Err(bad(CONTAINER_TYPE, other, "is neither sandbox nor container")),
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, PlanError> {
+    value.parse().map_err(|_| bad(name, value, "is not a number in range"))
+}
+
+fn path(name: &str, value: &str) -> Result<PathBuf, PlanError> {
+    let path = PathBuf::from(value);
+    if path.is_absolute() { Ok(path) } else { Err(bad(name, value, "is not an absolute path")) }
+}
+
+/// A CRI figure; zero and negative ones mean "none".
+fn positive(all: &HashMap<String, String>, name: &str) -> Result<Option<u64>, PlanError> {
+    let Some(value) = all.get(name) else { return Ok(None) };
+    let number: i64 = number(name, value)?;
+    Ok(u64::try_from(number).ok().filter(|&n| n > 0))
+}
+
+fn bad(name: &str, value: &str, reason: &'static str) -> PlanError {
+    PlanError::Annotation { name: name.into(), value: value.into(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(all: &[(&str, &str)], allowed: &[&str]) -> Result<Annotations, PlanError> {
+        let all = all.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let allowed: Vec<String> = allowed.iter().map(|a| a.to_string()).collect();
+        Annotations::parse(&all, &allowed)
+    }
+
+    #[test]
+    fn a_plain_task_may_use_all_of_ours() {
+        let got =
+            parse(&[("io.kiai.vcpus", "4"), ("io.kiai.console", "/c"), ("com.example", "x")], &[]).unwrap();
+        assert_eq!((got.role, got.vcpus, got.console), (Role::Single, Some(4), Some("/c".into())));
+    }
+
+    #[test]
+    fn a_pod_may_use_only_what_the_configuration_allows() {
+        let pod = (CONTAINER_TYPE, "sandbox");
+        assert!(parse(&[pod, ("io.kiai.vcpus", "4")], &["vcpus"]).is_ok());
+        assert_eq!(
+            parse(&[pod, ("io.kiai.console", "/etc/passwd")], &["vcpus"]),
+            Err(PlanError::ForbiddenAnnotation("io.kiai.console".into()))
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        for (name, value) in [
+            ("io.kiai.vcpus", "many"),
+            ("io.kiai.vcpus", "256"),
+            ("io.kiai.memory-mib", "-1"),
+            ("io.kiai.kernel", "vmlinux"),
+            ("io.kiai.nonsense", "1"),
+            (CONTAINER_TYPE, "pod"),
+            (CONTAINER_TYPE, "container"),
+        ] {
+            let error = parse(&[(name, value)], &[]).unwrap_err().to_string();
+            assert!(error.contains("io.ku") || error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_kubelets_figures_are_read() {
+        let got = parse(
+            &[
+                (CONTAINER_TYPE, "sandbox"),
+                (SANDBOX_MEMORY, "1048576"),
+                (SANDBOX_CPU_QUOTA, "150000"),
+                (SANDBOX_CPU_PERIOD, "100000"),
+            ],
+            &[],
+        )
+        .unwrap();
+        assert_eq!((got.pod_memory, got.pod_cpus), (Some(1 << 20), Some(2)));
+    }
+}

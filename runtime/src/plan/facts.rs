@@ -1,0 +1,62 @@
+//! What a plan needs to know about the host, as plain data.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::path::PathBuf;
+
+use oci_spec::runtime::LinuxDeviceType;
+use oci_spec::runtime::Spec;
+
+use super::mounts;
+
+/// Facts read by `host::facts` for one spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// RAM of the host, MiB.
+    pub memory_mib: u32,
+    /// What each bind mount's source is. A source that does not exist is not in the map.
+    pub sources: BTreeMap<PathBuf, SourceKind>,
+    /// Nodes of the block devices the spec names, by (major, minor).
+    pub block_devices: BTreeMap<(i64, i64), BlockDevice>,
+}
+
+/// A block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// Its node under /dev.
+    pub node: PathBuf,
+}
+
+/// What a path on the host is, symbolic links followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A directory.
+    Directory,
+    /// A regular file or fifo.
+    File,
+    /// A Unix socket.
+    Socket,
+    /// A character device.
+    CharacterDevice {
+        /// Its number.
+        major: u32,
+        /// Its number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice,
+}
+
+/// The paths and (major, minor) pairs a plan of this spec will ask about.
+pub fn wanted_sources(spec: &Spec) -> (BTreeSet<&Path>, BTreeSet<(i64, i64)>) {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let sources = mounts.iter().filter_map(mounts::host_source).collect();
+    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default();
+    let blocks = devices
+        .iter()
+        .filter(|device| device.typ() == LinuxDeviceType::B)
+        .map(|device| (device.major(), device.minor()))
+        .collect();
+    (sources, blocks)
+}

@@ -1,0 +1,31 @@
+//! What to do, decided before anything is done: OCI spec + configuration + facts about the host -> plans.
+//!
+//! Pure functions over plain data; no I/O here. `host::facts` reads what they need, `sandbox` and `container`
+//! carry out what they say. OCI runtime-spec 1.1 `config.md`, `config-linux.md`.
+
+mod annotations;
+mod container;
+mod devices;
+mod error;
+mod facts;
+mod mounts;
+mod namespaces;
+mod sandbox;
+
+pub use annotations::Annotations;
+pub use annotations::Role;
+pub use container::ContainerPlan;
+pub use container::check_id;
+pub use container::plan_container;
+pub use devices::Disk;
+pub use error::PlanError;
+pub use facts::BlockDevice;
+pub use facts::HostFacts;
+pub use facts::SourceKind;
+pub use facts::wanted_sources;
+pub use mounts::GUEST_SHM;
+pub use mounts::Volume;
+pub use mounts::VolumeKind;
+pub use mounts::container_directory;
+pub use sandbox::SandboxPlan;
+pub use sandbox::plan_sandbox;

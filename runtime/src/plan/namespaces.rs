@@ -1,0 +1,93 @@
+//! Namespaces of the spec (config-linux.md#namespaces): the pod's are the guest's, the host's cannot be had.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::LinuxNamespace;
+use oci_spec::runtime::LinuxNamespaceType;
+
+use super::PlanError;
+use super::Role;
+
+/// The path of the network namespace the sandbox's interfaces are in, if the spec names one.
+pub(super) fn network_path(namespaces: &[LinuxNamespace]) -> Option<PathBuf> {
+    namespaces
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        .and_then(|namespace| namespace.path().clone())
+        .filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The namespaces the agent is to make for a container. What the containers of a pod share is the guest itself:
+/// its network always; its host name, IPC and processes where the spec points at another container's.
+pub(super) fn plan_namespaces(all: &[LinuxNamespace], role: &Role) -> Result<Vec<LinuxNamespace>, PlanError> {
+    let mut kept = Vec::new();
+    for namespace in all {
+        let path = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty());
+        let shared = path.is_some();
+        let keep = match namespace.typ() {
+            LinuxNamespaceType::Network => false,
+            LinuxNamespaceType::Uts | LinuxNamespaceType::Ipc => !shared && *role != Role::Sandbox,
+            LinuxNamespaceType::Pid | LinuxNamespaceType::Cgroup => !shared,
+            LinuxNamespaceType::Mount | LinuxNamespaceType::User | LinuxNamespaceType::Time => match path {
+                None => true,
+                Some(path) => {
+                    let kind = match namespace.typ() {
+                        LinuxNamespaceType::Mount => "mount",
+                        LinuxNamespaceType::User => "user",
+                        _ => "time",
+                    };
+                    return Err(PlanError::Namespace { kind, path: path.clone() });
+                }
+            },
+        };
+        if keep {
+            let mut own = LinuxNamespace::default();
+            own.set_typ(namespace.typ());
+            kept.push(own);
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace(typ: LinuxNamespaceType, path: &str) -> LinuxNamespace {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(typ);
+        namespace.set_path((!path.is_empty()).then(|| path.into()));
+        namespace
+    }
+
+    #[test]
+    fn the_network_is_the_guests() {
+        let all =
+            [namespace(LinuxNamespaceType::Network, "/run/netns/x"), namespace(LinuxNamespaceType::Pid, "")];
+        assert_eq!(network_path(&all), Some("/run/netns/x".into()));
+        assert_eq!(network_path(&all[1..]), None);
+        assert_eq!(plan_namespaces(&all, &Role::Single).unwrap(), [namespace(LinuxNamespaceType::Pid, "")]);
+    }
+
+    #[test]
+    fn containers_of_a_pod_share_what_the_spec_points_at() {
+        let all = [
+            namespace(LinuxNamespaceType::Ipc, "/proc/7/ns/ipc"),
+            namespace(LinuxNamespaceType::Uts, "/proc/7/ns/uts"),
+            namespace(LinuxNamespaceType::Pid, ""),
+            namespace(LinuxNamespaceType::Mount, ""),
+        ];
+        let role = Role::Container { sandbox_id: "s".into() };
+        assert_eq!(plan_namespaces(&all, &role).unwrap(), all[2..]);
+        let first = [namespace(LinuxNamespaceType::Ipc, ""), namespace(LinuxNamespaceType::Uts, "")];
+        assert_eq!(plan_namespaces(&first, &Role::Sandbox).unwrap(), []);
+        assert_eq!(plan_namespaces(&first, &Role::Single).unwrap(), first);
+    }
+
+    #[test]
+    fn a_mount_namespace_of_the_host_is_refused() {
+        let error = plan_namespaces(&[namespace(LinuxNamespaceType::Mount, "/proc/1/ns/mnt")], &Role::Single)
+            .unwrap_err();
+        assert!(error.to_string().contains("/proc/1/ns/mnt"));
+    }
+}

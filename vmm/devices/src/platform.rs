@@ -1,0 +1,69 @@
+//! What a device may ask of the machine it is in. `kiai-vmm` implements it on KVM, tests on plain memory.
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest RAM as every device sees it: an address space that can change while the guest runs.
+///
+/// Take a snapshot with `memory()` for each batch of work; never keep one across a wait.
+pub type GuestMemory = vm_memory::GuestMemoryAtomic<vm_memory::GuestMemoryMmap>;
+
+/// A message-signalled interrupt (PCI 3.0 §6.8): what is written where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MsiMessage {
+    /// 64-bit address.
+    pub address: u64,
+    /// The data word.
+    pub data: u32,
+}
+
+/// One interrupt the device can raise; on KVM an irqfd with its routing entry. Freed on drop.
+pub trait MsiVector: Send + Sync {
+    /// Sets where the interrupt goes; `None` masks it. A trigger while masked is dropped: the MSI-X table
+    /// keeps the pending bit, not this.
+    fn route(&self, message: Option<MsiMessage>) -> io::Result<()>;
+    /// Raises the interrupt. Cheap, callable from any thread.
+    fn trigger(&self) -> io::Result<()>;
+    /// The eventfd that raises it, for something outside the process to signal (VFIO, vhost).
+    fn eventfd(&self) -> &EventFd;
+}
+
+/// Where devices get their interrupts from.
+pub trait Interrupts: Send + Sync {
+    /// `count` new vectors, masked.
+    fn vectors(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>>;
+    /// The vector of I/O APIC pin `pin` (0..24): like any other, but the end of a level-triggered interrupt
+    /// routed through it is reported (`IoApic::eoi`). Each pin is asked for once.
+    fn ioapic_pin(&self, pin: u8) -> io::Result<Arc<dyn MsiVector>>;
+}
+
+/// Guest writes that the hypervisor turns into eventfd signals without leaving to user space (ioeventfd).
+pub trait Doorbells: Send + Sync {
+    /// From now on any write of any width to `address` signals `event`.
+    fn add(&self, address: u64, event: &EventFd) -> io::Result<()>;
+    /// Undoes [`Doorbells::add`] with the same arguments.
+    fn remove(&self, address: u64, event: &EventFd) -> io::Result<()>;
+}
+
+/// Host memory placed into the guest's physical address space (memory slots): a VFIO BAR, a DAX window.
+pub trait Mapper: Send + Sync {
+    /// Maps `length` bytes at `host_address` to `guest_address`, both page-aligned.
+    ///
+    /// The caller keeps the host mapping alive until [`Mapper::unmap`] of the same range has returned.
+    fn map(&self, guest_address: u64, host_address: u64, length: u64, read_only: bool) -> io::Result<()>;
+    /// Takes the range out of the guest.
+    fn unmap(&self, guest_address: u64, length: u64) -> io::Result<()>;
+}
+
+/// All of it, as a bus needs it to place its functions.
+#[derive(Clone)]
+pub struct Platform {
+    /// Interrupts.
+    pub interrupts: Arc<dyn Interrupts>,
+    /// Doorbells.
+    pub doorbells: Arc<dyn Doorbells>,
+    /// Mappings.
+    pub mapper: Arc<dyn Mapper>,
+}

@@ -1,0 +1,177 @@
+//! Carries requests from the ring to the backend and their ends back.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use virtio_queue::QueueT;
+use vm_memory::Bytes;
+use vm_memory::GuestAddress;
+use vm_memory::GuestAddressSpace;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+
+use super::Disk;
+use super::ID_LENGTH;
+use super::QUEUE_SIZES;
+use super::backend;
+use super::backend::Backend;
+use super::backend::Transfer;
+use super::request::Operation;
+use super::request::Request;
+use super::request::Status;
+use crate::virtio::device::Activation;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::queue;
+use crate::virtio::queue::ChainError;
+use crate::virtio::worker::Handler;
+use crate::virtio::worker::Interest;
+
+pub(super) const NOTIFICATION: u64 = 0;
+pub(super) const COMPLETION: u64 = 1;
+
+/// What is on the device's thread. Field order: the backend drains before the rest goes.
+pub(super) struct Requests {
+    backend: Backend,
+    /// By head index: where the status goes, and the bytes the device writes on success.
+    pending: HashMap<u16, (GuestAddress, u32)>,
+    disk: Arc<Disk>,
+    queue: ActiveQueue,
+    activation: Activation,
+}
+
+impl Requests {
+    pub(super) fn new(disk: Arc<Disk>, queue: ActiveQueue, activation: Activation) -> io::Result<Self> {
+        let backend = Backend::new(QUEUE_SIZES[0]);
+        Ok(Self { backend, pending: HashMap::new(), disk, queue, activation })
+    }
+
+    pub(super) fn completions(&self) -> Option<RawFd> {
+        self.backend.completions()
+    }
+
+    /// Takes requests while there are any and the backend has room.
+    fn take(&mut self, memory: &Arc<GuestMemoryMmap>) -> Result<(), ChainError> {
+        loop {
+            self.queue.queue.disable_notification(&**memory)?;
+            while self.backend.has_room() {
+                let Some(chain) = queue::next(&mut self.queue, memory)? else { break };
+                let request = Request::parse(&self.disk, memory, chain)?;
+                self.start(memory, request)?;
+            }
+            self.backend.kick().map_err(ChainError::Memory)?;
+            // Without room the next completion comes back here.
+            if !self.backend.has_room() || !self.queue.queue.enable_notification(&**memory)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn start(&mut self, memory: &Arc<GuestMemoryMmap>, request: Request) -> Result<(), ChainError> {
+        let Request { head, operation, data, status, length } = request;
+        if self.pending.contains_key(&head) {
+            return Err(ChainError::Layout("a chain that is in flight was made available again"));
+        }
+        let (offset, read) = match operation {
+            Operation::Read { offset } => (offset, true),
+            Operation::Write { offset } => (offset, false),
+            Operation::Refused(refusal) => return self.finish(memory, head, status, refusal, 0),
+            Operation::GetId => {
+                let written = write_id(&self.disk.id, memory, &data)?;
+                return self.finish(memory, head, status, Status::Ok, written);
+            }
+            now => {
+                let end = to_status(&backend::run_now(&self.disk, &now));
+                return self.finish(memory, head, status, end, 0);
+            }
+        };
+        let transfer = match Transfer::new(memory.clone(), read, offset, length, &data) {
+            Ok(transfer) => transfer,
+            Err(e) => return Err(ChainError::Memory(e)),
+        };
+        self.pending.insert(head, (status, if read { length } else { 0 }));
+        if let Some(completion) = self.backend.submit(&self.disk, head, transfer) {
+            self.complete(memory, completion)?;
+        }
+        Ok(())
+    }
+
+    fn complete(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        completion: backend::Completion,
+    ) -> Result<(), ChainError> {
+        let (head, result) = completion;
+        let Some((status, written)) = self.pending.remove(&head) else { return Ok(()) };
+        let end = to_status(&result);
+        self.finish(memory, head, status, end, if end == Status::Ok { written } else { 0 })
+    }
+
+    /// Writes the status byte and gives the chain back; `written` counts the data before it.
+    fn finish(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        status: GuestAddress,
+        end: Status,
+        written: u32,
+    ) -> Result<(), ChainError> {
+        memory
+            .write_obj(end as u8, status)
+            .map_err(|e| ChainError::Memory(io::Error::other(e.to_string())))?;
+        self.queue.queue.add_used(memory, head, written.saturating_add(1))?;
+        if self.queue.queue.needs_notification(memory)? {
+            self.activation.interrupt.used_buffers(self.queue.index);
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, completions: bool) -> ControlFlow<()> {
+        let memory: Arc<GuestMemoryMmap> = self.activation.memory.memory().into_inner();
+        let mut served = Ok(());
+        if completions {
+            for completion in self.backend.completed(&self.disk) {
+                served = served.and_then(|()| self.complete(&memory, completion));
+            }
+        }
+        let served = served.and_then(|()| self.take(&memory));
+        queue::stop_if_malformed("virtio-blk", served, &self.activation.interrupt)
+    }
+}
+
+impl Handler for Requests {
+    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+        self.serve(false)
+    }
+
+    fn ready(&mut self, token: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+        if token == NOTIFICATION {
+            queue::clear(&self.queue);
+        }
+        self.serve(token == COMPLETION)
+    }
+}
+
+fn to_status(result: &io::Result<()>) -> Status {
+    match result {
+        Ok(()) => Status::Ok,
+        Err(_) => Status::IoError,
+    }
+}
+
+/// The serial, cut to the room the driver gave.
+fn write_id(
+    id: &[u8; ID_LENGTH],
+    memory: &GuestMemoryMmap,
+    data: &[(GuestAddress, u32)],
+) -> Result<u32, ChainError> {
+    let mut rest = &id[..];
+    for &(address, length) in data {
+        let (now, later) = rest.split_at(rest.len().min(length as usize));
+        memory.write_slice(now, address).map_err(|e| ChainError::Memory(io::Error::other(e.to_string())))?;
+        rest = later;
+    }
+    Ok(u32::try_from(ID_LENGTH - rest.len()).expect("at most 20"))
+}

@@ -1,0 +1,147 @@
+//! A device's thread: waits on a fixed set of file descriptors, calls a handler, ends when told.
+//!
+//! No timer and no polling: a worker with nothing to do is asleep in epoll_wait.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::ControlOperation;
+use vmm_sys_util::epoll::Epoll;
+use vmm_sys_util::epoll::EpollEvent;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Token of the worker's own kill event; handlers use smaller ones.
+const KILL: u64 = u64::MAX;
+/// Events taken from the kernel at a time.
+const BATCH: usize = 32;
+
+/// What a device does on its thread.
+pub trait Handler: Send + 'static {
+    /// Called once on the thread before the first wait: work may be waiting already.
+    fn start(&mut self, interest: &Interest) -> ControlFlow<()>;
+    /// A file descriptor registered with `token` is ready. `Break` ends the thread (the device is broken and
+    /// has said so to the driver).
+    fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()>;
+}
+
+/// The set of file descriptors a worker waits on.
+pub struct Interest(Epoll);
+
+impl Interest {
+    /// Adds a descriptor. The caller keeps it open until it is removed.
+    pub fn add(&self, fd: RawFd, token: u64, events: EventSet) -> io::Result<()> {
+        self.0.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+    }
+
+    /// Changes what a descriptor is waited for.
+    pub fn change(&self, fd: RawFd, token: u64, events: EventSet) -> io::Result<()> {
+        self.0.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, token))
+    }
+
+    /// Removes a descriptor; call it before closing one.
+    pub fn remove(&self, fd: RawFd) -> io::Result<()> {
+        self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+    }
+}
+
+/// A running thread and the handler on it. Dropping stops it.
+pub struct Worker<H> {
+    thread: Option<JoinHandle<H>>,
+    kill: EventFd,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts a thread called `name` that waits for input on `descriptors`, which `handler` keeps open.
+    pub fn spawn(name: &str, handler: H, descriptors: &[(RawFd, u64)]) -> io::Result<Self> {
+        let kill = EventFd::new(EFD_NONBLOCK)?;
+        let interest = Interest(Epoll::new()?);
+        interest.add(kill.as_raw_fd(), KILL, EventSet::IN)?;
+        for &(fd, token) in descriptors {
+            interest.add(fd, token, EventSet::IN)?;
+        }
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || run(handler, &interest))?;
+        Ok(Self { thread: Some(thread), kill })
+    }
+
+    /// Ends the thread and hands back what was on it; `None` if it panicked. Returns once it has ended.
+    pub fn stop(mut self) -> Option<H> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Option<H> {
+        let thread = self.thread.take()?;
+        // The counter of an eventfd written once cannot overflow.
+        let _ = self.kill.write(1);
+        thread.join().inspect_err(|_| tracing::error!("a device thread panicked")).ok()
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.kill.write(1);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
+    if handler.start(interest).is_break() {
+        return handler;
+    }
+    let mut events = [EpollEvent::default(); BATCH];
+    loop {
+        let count = match interest.0.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => {
+                tracing::error!("epoll_wait: {e}");
+                return handler;
+            }
+        };
+        for event in &events[..count] {
+            if event.data() == KILL || handler.ready(event.data(), event.event_set(), interest).is_break() {
+                return handler;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo {
+        input: EventFd,
+        output: EventFd,
+        seen: u64,
+    }
+
+    impl Handler for Echo {
+        fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+        fn ready(&mut self, token: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+            assert_eq!(token, 7);
+            self.seen += self.input.read().unwrap();
+            self.output.write(1).unwrap();
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn stop_hands_the_handler_back() {
+        let (input, output) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
+        let echo = Echo { input: input.try_clone().unwrap(), output: output.try_clone().unwrap(), seen: 0 };
+        let worker = Worker::spawn("echo", echo, &[(input.as_raw_fd(), 7)]).unwrap();
+        input.write(3).unwrap();
+        output.read().unwrap();
+        assert_eq!(worker.stop().unwrap().seen, 3);
+    }
+}

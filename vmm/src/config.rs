@@ -1,0 +1,120 @@
+//! What to build: plain data and open files, checked by [`VmConfig::validate`] before anything is made.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kiai_devices::virtio::vsock::VsockPorts;
+
+use crate::layout;
+
+/// A microVM to be.
+pub struct VmConfig {
+    /// vCPUs the guest starts with, 1..=64.
+    pub vcpus: u8,
+    /// vCPUs that can be brought online later, at least `vcpus`, at most 64. Each costs a thread.
+    pub max_vcpus: u8,
+    /// Guest RAM at boot, MiB, at least 32.
+    pub memory_mib: u32,
+    /// Back guest RAM with 2 MiB pages from the host's pool; `memory_mib` must then be even.
+    pub huge_pages: bool,
+    /// Uncompressed ELF with a PVH note, or (slower) a bzImage.
+    pub kernel: NamedFile,
+    /// Initial RAM file system.
+    pub initrd: Option<NamedFile>,
+    /// Words appended to the kernel command line the VMM makes; printable ASCII.
+    pub command_line: Vec<String>,
+    /// Where the guest's console goes besides the ring of last lines the handle keeps.
+    pub console: Option<Box<dyn Write + Send>>,
+    /// Devices present at boot.
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// An open file and the name to call it by in errors.
+pub struct NamedFile {
+    /// What the user calls it; usually a path.
+    pub name: String,
+    /// Open for reading.
+    pub file: File,
+}
+
+/// A device to attach, at boot or later.
+pub enum DeviceConfig {
+    /// virtio-blk on a raw image or a block device.
+    Block {
+        /// Open for reading, and for writing unless `read_only`.
+        disk: NamedFile,
+        /// Offer no writes.
+        read_only: bool,
+        /// At most 20 bytes; the agent finds the disk by it.
+        serial: String,
+    },
+    /// virtio-net on a tap that is configured for offloads (IFF_VNET_HDR), one fd a queue pair.
+    Net {
+        /// Tap queues, non-blocking.
+        taps: Vec<OwnedFd>,
+        /// Address of the guest's side.
+        mac: [u8; 6],
+        /// Bytes.
+        mtu: u16,
+    },
+    /// virtio-fs sharing a host directory.
+    Fs {
+        /// Mount tag, at most 36 bytes.
+        tag: String,
+        /// Path of the directory to share, in the mount namespace of the calling process.
+        directory: std::path::PathBuf,
+    },
+    /// virtio-vsock, its streams in this process. At most one.
+    Vsock {
+        /// The host's side of every port, shared with the caller.
+        ports: Arc<VsockPorts>,
+    },
+    /// virtio-rng, fed by the host kernel.
+    Rng,
+}
+
+/// What is wrong with a [`VmConfig`]; nothing was made yet.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not `1 <= vcpus <= max_vcpus <= 64`.
+    #[error("{vcpus} vCPUs of at most {max_vcpus}: between 1 and 64 can be had")]
+    Vcpus {
+        /// Asked for at boot.
+        vcpus: u8,
+        /// Asked for at most.
+        max_vcpus: u8,
+    },
+    /// Too little for a kernel and its initrd, or more than the address map has room for.
+    #[error("{0} MiB of memory: between 32 and 240000 can be had")]
+    Memory(u32),
+    /// 2 MiB pages do not add up to an odd number of MiB.
+    #[error("{0} MiB of memory cannot be made of 2 MiB pages")]
+    HugePages(u32),
+    /// The bus has room for one.
+    #[error("more than one vsock device")]
+    TwoVsocks,
+}
+
+impl VmConfig {
+    /// Checks what can be checked without touching the host.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Self { vcpus, max_vcpus, memory_mib, .. } = *self;
+        if vcpus == 0 || vcpus > max_vcpus || max_vcpus > layout::MAX_VCPUS {
+            return Err(ConfigError::Vcpus { vcpus, max_vcpus });
+        }
+        // 64-bit BARs start at 256 GiB.
+        if !(32..=240_000).contains(&memory_mib) {
+            return Err(ConfigError::Memory(memory_mib));
+        }
+        if self.huge_pages && memory_mib % 2 != 0 {
+            return Err(ConfigError::HugePages(memory_mib));
+        }
+        let vsocks = self.devices.iter().filter(|d| matches!(d, DeviceConfig::Vsock { .. })).count();
+        if vsocks > 1 {
+            return Err(ConfigError::TwoVsocks);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! What can be asked of a microVM that was built.
+//!
+//! ```text
+//!   build ──► Paused ──resume──► Running ──pause──► Paused
+//!                │                  │
+//!                └──────stop────────┴── guest ends ──► Stopped(Ending)
+//! ```
+
+use std::sync::Arc;
+
+use crate::config::DeviceConfig;
+use crate::config::VmConfig;
+use crate::machine::AttachError;
+use crate::machine::BootError;
+use crate::machine::DetachError;
+use crate::machine::Machine;
+
+/// How a microVM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset: its kernel panicked (`panic=-1`), or it rebooted.
+    Reset,
+    /// A vCPU shut down (triple fault).
+    TripleFault,
+    /// The hypervisor could not go on; the text names the vCPU and the exit.
+    VcpuError(String),
+    /// [`VmHandle::stop`] was called.
+    Stopped,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest asked for a reset (kernel panic or reboot)"),
+            Self::TripleFault => f.write_str("the guest's CPU shut down (triple fault)"),
+            Self::VcpuError(reason) => f.write_str(reason),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// Where a microVM is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Built or paused: no vCPU is in the guest.
+    Paused,
+    /// vCPUs run.
+    Running,
+    /// Over.
+    Stopped(Ending),
+}
+
+/// The machine is over, so nothing can be asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("the microVM has ended: {0}")]
+pub struct Ended(pub Ending);
+
+/// A device that was attached, for [`VmHandle::detach`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(pub(crate) u8);
+
+/// Where an attached device is, for the agent to find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Names the device from here on.
+    pub id: DeviceId,
+    /// PCI path from the root bus: "SS.F" in hex.
+    pub pci_path: String,
+}
+
+/// A handle on a microVM. Clones name the same machine; dropping the last one stops it.
+#[derive(Clone)]
+pub struct VmHandle(Arc<Machine>);
+
+impl VmHandle {
+    /// Builds a machine, paused, its devices attached. Blocks for the time it takes to load the kernel.
+    /// On an error nothing is left behind.
+    pub fn build(config: VmConfig) -> Result<Self, BootError> {
+        Ok(Self(Arc::new(Machine::build(config)?)))
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) -> Result<(), Ended> {
+        self.0.resume()
+    }
+
+    /// Returns once no vCPU is in the guest. Devices keep answering what was submitted.
+    pub fn pause(&self) -> Result<(), Ended> {
+        self.0.pause()
+    }
+
+    /// Ends the machine and returns once no thread of it is left. Idempotent.
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+
+    /// Blocks until the machine has ended, and says how. Any number of threads may wait.
+    pub fn wait(&self) -> Ending {
+        self.0.wait()
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> State {
+        self.0.state()
+    }
+
+    /// The last 64 KiB of the guest's console, also after its end.
+    pub fn console_tail(&self) -> String {
+        self.0.console_tail()
+    }
+
+    /// Puts a device on the bus, before the first [`VmHandle::resume`] or later. A running guest sees it when
+    /// the agent rescans. On an error the machine is as it was.
+    pub fn attach(&self, device: DeviceConfig) -> Result<Attached, AttachError> {
+        self.0.attach(device)
+    }
+
+    /// Takes a device off the bus. The guest must have let go of it before (the agent's `RemovePci`): what it
+    /// still reads there is all ones.
+    pub fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
+        self.0.detach(id)
+    }
+}

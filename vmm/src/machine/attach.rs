@@ -1,0 +1,104 @@
+//! Attach and detach: one transaction each, the same before the guest's first instruction and while it runs.
+//!
+//! Allocate a slot, build the device, put its function on the bus. Every step before the last undoes itself
+//! by being dropped; the last either happens or does not.
+
+use crate::layout::GUEST_CID;
+use kiai_devices::pci::segment::InsertError;
+use kiai_devices::virtio::block::Block;
+use kiai_devices::virtio::block::BlockError;
+use kiai_devices::virtio::device::VirtioDevice;
+use kiai_devices::virtio::rng::Rng;
+use kiai_devices::virtio::transport::pci::VirtioPciFunction;
+use kiai_devices::virtio::vsock::Vsock;
+use kiai_fs::Fs;
+use kiai_fs::FsError;
+
+use super::Machine;
+use crate::config::DeviceConfig;
+use crate::handle::Attached;
+use crate::handle::DeviceId;
+use crate::handle::Ending;
+
+/// Why a device could not be attached; the machine is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The machine is over.
+    #[error("the microVM has ended: {0}")]
+    Ended(Ending),
+    /// A second vsock device.
+    #[error("the microVM has a vsock device already")]
+    SecondVsock,
+    /// The disk.
+    #[error("block device")]
+    Block(#[source] BlockError),
+    /// The shared directory.
+    #[error("shared directory")]
+    Fs(#[source] FsError),
+    /// The host gave no interrupts or doorbells.
+    #[error("interrupts and doorbells")]
+    Function(#[source] std::io::Error),
+    /// No slot or no address space left.
+    #[error("PCI bus")]
+    Bus(#[source] InsertError),
+}
+
+/// Why a device could not be detached.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachError {
+    /// No device has this id (any more).
+    #[error("no such device on the bus")]
+    NotAttached,
+}
+
+/// What the machine remembers of an attached device.
+pub(super) struct Slot {
+    is_vsock: bool,
+}
+
+impl Machine {
+    pub(crate) fn attach(&self, config: DeviceConfig) -> Result<Attached, AttachError> {
+        if let Err(ending) = self.control.status() {
+            return Err(AttachError::Ended(ending));
+        }
+        let mut devices = self.devices.lock();
+        let is_vsock = matches!(config, DeviceConfig::Vsock { .. });
+        if is_vsock && devices.values().any(|slot| slot.is_vsock) {
+            return Err(AttachError::SecondVsock);
+        }
+        let device = build(config)?;
+        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
+            .map_err(AttachError::Function)?;
+        let slot = self.segment.insert(function).map_err(AttachError::Bus)?;
+        let id = DeviceId(slot);
+        devices.insert(id, Slot { is_vsock });
+        Ok(Attached { id, pci_path: format!("{slot:02x}.0") })
+    }
+
+    pub(crate) fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
+        let mut devices = self.devices.lock();
+        devices.remove(&id).ok_or(DetachError::NotAttached)?;
+        self.segment.remove(id.0);
+        Ok(())
+    }
+
+    /// Stops every device; afterwards none touches guest memory.
+    pub(super) fn remove_devices(&self) {
+        let mut devices = self.devices.lock();
+        for (id, _) in std::mem::take(&mut *devices) {
+            self.segment.remove(id.0);
+        }
+    }
+}
+
+fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
+    Ok(match config {
+        DeviceConfig::Block { disk, read_only, serial } => {
+            Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
+        }
+        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
+        DeviceConfig::Rng => Box::new(Rng::new()),
+        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+        DeviceConfig::Net { .. } => unreachable!(),
+    })
+}

@@ -1,0 +1,144 @@
+//! From a configuration to a paused machine, one step a line in boot order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiai_devices::bus::Bus;
+use kiai_devices::bus::InsertError;
+use kiai_devices::ioapic::IoApic;
+use kiai_devices::pci::segment::PciSegment;
+use kiai_devices::pci::segment::Windows;
+use kiai_devices::platform::Interrupts;
+use kiai_devices::platform::Platform;
+use kiai_devices::serial::Serial;
+use parking_lot::Mutex;
+use vm_memory::GuestAddressSpace;
+
+use super::AttachError;
+use super::Machine;
+use super::power::AcpiPower;
+use super::power::KeyboardReset;
+use crate::acpi;
+use crate::boot;
+use crate::config::ConfigError;
+use crate::config::VmConfig;
+use crate::console::Console;
+use crate::kvm;
+use crate::layout;
+use crate::memory;
+use crate::vcpu;
+
+/// Why a machine could not be built; nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The configuration contradicts itself.
+    #[error("configuration")]
+    Config(#[from] ConfigError),
+    /// Guest RAM.
+    #[error("guest memory")]
+    Memory(#[from] memory::MemoryError),
+    /// KVM.
+    #[error("hypervisor")]
+    Kvm(#[from] kvm::KvmError),
+    /// Kernel, initrd or command line. The message names the file, so it stands for the whole.
+    #[error(transparent)]
+    Load(#[from] boot::LoadError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu::SetupError),
+    /// A device.
+    #[error("attach")]
+    Attach(#[from] AttachError),
+    /// The ACPI tables did not fit.
+    #[error("ACPI tables: {0}")]
+    Acpi(String),
+    /// A fixed device does not fit on its bus: a mistake in the address map.
+    #[error("address map")]
+    Bus(#[from] InsertError),
+    /// The host refused a thread, an eventfd or the like.
+    #[error("{step}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Machine {
+    pub(crate) fn build(mut config: VmConfig) -> Result<Self, BootError> {
+        config.validate()?;
+        let host = |step| move |source| BootError::Host { step, source };
+        vcpu::install_signal_handler().map_err(host("vCPU signal handler"))?;
+
+        let memory = memory::allocate(config.memory_mib, config.huge_pages)?;
+        let ram = memory.memory();
+        let (kvm, vm, slots) = kvm::create(&memory::regions(&ram))?;
+        let platform = Platform {
+            interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
+            doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
+            mapper: Arc::new(slots),
+        };
+
+        let rsdp = acpi::write(&ram, config.max_vcpus).map_err(|e| BootError::Acpi(e.to_string()))?;
+        let command_line = boot::command_line::build(config.vcpus, &config.command_line)?;
+        let entry = boot::load(
+            &ram,
+            config.memory_mib,
+            &mut config.kernel,
+            config.initrd.as_mut(),
+            &command_line,
+            rsdp,
+        )?;
+        let vcpus = vcpu::create(&kvm, &vm, &ram, config.max_vcpus, entry)?;
+
+        let control = vcpu::Control::new(config.max_vcpus);
+        let console = Console::new(config.console.take());
+        let buses = fixed_devices(&platform, &control, &console)?;
+        let windows = Windows {
+            ecam: layout::ECAM,
+            mmio32: layout::PCI32..layout::PCI32 + layout::PCI32_SIZE,
+            mmio64: layout::PCI64..layout::PCI64 + layout::PCI64_SIZE,
+        };
+        let segment = PciSegment::new(buses.mmio.clone(), platform.clone(), windows)?;
+
+        let vcpus = vcpu::Vcpus::spawn(vcpus, control.clone(), &buses).map_err(host("spawn vCPU threads"))?;
+        let devices = std::mem::take(&mut config.devices);
+        let machine = Self {
+            vcpus,
+            control,
+            devices: Mutex::new(BTreeMap::new()),
+            segment,
+            platform,
+            console,
+            memory: memory.clone(),
+        };
+        for device in devices {
+            machine.attach(device)?;
+        }
+        Ok(machine)
+    }
+}
+
+/// The I/O APIC, COM1 and the power registers.
+fn fixed_devices(
+    platform: &Platform,
+    control: &Arc<vcpu::Control>,
+    console: &Console,
+) -> Result<vcpu::Buses, BootError> {
+    let host = |step| move |source| BootError::Host { step, source };
+    let (mmio, pio) = (Arc::new(Bus::new("MMIO")), Arc::new(Bus::new("PIO")));
+    let interrupts: &dyn Interrupts = platform.interrupts.as_ref();
+    let ioapic = Arc::new(IoApic::new(interrupts).map_err(host("I/O APIC"))?);
+    mmio.insert(layout::IOAPIC, layout::IOAPIC_SIZE, ioapic.clone())?;
+    let serial = Serial::new(Box::new(console.clone()), ioapic.clone(), layout::SERIAL_GSI);
+    pio.insert(u64::from(layout::SERIAL), u64::from(layout::SERIAL_SIZE), Arc::new(serial))?;
+    pio.insert(u64::from(layout::I8042_COMMAND), 1, Arc::new(KeyboardReset(control.clone())))?;
+    pio.insert(
+        u64::from(layout::POWER),
+        u64::from(layout::POWER_SIZE),
+        Arc::new(AcpiPower(control.clone())),
+    )?;
+    Ok(vcpu::Buses { mmio, pio, ioapic })
+}

@@ -1,0 +1,80 @@
+//! The machine: memory, buses, vCPUs and devices, owned in one place.
+
+mod attach;
+mod builder;
+mod power;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiai_devices::pci::segment::PciSegment;
+use kiai_devices::platform::GuestMemory;
+use kiai_devices::platform::Platform;
+use parking_lot::Mutex;
+
+pub use attach::AttachError;
+pub use attach::DetachError;
+pub use builder::BootError;
+
+use crate::console::Console;
+use crate::handle::DeviceId;
+use crate::handle::Ended;
+use crate::handle::Ending;
+use crate::handle::State;
+use crate::vcpu::Control;
+use crate::vcpu::Vcpus;
+
+/// A built machine. Field order is drop order: the vCPUs end first, then devices stop, then memory goes.
+pub(crate) struct Machine {
+    vcpus: Vcpus,
+    control: Arc<Control>,
+    devices: Mutex<BTreeMap<DeviceId, attach::Slot>>,
+    segment: Arc<PciSegment>,
+    platform: Platform,
+    console: Console,
+    memory: GuestMemory,
+}
+
+impl Machine {
+    pub(crate) fn resume(&self) -> Result<(), Ended> {
+        self.alive(self.control.resume())
+    }
+
+    pub(crate) fn pause(&self) -> Result<(), Ended> {
+        self.alive(self.control.pause())
+    }
+
+    pub(crate) fn stop(&self) {
+        self.vcpus.stop();
+        self.remove_devices();
+    }
+
+    pub(crate) fn wait(&self) -> Ending {
+        self.control.wait()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.control.status() {
+            Ok(true) => State::Running,
+            Ok(false) => State::Paused,
+            Err(ending) => State::Stopped(ending),
+        }
+    }
+
+    pub(crate) fn console_tail(&self) -> String {
+        self.console.tail()
+    }
+
+    fn alive(&self, alive: bool) -> Result<(), Ended> {
+        match (alive, self.control.status()) {
+            (false, Err(ending)) => Err(Ended(ending)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,198 @@
+//! The state in which a vCPU first enters the guest: CPUID, model-specific registers, and for vCPU 0 flat
+//! 32-bit protected mode (PVH and the Linux 32-bit boot protocol ask for the same).
+
+use kvm_bindings::CpuId;
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::Msrs;
+use kvm_bindings::kvm_fpu;
+use kvm_bindings::kvm_msr_entry;
+use kvm_bindings::kvm_regs;
+use kvm_bindings::kvm_segment;
+use kvm_ioctls::Cap;
+use kvm_ioctls::Kvm;
+use kvm_ioctls::VcpuFd;
+use kvm_ioctls::VmFd;
+use vm_memory::Bytes;
+use vm_memory::GuestAddress;
+use vm_memory::GuestMemoryMmap;
+
+use crate::boot::Entry;
+use crate::boot::Protocol;
+use crate::kvm::KvmError;
+use crate::layout;
+
+/// Why a vCPU could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// KVM refused a step.
+    #[error("vCPU {id}")]
+    Kvm {
+        /// Which vCPU.
+        id: u8,
+        /// What was refused.
+        #[source]
+        source: KvmError,
+    },
+    /// The descriptor table could not be written.
+    #[error("write the boot descriptor table: {0}")]
+    Memory(String),
+}
+
+/// IA32_MTRR_DEF_TYPE: enabled, write-back. Without it Linux takes all memory for uncached.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, (1 << 11) | 6);
+/// IA32_MISC_ENABLE: fast string operations.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+
+/// Makes `count` vCPUs; the first starts at `entry`, the others wait for its SIPI.
+pub(crate) fn create(
+    kvm: &Kvm,
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    count: u8,
+    entry: Entry,
+) -> Result<Vec<VcpuFd>, SetupError> {
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::at("get supported CPUID"))
+        .map_err(|source| SetupError::Kvm { id: 0, source })?;
+    let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
+    write_gdt(memory)?;
+    (0..count)
+        .map(|id| {
+            let vcpu = create_one(vm, &cpuid, deadline_timer, id, count);
+            let vcpu = vcpu.and_then(|vcpu| {
+                if id == 0 {
+                    enter_at(&vcpu, entry)?;
+                }
+                Ok(vcpu)
+            });
+            vcpu.map_err(|source| SetupError::Kvm { id, source })
+        })
+        .collect()
+}
+
+fn create_one(vm: &VmFd, cpuid: &CpuId, deadline: bool, id: u8, count: u8) -> Result<VcpuFd, KvmError> {
+    let vcpu = vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
+    let mut cpuid = cpuid.clone();
+    adapt_cpuid(&mut cpuid, deadline, id, count);
+    // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
+    vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
+    for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
+        let msr = kvm_msr_entry { index, data, ..Default::default() };
+        let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");
+        // Best effort: a KVM without one of them (MISC_ENABLE is Intel's) sets zero of one.
+        vcpu.set_msrs(&msrs).map_err(KvmError::at("set MSRs"))?;
+    }
+    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
+    Ok(vcpu)
+}
+
+/// Gives each vCPU its identity and the topology of one socket without SMT.
+fn adapt_cpuid(cpuid: &mut CpuId, deadline_timer: bool, id: u8, count: u8) {
+    let id = u32::from(id);
+    let count = u32::from(count);
+    for leaf in cpuid.as_mut_slice() {
+        match leaf.function {
+            0x1 => {
+                let siblings = count.next_power_of_two();
+                leaf.ebx = (leaf.ebx & 0x0000_ffff) | (id << 24) | (siblings << 16);
+                leaf.ecx |= 1 << 31; // running under a hypervisor
+                if deadline_timer {
+                    leaf.ecx |= 1 << 24;
+                }
+                // HTT: more than one logical processor in the package.
+                leaf.edx = if count > 1 { leaf.edx | 1 << 28 } else { leaf.edx & !(1 << 28) };
+            }
+            // Extended topology: level 0 is a thread (one a core), level 1 a core.
+            0xb | 0x1f => {
+                let bits = count.next_power_of_two().trailing_zeros();
+                let (shift, number, level) = match leaf.index {
+                    0 => (0, 1, 1),
+                    1 => (bits, count, 2),
+                    _ => (0, 0, 0),
+                };
+                leaf.eax = shift;
+                leaf.ebx = number;
+                leaf.ecx = leaf.index | (level << 8);
+                leaf.edx = id;
+            }
+            // AMD: size of the package and the width of an APIC id in it.
+            0x8000_0008 => {
+                let bits = count.next_power_of_two().trailing_zeros();
+                leaf.ecx = (leaf.ecx & !0xffff) | (count - 1) | (bits << 12);
+            }
+            0x8000_001e => {
+                leaf.eax = id;
+                leaf.ebx = id; // core id, one thread a core
+                leaf.ecx = 0;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Flat segments at the selectors the Linux boot protocol names: code 0x10, data 0x18, and a task at 0x20.
+fn segments() -> [kvm_segment; 3] {
+    let flat = kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, db: 1, g: 1, ..Default::default() };
+    [
+        kvm_segment { selector: 0x10, type_: 0xb, ..flat },
+        kvm_segment { selector: 0x18, type_: 0x3, ..flat },
+        kvm_segment { selector: 0x20, limit: 0x67, type_: 0xb, present: 1, ..Default::default() },
+    ]
+}
+
+/// The descriptor of a segment (Intel SDM vol. 3 §3.4.5).
+fn descriptor(s: &kvm_segment) -> u64 {
+    let limit = u64::from(if s.g == 1 { s.limit >> 12 } else { s.limit });
+    (limit & 0xffff)
+        | ((s.base & 0xff_ffff) << 16)
+        | (u64::from(s.type_) << 40)
+        | (u64::from(s.s) << 44)
+        | (u64::from(s.dpl) << 45)
+        | (u64::from(s.present) << 47)
+        | (((limit >> 16) & 0xf) << 48)
+        | (u64::from(s.db) << 54)
+        | (u64::from(s.g) << 55)
+        | ((s.base >> 24) << 56)
+}
+
+fn write_gdt(memory: &GuestMemoryMmap) -> Result<(), SetupError> {
+    let [code, data, task] = segments();
+    let table = [0, 0, descriptor(&code), descriptor(&data), descriptor(&task)];
+    let bytes: Vec<u8> = table.iter().flat_map(|d| d.to_le_bytes()).collect();
+    memory.write_slice(&bytes, GuestAddress(layout::GDT)).map_err(|e| SetupError::Memory(e.to_string()))
+}
+
+fn enter_at(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
+    let mut sregs = vcpu.get_sregs().map_err(KvmError::at("get special registers"))?;
+    let [code, data, task] = segments();
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = task;
+    sregs.gdt.base = layout::GDT;
+    sregs.gdt.limit = 5 * 8 - 1;
+    sregs.cr0 = 0x11; // protection enabled, extension type
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+    vcpu.set_sregs(&sregs).map_err(KvmError::at("set special registers"))?;
+    let (rbx, rsi) = match entry.protocol {
+        Protocol::Pvh => (layout::START_INFO, 0),
+        Protocol::Linux32 => (0, layout::START_INFO),
+    };
+    let regs = kvm_regs { rip: entry.address.0, rflags: 2, rbx, rsi, ..Default::default() };
+    vcpu.set_regs(&regs).map_err(KvmError::at("set registers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_the_usual_flat_ones() {
+        let [code, data, task] = segments();
+        assert_eq!(descriptor(&code), 0x00cf_9b00_0000_ffff);
+        assert_eq!(descriptor(&data), 0x00cf_9300_0000_ffff);
+        assert_eq!(descriptor(&task), 0x0000_8b00_0000_0067);
+    }
+}
