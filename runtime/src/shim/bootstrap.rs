@@ -83,7 +83,13 @@ pub fn launch(options: &LaunchOptions) -> Outcome<PathBuf> {
         other => other,
     }
     .map_err(|e| failed("listen on", e))?;
-    spawn(options, listener).inspect_err(|_| drop(fs::remove_file(&socket)))?;
+    // Before there is a process: whoever finds the bundle later finds the socket, too.
+    let file = options.bundle.join(ADDRESS_FILE);
+    let address = format!("unix://{}", socket.display());
+    fs::write(&file, address)
+        .map_err(|e| Failure::host(file.display(), &e))
+        .and_then(|()| spawn(options, listener))
+        .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     Ok(socket)
 }
 
