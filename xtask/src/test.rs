@@ -78,7 +78,7 @@ fn libtest_arguments(given: &[String]) -> Vec<String> {
 
 /// Builds the test programs and returns where they are.
 fn programs() -> Result<Vec<PathBuf>> {
-    let build = ["test", "--package", check::END_TO_END, "--tests", "--no-run"];
+    let build = ["test", "--package", check::END_TO_END, "--test", "e2e", "--no-run"];
     step::run("building the end-to-end tests", workspace::cargo().args(build))?;
     let messages = step::output(workspace::cargo().args(build).arg("--message-format=json"))?;
     let mut programs = executables(&messages)?;
