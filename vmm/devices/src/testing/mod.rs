@@ -14,12 +14,14 @@
 #![expect(clippy::unwrap_used, reason = "test support: a failure here is a failed test")]
 
 mod driver;
+mod hostile;
 mod machine;
 mod platform;
 mod virtqueue;
 
 pub use driver::Driver;
 pub use driver::Function;
+pub use hostile::refuses_malformed_chains;
 pub use machine::Machine;
 pub use platform::FakePlatform;
 pub use platform::Mapping;

@@ -64,11 +64,16 @@ impl FakePlatform {
 
     /// Waits for the interrupt `message` and takes one of it. Panics when it does not come.
     pub fn wait_for(&self, message: MsiMessage) {
+        self.wait_for_any(&[message]);
+    }
+
+    /// Waits for one of several interrupts and takes it. Panics when none comes.
+    pub fn wait_for_any(&self, messages: &[MsiMessage]) {
         let deadline = Instant::now() + PATIENCE;
         let mut received = self.received.lock();
-        while !take(&mut received, message) {
+        while !messages.iter().any(|message| take(&mut received, *message)) {
             let late = self.arrival.wait_until(&mut received, deadline).timed_out();
-            assert!(!late, "no interrupt {message:x?}; received: {received:x?}");
+            assert!(!late, "none of the interrupts {messages:x?}; received: {received:x?}");
         }
     }
 

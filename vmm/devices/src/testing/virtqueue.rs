@@ -7,8 +7,10 @@ use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 use vm_memory::GuestAddressSpace;
 
+use super::Driver;
 use super::Machine;
 use crate::platform::MsiMessage;
+use crate::virtio::spec::status;
 
 /// Descriptor flags (virtio 1.2 §2.7.5).
 const NEXT: u16 = 1;
@@ -45,7 +47,7 @@ impl Descriptor {
     /// The buffer is a table of descriptors.
     pub const INDIRECT: u16 = INDIRECT;
 
-    fn bytes(self) -> [u8; 16] {
+    pub(super) fn bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.address.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.length.to_le_bytes());
@@ -66,7 +68,7 @@ pub struct Used {
 
 /// A queue the driver has set up.
 pub struct Virtqueue<'m> {
-    machine: &'m Machine,
+    pub(super) machine: &'m Machine,
     /// Number of descriptors.
     pub size: u16,
     /// Descriptor table.
@@ -182,6 +184,20 @@ impl<'m> Virtqueue<'m> {
                 return used;
             }
             self.machine.platform.wait_for(self.interrupt);
+        }
+    }
+
+    /// Waits until something is used, which is taken and makes this true, or the device needs a reset.
+    pub fn wait_used_or_needs_reset(&mut self, driver: &Driver<'_>) -> bool {
+        let configuration = driver.function.message(0);
+        loop {
+            if self.take_used().is_some() {
+                return true;
+            }
+            if driver.function.status() & status::DEVICE_NEEDS_RESET != 0 {
+                return false;
+            }
+            self.machine.platform.wait_for_any(&[self.interrupt, configuration]);
         }
     }
 

@@ -2,3 +2,6 @@
 
 pub mod core;
 pub mod pci;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! The host's cgroup of a sandbox: its process, guest memory and vCPUs included, is accounted to the pod.
+//!
+//! cgroup v2 (`admin-guide/cgroup-v2.rst`), v1 and the hybrid of both: every hierarchy that is mounted gets the
+//! same path. Best effort, because a sandbox without one works as well.
+
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Turns a spec's `cgroupsPath` into a path below the hierarchies: "slice:prefix:name" is systemd's way to write
+/// `/slice/…/prefix-name.scope`.
+pub fn relative_path(spec: &Path) -> PathBuf {
+    let text = spec.to_string_lossy();
+    let parts: Vec<&str> = text.split(':').collect();
+    let [slice, prefix, name] = parts[..] else {
+        return spec.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect();
+    };
+    let mut path = PathBuf::new();
+    // "a-b-c.slice" lies in "a.slice/a-b.slice".
+    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+    for (at, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
+        if at > 0 {
+            path.push(format!("{}.slice", &stem[..at]));
+        }
+    }
+    path.push(if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") });
+    path
+}
+
+/// The cgroup a process joined, in every hierarchy that took it.
+#[derive(Debug, Default)]
+pub struct Joined(Vec<PathBuf>);
+
+impl Joined {
+    /// Moves the process to the root of each hierarchy again and removes what is empty.
+    pub fn leave(self) {
+        for path in self.0 {
+            let hierarchy = hierarchies().into_iter().find(|root| path.starts_with(root));
+            if let Some(root) = hierarchy {
+                let left = std::fs::write(root.join("cgroup.procs"), "0");
+                tracing::debug!(path = %path.display(), ?left, "leave cgroup");
+                remove_empty(&path);
+            }
+        }
+    }
+}
+
+/// Puts this process into the cgroup at `path` (relative) of every hierarchy, making it as needed.
+pub fn join(path: &Path) -> Joined {
+    let mut joined = Joined::default();
+    for root in hierarchies() {
+        let group = root.join(path);
+        let result = std::fs::create_dir_all(&group)
+            .and_then(|()| inherit_cpuset(&root, path))
+            .and_then(|()| std::fs::write(group.join("cgroup.procs"), "0"));
+        match result {
+            Ok(()) => joined.0.push(group),
+            Err(error) => {
+                tracing::info!(group = %group.display(), %error, "the sandbox stays in its parent's cgroup");
+                remove_empty(&group);
+            }
+        }
+    }
+    joined
+}
+
+/// Removes what a dead sandbox left, as far as it is empty.
+pub fn remove(path: &Path) {
+    for root in hierarchies() {
+        remove_empty(&root.join(path));
+    }
+}
+
+fn remove_empty(group: &Path) {
+    match std::fs::remove_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::debug!(group = %group.display(), %error, "cgroup stays");
+        }
+        _ => {}
+    }
+}
+
+/// v2: the one tree. v1 and hybrid: one directory for each controller, and `unified`.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = Path::new(ROOT);
+    if root.join("cgroup.procs").exists() {
+        return vec![root.into()];
+    }
+    let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        // "cpu" and "cpuacct" are links to "cpu,cpuacct".
+        .filter(|entry| entry.file_type().is_ok_and(|typ| typ.is_dir()))
+        .map(|entry| entry.path())
+        .filter(|path| path.join("cgroup.procs").exists())
+        .collect();
+    found.sort();
+    found
+}
+
+/// A v1 cpuset takes no process before it has CPUs and memory nodes.
+fn inherit_cpuset(root: &Path, path: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut parent = root.to_path_buf();
+        for part in path.components() {
+            let child = parent.join(part);
+            let (from, to) = (parent.join(file), child.join(file));
+            // In v2 an empty one means "as the parent".
+            if root.ends_with("cpuset") && std::fs::read_to_string(&to)?.trim().is_empty() {
+                std::fs::write(&to, std::fs::read_to_string(&from)?)?;
+            }
+            parent = child;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_write_a_path_are_understood() {
+        for (spec, path) in [
+            ("/default/redis", "default/redis"),
+            ("relative/../x", "relative/x"),
+            ("system.slice:cri:abc", "system.slice/cri-abc.scope"),
+            ("kube-pods-podx.slice:cri:abc", "kube.slice/kube-pods.slice/kube-pods-podx.slice/cri-abc.scope"),
+            ("user.slice::abc", "user.slice/abc.scope"),
+        ] {
+            assert_eq!(relative_path(Path::new(spec)), Path::new(path), "{spec}");
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The pod's interfaces become the guest's: each gets a tap beside it, and every frame is redirected both ways.
+//!
+//! Network namespaces belong to threads: all of this happens on a thread of its own, which hands back open taps
+//! and plain configuration. tc-mirred(8) on ingress; rtnetlink(7).
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::InfoKind;
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::LinkFlags;
+use netlink_packet_route::link::LinkInfo;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::NeighbourAddress;
+use netlink_packet_route::neighbour::NeighbourAttribute;
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::neighbour::NeighbourState;
+use netlink_packet_route::route::RouteAddress;
+use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::RouteFlags;
+use netlink_packet_route::route::RouteHeader;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::route::RouteType;
+use rtnetlink::LinkUnspec;
+use rtnetlink::RouteMessageBuilder;
+
+use super::tap;
+
+const ETH_P_ALL: u16 = 0x0003;
+/// Queue pairs of a NIC at most, whatever the number of vCPUs.
+const MOST_QUEUES: usize = 16;
+
+/// The network the guest takes over.
+#[derive(Debug, Default)]
+pub struct Network {
+    /// Interfaces in the order of their indices.
+    pub nics: Vec<Nic>,
+    /// Routes that are not implied by an address: on-link ones first.
+    pub routes: Vec<Route>,
+    /// Permanent neighbours.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// One interface.
+#[derive(Debug)]
+pub struct Nic {
+    /// Its name in the pod.
+    pub name: String,
+    /// Its hardware address, which the guest's side takes.
+    pub mac: [u8; 6],
+    /// Bytes.
+    pub mtu: u16,
+    /// "10.88.0.2/16".
+    pub addresses: Vec<String>,
+    /// Queues of its tap.
+    pub taps: Vec<OwnedFd>,
+}
+
+/// One route; the fields are those of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// "0.0.0.0/0" for the default route.
+    pub destination: String,
+    /// Empty: on link.
+    pub gateway: String,
+    /// Interface.
+    pub device: String,
+    /// Preferred source, may be empty.
+    pub source: String,
+    /// rtnetlink scope.
+    pub scope: u8,
+    /// Priority.
+    pub metric: u32,
+    /// The gateway is reachable though no route says so.
+    pub on_link: bool,
+}
+
+/// A permanent neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// IP address.
+    pub address: String,
+    /// Hardware address.
+    pub mac: String,
+    /// Interface.
+    pub device: String,
+}
+
+/// Why the pod's network cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The namespace cannot be opened or entered.
+    #[error("network namespace {path}")]
+    Namespace {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is the host's own.
+    #[error("network namespace {0}: it is the host's own, which a microVM cannot share")]
+    Host(PathBuf),
+    /// No netlink socket.
+    #[error("netlink socket")]
+    Socket(#[source] io::Error),
+    /// Netlink refused.
+    #[error("{step} {interface}")]
+    Netlink {
+        /// What was being done.
+        step: &'static str,
+        /// To which interface; empty for all.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<rtnetlink::Error>,
+    },
+    /// A tap could not be made.
+    #[error("tap device {name}")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// An interface is not an Ethernet one.
+    #[error("interface {name}: {reason}")]
+    Interface {
+        /// Its name.
+        name: String,
+        /// What it lacks.
+        reason: &'static str,
+    },
+}
+
+/// Takes over the interfaces of the namespace at `path`, with `queues` queue pairs each. Blocks for a few
+/// milliseconds. The taps, and with them the redirections, go when their files are closed.
+pub fn take_over(path: &Path, queues: usize) -> Result<Network, NetworkError> {
+    let failed = |source| NetworkError::Namespace { path: path.into(), source };
+    let namespace = File::open(path).map_err(failed)?;
+    let own = std::fs::metadata("/proc/self/ns/net").map_err(failed)?;
+    let wanted = namespace.metadata().map_err(failed)?;
+    if (own.dev(), own.ino()) == (wanted.dev(), wanted.ino()) {
+        return Err(NetworkError::Host(path.into()));
+    }
+    let work = move || {
+        let net = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), net)
+            .map_err(|e| NetworkError::Namespace { path: path.into(), source: e.into() })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        runtime.block_on(inside(queues.clamp(1, MOST_QUEUES)))
+    };
+    std::thread::scope(|scope| {
+        let spawned = std::thread::Builder::new().name("network".into()).spawn_scoped(scope, work);
+        let joined = spawned.map_err(failed)?.join();
+        joined.unwrap_or_else(|_| Err(failed(io::Error::other("the network thread panicked"))))
+    })
+}
+
+fn netlink(step: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    move |source| NetworkError::Netlink { step, interface: interface.into(), source: Box::new(source) }
+}
+
+/// On the namespace's thread.
+async fn inside(queues: usize) -> Result<Network, NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+    tokio::spawn(connection);
+
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(netlink("list interfaces", ""))?;
+    let addresses: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(netlink("list addresses", ""))?;
+
+    let mut network = Network::default();
+    let mut names: Vec<(u32, String)> = Vec::new();
+    for link in links.iter().filter(|link| is_pods(link)) {
+        let index = link.header.index;
+        let (name, mac, mtu) = describe(link)?;
+        let tap = format!("kiai{index}");
+        let taps =
+            tap::create(&tap, queues).map_err(|source| NetworkError::Tap { name: tap.clone(), source })?;
+        redirect(&handle, (index, &name), &tap, mtu).await?;
+        let addresses = addresses.iter().filter(|a| a.header.index == index).filter_map(address).collect();
+        names.push((index, name.clone()));
+        network.nics.push(Nic { name, mac, mtu, addresses, taps });
+    }
+    if names.is_empty() {
+        return Ok(network);
+    }
+    let device = |index: u32| names.iter().find(|(i, _)| *i == index).map(|(_, name)| name.clone());
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessageBuilder::<IpAddr>::new().build();
+        request.header.address_family = family;
+        let routes: Vec<RouteMessage> =
+            handle.route().get(request).execute().try_collect().await.map_err(netlink("list routes", ""))?;
+        network.routes.extend(routes.iter().filter_map(|message| route(message, device)));
+    }
+    // A gateway has to be reachable before a route may name it.
+    network.routes.sort_by_key(|route| !route.gateway.is_empty());
+    let neighbours: Vec<NeighbourMessage> =
+        handle.neighbours().get().execute().try_collect().await.map_err(netlink("list neighbours", ""))?;
+    network.neighbours = neighbours.iter().filter_map(|message| neighbour(message, device)).collect();
+    Ok(network)
+}
+
+/// Makes the tap ready and redirects both ways.
+async fn redirect(
+    handle: &rtnetlink::Handle,
+    (index, name): (u32, &str),
+    tap: &str,
+    mtu: u16,
+) -> Result<(), NetworkError> {
+    // The tap is a wire to the guest; the namespace's own IPv6 must not talk on it.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"), "1");
+    let found = handle.link().get().match_name(tap.to_owned()).execute().try_next().await;
+    let tap_index = found
+        .map_err(netlink("find tap", tap))?
+        .map(|link| link.header.index)
+        .ok_or_else(|| NetworkError::Interface { name: tap.into(), reason: "vanished" })?;
+    let up = LinkUnspec::new_with_index(tap_index).mtu(mtu.into()).up().build();
+    handle.link().set(up).execute().await.map_err(netlink("set up tap", tap))?;
+    for (from, from_name, to) in [(index, name, tap_index), (tap_index, tap, index)] {
+        let from = i32::try_from(from).expect("the kernel's interface indices are positive ints");
+        handle
+            .qdisc()
+            .add(from)
+            .ingress()
+            .execute()
+            .await
+            .map_err(netlink("add ingress qdisc to", from_name))?;
+        handle
+            .traffic_filter(from)
+            .add()
+            .ingress()
+            .protocol(ETH_P_ALL.to_be())
+            .redirect(to)
+            .map_err(netlink("redirect", from_name))?
+            .execute()
+            .await
+            .map_err(netlink("redirect", from_name))?;
+    }
+    Ok(())
+}
+
+/// An interface of the pod: not the loopback, and of a kind whose frames can be redirected.
+fn is_pods(link: &LinkMessage) -> bool {
+    if link.header.flags.contains(LinkFlags::Loopback) {
+        return false;
+    }
+    let kind = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        }),
+        _ => None,
+    });
+    // The fallback tunnels the kernel puts into every namespace (tunl0, sit0, ...) are none.
+    matches!(
+        kind,
+        Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::IpVlan | InfoKind::Vlan | InfoKind::Netkit)
+    )
+}
+
+fn describe(link: &LinkMessage) -> Result<(String, [u8; 6], u16), NetworkError> {
+    let (mut name, mut mac, mut mtu) = (format!("#{}", link.header.index), None, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name.clone_from(text),
+            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            LinkAttribute::Mtu(bytes) => mtu = u16::try_from(*bytes).ok(),
+            _ => {}
+        }
+    }
+    match (mac, mtu) {
+        (Some(mac), Some(mtu)) => Ok((name, mac, mtu)),
+        (None, _) => Err(NetworkError::Interface { name, reason: "has no Ethernet address" }),
+        (_, None) => Err(NetworkError::Interface { name, reason: "has an MTU above 65535" }),
+    }
+}
+
+/// "10.88.0.2/16"; link-local ones are left out, the guest makes its own.
+fn address(message: &AddressMessage) -> Option<String> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    // On a point-to-point link "address" is the peer's.
+    let address = find(true).or_else(|| find(false))?;
+    if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        return None;
+    }
+    Some(format!("{address}/{}", message.header.prefix_len))
+}
+
+fn route(message: &RouteMessage, device: impl Fn(u32) -> Option<String>) -> Option<Route> {
+    let header = &message.header;
+    // The kernel makes connected routes again when the guest gets its addresses.
+    if header.table != RouteHeader::RT_TABLE_MAIN
+        || header.kind != RouteType::Unicast
+        || header.protocol == RouteProtocol::Kernel
+    {
+        return None;
+    }
+    let text = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => v4.to_string(),
+        RouteAddress::Inet6(v6) => v6.to_string(),
+        _ => String::new(),
+    };
+    let any = if header.address_family == AddressFamily::Inet6 { "::" } else { "0.0.0.0" };
+    let mut route = Route {
+        destination: any.into(),
+        gateway: String::new(),
+        device: String::new(),
+        source: String::new(),
+        scope: header.scope.into(),
+        metric: 0,
+        on_link: header.flags.contains(RouteFlags::Onlink),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => route.destination = text(address),
+            RouteAttribute::Gateway(address) => route.gateway = text(address),
+            RouteAttribute::PrefSource(address) => route.source = text(address),
+            RouteAttribute::Oif(index) => route.device = device(*index)?,
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            _ => {}
+        }
+    }
+    route.destination = format!("{}/{}", route.destination, header.destination_prefix_length);
+    (!route.device.is_empty()).then_some(route)
+}
+
+fn neighbour(message: &NeighbourMessage, device: impl Fn(u32) -> Option<String>) -> Option<Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let device = device(message.header.ifindex)?;
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) if !v4.is_multicast() => {
+                address = Some(v4.to_string());
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) if !v6.is_multicast() => {
+                address = Some(v6.to_string());
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    Some(Neighbour { address: address?, mac: mac_text(mac?), device })
+}
+
+/// "02:00:00:00:00:01".
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
