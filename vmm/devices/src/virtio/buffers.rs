@@ -74,7 +74,7 @@ impl<'m> ChainBuffers<'m> {
 }
 
 /// A run of bytes in guest RAM.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Buffers<'m> {
     slices: Vec<Slice<'m>>,
     length: usize,
@@ -142,13 +142,6 @@ impl<'m> Buffers<'m> {
         self.slices.drain(..whole);
         self.length -= front.length;
         front
-    }
-
-    /// Keeps the first `count` bytes.
-    pub(crate) fn truncate(&mut self, count: usize) {
-        if count < self.length {
-            *self = self.take_front(count);
-        }
     }
 
     /// Copies bytes out, as many as both sides have; returns how many.

@@ -49,6 +49,21 @@ impl Interest {
     }
 }
 
+#[cfg(test)]
+impl Interest {
+    /// A set of its own, for tests that are their own worker.
+    pub(crate) fn new() -> io::Result<Self> {
+        Epoll::new().map(Self)
+    }
+
+    /// What is ready now, by token.
+    pub(crate) fn poll(&self) -> io::Result<Vec<(u64, EventSet)>> {
+        let mut events = [EpollEvent::default(); BATCH];
+        let count = self.0.wait(0, &mut events)?;
+        Ok(events[..count].iter().map(|e| (e.data(), e.event_set())).collect())
+    }
+}
+
 /// A running thread and the handler on it. Dropping stops it.
 pub struct Worker<H> {
     thread: Option<JoinHandle<H>>,

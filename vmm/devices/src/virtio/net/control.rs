@@ -9,6 +9,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
+use super::report;
 use super::taps::Taps;
 use crate::platform::GuestMemory;
 use crate::virtio::buffers::Buffers;
@@ -76,9 +77,7 @@ fn command(request: &Buffers<'_>, taps: &Taps, most: usize) -> bool {
     if length < bytes.len() || bytes[..2] != PAIRS_SET || !(1..=most).contains(&pairs) {
         return false;
     }
-    taps.use_pairs(pairs)
-        .inspect_err(|e| tracing::warn!("virtio-net: the tap does not change to {pairs} queues: {e}"))
-        .is_ok()
+    taps.use_pairs(pairs).inspect_err(|e| report(&format!("cannot use {pairs} queues of the tap"), e)).is_ok()
 }
 
 impl Handler for Control {

@@ -29,6 +29,7 @@ use super::device::Activation;
 use super::device::ActiveQueue;
 use super::device::VirtioDevice;
 use super::worker::Worker;
+use crate::log_limit::LogLimit;
 use control::Control;
 use pair::Pair;
 use taps::Taps;
@@ -93,6 +94,14 @@ pub enum NetError {
     /// No eventfd.
     #[error("eventfd")]
     Event(#[source] io::Error),
+}
+
+/// What the host could not do. The guest decides how often it is tried.
+fn report(what: &str, error: &io::Error) {
+    static REPORTS: LogLimit = LogLimit::new();
+    if REPORTS.allows() {
+        tracing::error!("virtio-net: {what}: {error}");
+    }
 }
 
 fn hex(mac: &[u8; 6]) -> String {

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::receive::Receive;
+use super::report;
 use super::taps::Taps;
 use super::transmit::Transmit;
 use crate::platform::GuestMemory;
@@ -104,7 +105,7 @@ impl Pair {
         match self.watch_tap(interest) {
             Ok(()) => self.work(),
             Err(e) => {
-                tracing::error!("virtio-net: cannot wait for the tap: {e}");
+                report("cannot wait for the tap", &e);
                 self.interrupt.needs_reset();
                 ControlFlow::Break(())
             }

@@ -55,7 +55,9 @@ impl Transmit {
                 break;
             }
         }
-        self.notify(memory, interrupt)?;
+        if budget < BUDGET {
+            self.notify(memory, interrupt)?;
+        }
         Ok(false)
     }
 

@@ -1,42 +1,59 @@
-//! virtio-vsock (virtio 1.2 §5.10) with the host's side inside this process.
+//! virtio-vsock (virtio 1.2 §5.10) with the host's side inside this process: stream sockets only.
 //!
+//! ```text
+//!   guest ◄─ receive queue ── worker ── connections ── connection ── socket pair ─► caller
+//!         ── transmit queue ─►   (packets)   (who is meant)  (credit, half-closes)
+//! ```
 //! Each connection is one end of a stream socket pair: the caller gets the other end and uses it like any
-//! socket. Half-close is end of file, a full buffer is back-pressure through vsock credit.
+//! socket. Half-close is end of file, a full buffer is back-pressure through vsock credit, a caller that
+//! closes is a clean disconnect. Bytes move between the socket and guest memory by one system call.
 //!
-//! `ports` is what callers hold, `packet` the wire format, `connection` one stream, `muxer` the device's
-//! thread.
+//! Memory a guest can make us use is bounded: [`MOST_CONNECTIONS`] connections with [`BUFFER_SIZE`] bytes
+//! each, and [`MOST_REFUSALS`] answers to packets of no connection. With more to answer than there is room,
+//! packets wait in the guest.
 
 mod connection;
-mod muxer;
+mod connections;
 mod packet;
 mod ports;
+#[cfg(test)]
+mod tests;
+mod worker;
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
 use super::worker::Worker;
-use muxer::Muxer;
+use worker::Packets;
 
 pub use ports::Accept;
 pub use ports::PortInUse;
 pub use ports::VsockPorts;
 
-/// Receive, transmit, event.
-const QUEUE_SIZES: &[u16] = &[256, 256, 16];
+/// `VIRTIO_VSOCK_F_STREAM` (§5.10.3).
+const F_STREAM: u64 = 1 << 0;
+/// Receive, transmit, event. A Linux guest fills the first with buffers of 4 KiB at once.
+const QUEUE_SIZES: &[u16] = &[128, 128, 16];
+/// Bytes the guest may send on a connection ahead of what the caller has taken.
+const BUFFER_SIZE: u32 = 256 << 10;
+/// Connections at a time; further ones are refused. Each costs the host a socket pair.
+const MOST_CONNECTIONS: usize = 1024;
+/// Refusals waiting for the receive queue before the transmit queue is left alone.
+const MOST_REFUSALS: usize = 64;
 
 /// The device.
 pub struct Vsock {
     guest_cid: u64,
     ports: Arc<VsockPorts>,
-    worker: Option<Worker<Muxer>>,
+    worker: Option<Worker<Packets>>,
 }
 
 impl Vsock {
     /// A device whose guest has context identifier `guest_cid` (3 or more) and whose host side is `ports`.
     pub fn new(guest_cid: u64, ports: Arc<VsockPorts>) -> Self {
+        ports.open();
         Self { guest_cid, ports, worker: None }
     }
 }
@@ -51,7 +68,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn features(&self) -> u64 {
-        0
+        F_STREAM
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -68,21 +85,27 @@ impl VirtioDevice for Vsock {
             |index: u16| queues.next().filter(|q| q.index == index).ok_or(ActivateError::QueueMissing(index));
         // The event queue stays unused: the context identifier never changes under a running guest.
         let (receive, transmit) = (next(0)?, next(1)?);
-        let wake = self.ports.wake_fd();
-        let descriptors = [
-            (receive.notification.as_raw_fd(), muxer::RECEIVE),
-            (transmit.notification.as_raw_fd(), muxer::TRANSMIT),
-            (wake, muxer::PORTS),
-        ];
-        let muxer = Muxer::new(self.guest_cid, self.ports.clone(), receive, transmit, activation);
-        let worker = Worker::spawn("virtio-vsock", muxer, &descriptors)
-            .map_err(|source| ActivateError::Host { step: "spawn the vsock thread", source })?;
+        let host = |step| move |source| ActivateError::Host { step, source };
+        let packets = Packets::new(self.guest_cid, self.ports.clone(), receive, transmit, activation)
+            .map_err(host("make the vsock thread's event"))?;
+        let descriptors = packets.descriptors();
+        let worker =
+            Worker::spawn("virtio-vsock", packets, &descriptors).map_err(host("spawn the vsock thread"))?;
         self.worker = Some(worker);
         Ok(())
     }
 
     fn reset(&mut self) {
-        // Closes every stream; listeners stay.
-        self.worker = None;
+        // Closes every stream; listeners stay, and so does what was asked for and not begun.
+        if let Some(mut packets) = self.worker.take().and_then(Worker::stop) {
+            packets.close();
+        }
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.reset();
+        self.ports.close();
     }
 }

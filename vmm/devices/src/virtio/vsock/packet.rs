@@ -3,13 +3,17 @@
 /// Bytes of a header.
 pub(super) const HEADER_SIZE: usize = 44;
 
+/// Context identifier of the host (§5.10.4).
+pub(super) const HOST_CID: u64 = 2;
 /// Socket type of a stream, the only one offered (§5.10.6).
 pub(super) const TYPE_STREAM: u16 = 1;
 
-/// The guest will not receive any more.
+/// Whoever says it will not receive any more.
 pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
-/// The guest will not send any more.
+/// Whoever says it will not send any more.
 pub(super) const SHUTDOWN_SEND: u32 = 2;
+/// Both.
+pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// What a packet is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::MOST_CONNECTIONS;
+
 /// Called on the device's thread for each connection the guest opens to a port; must not block.
 pub type Accept = Box<dyn Fn(UnixStream) + Send + Sync>;
 
@@ -31,6 +33,8 @@ pub struct VsockPorts {
 struct State {
     listeners: HashMap<u32, Arc<Accept>>,
     asked: VecDeque<(u32, UnixStream)>,
+    /// The device was here and is gone.
+    over: bool,
 }
 
 impl VsockPorts {
@@ -51,17 +55,41 @@ impl VsockPorts {
 
     /// Refuses connections to `port` from now on; those that are open stay.
     pub fn unlisten(&self, port: u32) {
-        self.state.lock().listeners.remove(&port);
+        // Dropped after the lock: it may own anything.
+        let _listener = self.state.lock().listeners.remove(&port);
     }
 
     /// Asks the guest for a connection to its `port`. Returns at once: bytes written are kept until the guest
-    /// accepts, and a refusal is seen as end of file. May be called before the guest runs.
+    /// accepts, and a refusal is seen as end of file or a reset. May be called before the guest runs.
+    ///
+    /// Errors: no more descriptors, as many connections waiting as there can be, or the device is gone.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let (ours, callers) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        self.state.lock().asked.push_back((port, ours));
+        {
+            let mut state = self.state.lock();
+            if state.over {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "the vsock device is gone"));
+            }
+            if state.asked.len() == MOST_CONNECTIONS {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "too many vsock connections wait"));
+            }
+            state.asked.push_back((port, ours));
+        }
         self.wake.write(1)?;
         Ok(callers)
+    }
+
+    /// For the device: it is there.
+    pub(super) fn open(&self) {
+        self.state.lock().over = false;
+    }
+
+    /// For the device: it is gone, and so is every connection it was to open.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.over = true;
+        state.asked.clear();
     }
 
     /// For the device: who listens on `port`.
@@ -71,6 +99,7 @@ impl VsockPorts {
 
     /// For the device: the connections asked for since the last call.
     pub(super) fn take_asked(&self) -> VecDeque<(u32, UnixStream)> {
+        // Before looking: what is asked for after the look wakes again.
         let _ = self.wake.read();
         std::mem::take(&mut self.state.lock().asked)
     }

@@ -1,0 +1,211 @@
+//! The device's thread: carries packets between the queues and the connections.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use virtio_queue::QueueOwnedT;
+use virtio_queue::QueueT;
+use vm_memory::GuestAddressSpace;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::connections::Connections;
+use super::packet::HEADER_SIZE;
+use super::packet::Header;
+use super::ports::VsockPorts;
+use crate::virtio::buffers::ChainBuffers;
+use crate::virtio::device::Activation;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::device::VirtioInterrupt;
+use crate::virtio::queue;
+use crate::virtio::queue::ChainError;
+use crate::virtio::worker::Handler;
+use crate::virtio::worker::Interest;
+
+/// Tokens of the worker; connections have larger ones.
+const RECEIVE: u64 = 0;
+const TRANSMIT: u64 = 1;
+const PORTS: u64 = 2;
+const AGAIN: u64 = 3;
+
+/// Packets moved in one direction before the other has its turn.
+const BUDGET: usize = 128;
+/// Packets after which the driver is told, if it wants to know, without waiting for the end of a burst.
+const BURST: usize = 16;
+
+/// What is on the thread.
+pub(super) struct Packets {
+    connections: Connections,
+    ports: Arc<VsockPorts>,
+    receive: ActiveQueue,
+    transmit: ActiveQueue,
+    activation: Activation,
+    /// Signalled by the thread to itself: there is more to do once others, and `stop`, had their turn.
+    again: EventFd,
+}
+
+/// How a queue was left.
+#[derive(PartialEq, Eq)]
+enum Left {
+    /// Until something happens there is nothing to do.
+    Done,
+    /// The budget ended first.
+    More,
+    /// There is no room for answers.
+    Full,
+}
+
+impl Packets {
+    pub(super) fn new(
+        guest_cid: u64,
+        ports: Arc<VsockPorts>,
+        receive: ActiveQueue,
+        transmit: ActiveQueue,
+        activation: Activation,
+    ) -> io::Result<Self> {
+        let connections = Connections::new(guest_cid, ports.clone());
+        Ok(Self { connections, ports, receive, transmit, activation, again: EventFd::new(EFD_NONBLOCK)? })
+    }
+
+    pub(super) fn descriptors(&self) -> [(RawFd, u64); 4] {
+        [
+            (self.receive.notification.as_raw_fd(), RECEIVE),
+            (self.transmit.notification.as_raw_fd(), TRANSMIT),
+            (self.ports.wake_fd(), PORTS),
+            (self.again.as_raw_fd(), AGAIN),
+        ]
+    }
+
+    /// Closes all streams.
+    pub(super) fn close(&mut self) {
+        self.connections.close();
+    }
+
+    /// Does what can be done now, within a budget.
+    fn work(&mut self, interest: &Interest) -> ControlFlow<()> {
+        let memory = self.activation.memory.memory();
+        let done = self.exchange(&memory, interest);
+        let flow = queue::stop_if_malformed("virtio-vsock", done, &self.activation.interrupt);
+        if flow.is_break() {
+            // Nobody serves them any more.
+            self.close();
+        }
+        flow
+    }
+
+    fn exchange(&mut self, memory: &GuestMemoryMmap, interest: &Interest) -> Result<(), ChainError> {
+        let transmit = self.take(memory, interest)?;
+        let receive = self.fill(memory)?;
+        let resume = transmit == Left::Full && self.connections.can_receive();
+        if transmit == Left::More || receive == Left::More || resume {
+            // The counter cannot overflow: it is read before the next write.
+            let _ = self.again.write(1);
+        }
+        Ok(())
+    }
+
+    /// The transmit queue: packets from the guest (§5.10.6.1).
+    fn take(&mut self, memory: &GuestMemoryMmap, interest: &Interest) -> Result<Left, ChainError> {
+        let mut budget = BUDGET;
+        let left = loop {
+            self.transmit.queue.disable_notification(memory)?;
+            while budget > 0 && self.connections.can_receive() {
+                let Some(chain) = queue::next(&mut self.transmit, memory)? else { break };
+                let mut chain = ChainBuffers::new(memory, chain, self.transmit.queue.size())?;
+                if chain.readable.len() < HEADER_SIZE {
+                    return Err(ChainError::Layout("a packet shorter than its header"));
+                }
+                let mut header = [0; HEADER_SIZE];
+                chain.readable.take_front(HEADER_SIZE).copy_to(&mut header);
+                self.connections.receive(&Header::decode(&header), chain.readable, interest);
+                self.transmit.queue.add_used(memory, chain.head, 0)?;
+                budget -= 1;
+                if budget.is_multiple_of(BURST) {
+                    notify(&mut self.transmit, memory, &self.activation.interrupt)?;
+                }
+            }
+            if budget == 0 {
+                break Left::More;
+            }
+            if !self.connections.can_receive() {
+                break Left::Full;
+            }
+            if !self.transmit.queue.enable_notification(memory)? {
+                break Left::Done;
+            }
+        };
+        if budget < BUDGET {
+            notify(&mut self.transmit, memory, &self.activation.interrupt)?;
+        }
+        Ok(left)
+    }
+
+    /// The receive queue: packets for the guest, as long as it has buffers for them.
+    fn fill(&mut self, memory: &GuestMemoryMmap) -> Result<Left, ChainError> {
+        let mut budget = BUDGET;
+        while budget > 0 && self.connections.has_output() {
+            self.receive.queue.disable_notification(memory)?;
+            let Some(chain) = queue::next(&mut self.receive, memory)? else {
+                if self.receive.queue.enable_notification(memory)? {
+                    continue;
+                }
+                break;
+            };
+            let mut chain = ChainBuffers::new(memory, chain, self.receive.queue.size())?;
+            if chain.writable.len() <= HEADER_SIZE {
+                return Err(ChainError::Layout("a receive buffer without room for data"));
+            }
+            let header_room = chain.writable.take_front(HEADER_SIZE);
+            let Some(header) = self.connections.next(&chain.writable) else {
+                self.receive.queue.go_to_previous_position();
+                break;
+            };
+            header_room.copy_from(0, &header.encode());
+            let header_size = u32::try_from(HEADER_SIZE).expect("44");
+            self.receive.queue.add_used(memory, chain.head, header_size + header.length)?;
+            budget -= 1;
+            if budget.is_multiple_of(BURST) {
+                notify(&mut self.receive, memory, &self.activation.interrupt)?;
+            }
+        }
+        if budget < BUDGET {
+            notify(&mut self.receive, memory, &self.activation.interrupt)?;
+        }
+        Ok(if budget == 0 { Left::More } else { Left::Done })
+    }
+}
+
+/// Notifies the driver of what was used since the last time, if it wants to know.
+fn notify(
+    queue: &mut ActiveQueue,
+    memory: &GuestMemoryMmap,
+    interrupt: &Arc<dyn VirtioInterrupt>,
+) -> Result<(), ChainError> {
+    if queue.queue.needs_notification(memory)? {
+        interrupt.used_buffers(queue.index);
+    }
+    Ok(())
+}
+
+impl Handler for Packets {
+    fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+        self.connections.connect(interest);
+        self.work(interest)
+    }
+
+    fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()> {
+        match token {
+            RECEIVE => queue::clear(&self.receive),
+            TRANSMIT => queue::clear(&self.transmit),
+            PORTS => self.connections.connect(interest),
+            AGAIN => drop(self.again.read()),
+            _ => self.connections.ready(token, events),
+        }
+        self.work(interest)
+    }
+}
