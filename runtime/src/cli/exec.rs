@@ -35,7 +35,7 @@ pub(super) struct Exec {
     /// Name or id
     container: String,
     /// Command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 

@@ -69,7 +69,7 @@ pub(super) struct Run {
     pull: PullOption,
     /// Image (a registry reference, oci:DIR[:TAG] or docker-archive:FILE; none with --rootfs), then the
     /// command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE [COMMAND]...")]
+    #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]...")]
     words: Vec<String>,
 }
 
