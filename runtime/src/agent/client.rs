@@ -23,8 +23,8 @@ use kiai_protocol::agent::UpdateInterfaceRequest;
 use kiai_protocol::agent::UpdateRoutesRequest;
 use kiai_protocol::agent::WaitProcessResponse;
 use kiai_protocol::service::AgentClient;
-use ttrpc::context::Context;
 use ttrpc::r#async::transport::Socket;
+use ttrpc::context::Context;
 
 use super::convert;
 use crate::host::Network;

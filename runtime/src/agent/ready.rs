@@ -28,7 +28,9 @@ pub enum ReadyError {
     #[error("the agent's call broke off")]
     Stream(#[from] io::Error),
     /// An initrd of another version, or something else altogether.
-    #[error("the guest's agent speaks another version of the protocol ({0:02x?}): is the initrd of this release?")]
+    #[error(
+        "the guest's agent speaks another version of the protocol ({0:02x?}): is the initrd of this release?"
+    )]
     Version([u8; 8]),
 }
 

@@ -4,6 +4,7 @@
 //! with the process.
 
 pub mod cgroup;
+pub mod clock;
 pub mod facts;
 pub mod mount;
 pub mod network;

@@ -1,0 +1,61 @@
+//! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
+//!
+//! `create` tells the whole story of a container; `process` is the life of its init and of every process run in
+//! it. Knows no containerd message: `shim` decodes, and publishes what is reported through [`Report`].
+
+mod create;
+mod error;
+pub mod io;
+mod lend;
+mod process;
+mod task;
+
+pub use create::CreateError;
+pub use create::CreateOptions;
+pub use create::create;
+pub use error::TaskError;
+pub use process::Exit;
+pub use process::Process;
+pub use process::ProcessState;
+pub use task::Container;
+pub use task::Removed;
+
+/// What happens to a container, told in the order in which it happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A container was created.
+    Created,
+    /// Its init runs.
+    Started,
+    /// A process was registered to be run in it.
+    ExecAdded {
+        /// Its name.
+        exec_id: String,
+    },
+    /// That process runs.
+    ExecStarted {
+        /// Its name.
+        exec_id: String,
+    },
+    /// A process ended; the init's name is empty.
+    Exited {
+        /// Its name.
+        exec_id: String,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// The guest's kernel ran out of the memory the container may use.
+    OutOfMemory,
+    /// Frozen.
+    Paused,
+    /// Thawed.
+    Resumed,
+    /// Gone.
+    Removed {
+        /// How its init ended.
+        exit: Exit,
+    },
+}
+
+/// Where reports go. Must not block.
+pub type Reporter = std::sync::Arc<dyn Fn(Report) + Send + Sync>;

@@ -1,0 +1,195 @@
+//! The life of one process: a container's init, or one run in it later.
+//!
+//! ```text
+//!   Created ──start──► Running ◄──pause/resume──► Paused
+//!      └───────────────────┴──── exits ───────────► Stopped(Exit)
+//! ```
+
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use kiai_protocol::agent::ProcessRequest;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::TaskError;
+use super::io::Streams;
+use super::io::Uris;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0..=255, 128 + signal; 255 when the microVM ended under it.
+    pub status: u32,
+    /// Seconds since 1970, of the host's clock.
+    pub seconds: i64,
+    /// 0..=999_999_999.
+    pub nanoseconds: i32,
+}
+
+impl Exit {
+    /// An exit that happened just now, by the host's clock: the guest's may be off.
+    pub fn now(status: u32) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            status,
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanoseconds: since.subsec_nanos().cast_signed(),
+        }
+    }
+}
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessState {
+    /// Built, not started.
+    Created,
+    /// Runs.
+    Running,
+    /// Frozen with its container.
+    Paused,
+    /// Over, its output handed on.
+    Stopped(Exit),
+}
+
+impl ProcessState {
+    /// For messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped(_) => "stopped",
+        }
+    }
+}
+
+/// One process.
+pub struct Process {
+    /// Container and process, as the agent names them.
+    pub id: ProcessRequest,
+    /// Where its streams lead.
+    pub uris: Uris,
+    /// It has a terminal.
+    pub terminal: bool,
+    state: watch::Sender<ProcessState>,
+    streams: Mutex<Option<std::sync::Arc<Streams>>>,
+    /// Held while the process is started and while its end is told, so that the start is told first.
+    pub(super) telling: tokio::sync::Mutex<()>,
+}
+
+impl Process {
+    pub(super) fn new(container_id: &str, exec_id: &str, uris: Uris, terminal: bool) -> Self {
+        let mut id = ProcessRequest::new();
+        id.container_id = container_id.into();
+        id.exec_id = exec_id.into();
+        let (state, _) = watch::channel(ProcessState::Created);
+        Self { id, uris, terminal, state, streams: Mutex::default(), telling: tokio::sync::Mutex::default() }
+    }
+
+    /// For messages: "container c" or "container c: process e".
+    pub fn name(&self) -> String {
+        match self.id.exec_id.as_str() {
+            "" => format!("container {}", self.id.container_id),
+            exec_id => format!("container {}: process {exec_id}", self.id.container_id),
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> ProcessState {
+        *self.state.borrow()
+    }
+
+    pub(super) fn set_streams(&self, streams: Streams) {
+        *self.streams.lock() = Some(std::sync::Arc::new(streams));
+    }
+
+    pub(super) fn drop_streams(&self) {
+        self.streams.lock().take();
+    }
+
+    /// Moves from one state to another; false when it was not in `from`.
+    pub(super) fn advance(&self, from: ProcessState, to: ProcessState) -> bool {
+        self.state.send_if_modified(|state| {
+            let fits = *state == from;
+            if fits {
+                *state = to;
+            }
+            fits
+        })
+    }
+
+    /// Ends it. The first exit counts; false when it had ended before.
+    pub(super) fn stop(&self, exit: Exit) -> bool {
+        self.state.send_if_modified(|state| {
+            let first = !matches!(state, ProcessState::Stopped(_));
+            if first {
+                *state = ProcessState::Stopped(exit);
+            }
+            first
+        })
+    }
+
+    /// Returns once the output of an exited process is handed on.
+    pub(super) async fn drain(&self) {
+        let streams = self.streams.lock().clone();
+        if let Some(streams) = streams {
+            streams.drain().await;
+        }
+    }
+
+    /// Waits for the end, whenever it began to run.
+    pub async fn wait(&self) -> Exit {
+        let mut state = self.state.subscribe();
+        loop {
+            if let ProcessState::Stopped(exit) = *state.borrow_and_update() {
+                return exit;
+            }
+            // `self` holds the sender, so the channel outlives this wait.
+            let _ = state.changed().await;
+        }
+    }
+
+    /// Ends the process's input once all that was written to it is delivered.
+    pub fn close_input(&self) {
+        if let Some(streams) = self.streams.lock().as_ref() {
+            streams.close_input();
+        }
+    }
+
+    /// Refuses a request that needs a living process.
+    pub(super) fn alive(&self, request: &'static str) -> Result<(), TaskError> {
+        match self.state() {
+            ProcessState::Running | ProcessState::Paused => Ok(()),
+            ProcessState::Created if self.id.exec_id.is_empty() => Ok(()),
+            state @ ProcessState::Created => Err(self.wrong_state(request, state)),
+            ProcessState::Stopped(_) => Err(TaskError::Finished(self.name())),
+        }
+    }
+
+    pub(super) fn wrong_state(&self, request: &'static str, state: ProcessState) -> TaskError {
+        TaskError::State { what: self.name(), request, state: state.name() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wait_that_began_first_and_one_that_began_last_see_the_same_exit() {
+        let process = std::sync::Arc::new(Process::new("c", "", Uris::default(), false));
+        let early = tokio::spawn({
+            let process = process.clone();
+            async move { process.wait().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(process.advance(ProcessState::Created, ProcessState::Running));
+        let exit = Exit::now(3);
+        assert!(process.stop(exit));
+        assert!(!process.stop(Exit::now(255)), "the first exit counts");
+        assert_eq!(early.await.unwrap(), exit);
+        assert_eq!(process.wait().await, exit);
+        assert!(!process.advance(ProcessState::Running, ProcessState::Paused));
+    }
+}

@@ -1,0 +1,213 @@
+//! From a plan to a microVM whose agent answers.
+//!
+//! The machine is built while the network is taken over; the guest boots while the caller prepares its first
+//! container. The agent's call ends the waiting: nothing polls.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kiai_protocol::ports::AGENT_PORT;
+use kiai_protocol::ports::SHARED_TAG;
+use kiai_vmm::DeviceConfig;
+use kiai_vmm::NamedFile;
+use kiai_vmm::VmConfig;
+use kiai_vmm::VmHandle;
+use kiai_vmm::vsock::VsockPorts;
+
+use super::Endings;
+use super::Machine;
+use super::Sandbox;
+use super::ending::tail;
+use crate::agent::Agent;
+use crate::agent::AgentError;
+use crate::agent::Ready;
+use crate::agent::ReadyError;
+use crate::agent::message;
+use crate::container::io::PortNumbers;
+use crate::host::Network;
+use crate::host::NetworkError;
+use crate::host::network;
+use crate::plan::GUEST_SHM;
+use crate::plan::SandboxPlan;
+
+/// Bytes of a pod's /dev/shm.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Why there is no sandbox; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Kernel, initrd or console file.
+    #[error("{what} {path}")]
+    File {
+        /// Which one.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine could not be built.
+    #[error("microVM")]
+    Build(#[source] kiai_vmm::BootError),
+    /// A NIC could not be attached.
+    #[error("network interface {name}")]
+    Nic {
+        /// Its name in the pod.
+        name: String,
+        /// The reason.
+        #[source]
+        source: kiai_vmm::AttachError,
+    },
+    /// The pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The host refused a thread, an eventfd or the like.
+    #[error("{step}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest ended before its agent called.
+    #[error("the guest ended while it booted: {ending}; its console ended with:\n{console}")]
+    Died {
+        /// How.
+        ending: kiai_vmm::Ending,
+        /// Its last lines.
+        console: String,
+    },
+    /// The guest runs, but its agent does not call.
+    #[error("the guest's agent did not call within {seconds} s; the console ended with:\n{console}")]
+    Silent {
+        /// How long was waited.
+        seconds: u32,
+        /// The last lines.
+        console: String,
+    },
+    /// The agent's call was none.
+    #[error(transparent)]
+    Ready(#[from] ReadyError),
+    /// The agent could not prepare the guest.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// Boots the sandbox; `shared` is the directory its guest sees. Everything that can fail before the guest runs
+/// does.
+pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootError> {
+    let host = |step| move |source| BootError::Host { step, source };
+    let ports = VsockPorts::new().map_err(host("vsock ports"))?;
+    let ready = Ready::listen(&ports)?;
+    let config = machine(&plan, shared, ports.clone())?;
+
+    let namespace = plan.network.clone();
+    let queues = usize::from(plan.vcpus);
+    let network = tokio::task::spawn_blocking(move || match namespace {
+        Some(path) => network::take_over(&path, queues),
+        None => Ok(Network::default()),
+    });
+    let machine = tokio::task::spawn_blocking(|| VmHandle::build(config).map(Machine));
+    let (machine, network) = tokio::join!(machine, network);
+    let gone = |step| move |_| BootError::Host { step, source: io::Error::other("the thread panicked") };
+    let vm = machine.map_err(gone("build the microVM"))?.map_err(BootError::Build)?;
+    let mut network = network.map_err(gone("take over the network"))??;
+
+    let endings = Endings::of(&vm.0).map_err(host("wait for the microVM"))?;
+    for nic in &mut network.nics {
+        let taps = std::mem::take(&mut nic.taps);
+        let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
+        vm.0.attach(config).map_err(|source| BootError::Nic { name: nic.name.clone(), source })?;
+    }
+    let died = |ended: super::Ended| BootError::Died { ending: ended.ending, console: tail(&ended.console) };
+    if vm.0.resume().is_err() {
+        return Err(died(endings.wait().await));
+    }
+
+    let deadline = Duration::from_secs(plan.boot_timeout_seconds.into());
+    tokio::select! {
+        called = ready.wait() => called?,
+        ended = endings.wait() => return Err(died(ended)),
+        () = tokio::time::sleep(deadline) => {
+            let console = tail(&vm.0.console_tail());
+            return Err(BootError::Silent { seconds: plan.boot_timeout_seconds, console });
+        }
+    }
+
+    let agent = ports.connect(AGENT_PORT).and_then(Agent::new).map_err(host("connect to the agent"))?;
+    let prepared = async {
+        tokio::try_join!(
+            agent.create_sandbox(request(&plan)),
+            agent.set_clock(),
+            agent.configure_network(&network)
+        )
+    };
+    tokio::select! {
+        // A guest that dies closes the connection as well; its own words say more.
+        biased;
+        ended = endings.wait() => return Err(died(ended)),
+        prepared = prepared => prepared?,
+    };
+    Ok(Sandbox { agent, ports, port_numbers: PortNumbers::default(), endings, vm })
+}
+
+fn machine(
+    plan: &SandboxPlan,
+    shared: PathBuf,
+    ports: std::sync::Arc<VsockPorts>,
+) -> Result<VmConfig, BootError> {
+    let console = match &plan.console {
+        None => None,
+        Some(path) => {
+            let file = File::options().append(true).create(true).open(path);
+            let file =
+                file.map_err(|source| BootError::File { what: "console", path: path.clone(), source })?;
+            Some(Box::new(file) as Box<dyn io::Write + Send>)
+        }
+    };
+    Ok(VmConfig {
+        vcpus: plan.vcpus,
+        max_vcpus: plan.vcpus,
+        memory_mib: plan.memory_mib,
+        huge_pages: plan.huge_pages,
+        kernel: open("kernel", &plan.kernel)?,
+        initrd: Some(open("initrd", &plan.initrd)?),
+        command_line: plan.kernel_parameters.clone(),
+        console,
+        devices: vec![
+            DeviceConfig::Vsock { ports },
+            DeviceConfig::Fs { tag: SHARED_TAG.into(), directory: shared },
+            DeviceConfig::Rng,
+        ],
+    })
+}
+
+fn open(what: &'static str, path: &Path) -> Result<NamedFile, BootError> {
+    let failed = |source| BootError::File { what, path: path.into(), source };
+    let file = File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    Ok(NamedFile { name: path.display().to_string(), file })
+}
+
+fn request(plan: &SandboxPlan) -> message::CreateSandboxRequest {
+    let mut request = message::CreateSandboxRequest::new();
+    request.sandbox_id.clone_from(&plan.id);
+    request.hostname.clone_from(&plan.hostname);
+    if plan.shared_memory {
+        let mut tmpfs = message::Tmpfs::new();
+        tmpfs.size = SHM_BYTES;
+        tmpfs.mode = 0o1777;
+        let mut storage = message::Storage::new();
+        storage.set_tmpfs(tmpfs);
+        storage.mount_point = GUEST_SHM.into();
+        request.storages.push(storage);
+    }
+    request
+}
