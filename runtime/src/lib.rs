@@ -1,18 +1,12 @@
-//! The host side of Kiai.
+//! The host side of Kiai: shim, CLI, plans, sandboxes, images, host network. Names no KVM type.
+
 pub mod agent;
 pub mod config;
 pub mod container;
+pub mod failure;
 pub mod host;
 pub mod plan;
 pub mod sandbox;
-
-/// An error with everything that caused it, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
-}
+pub mod shim;
+pub mod spec;
+pub mod store;

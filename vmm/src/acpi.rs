@@ -97,12 +97,19 @@ fn mcfg() -> MCFG {
 }
 
 fn dsdt() -> Sdt {
-    let pci32_end = u32::try_from(layout::PCI32 + layout::PCI32_SIZE - 1).expect("below 4 GiB");
-    let pci32 = u32::try_from(layout::PCI32).expect("below 4 GiB");
-    let ecam = u32::try_from(layout::ECAM).expect("below 4 GiB");
-    let ecam_size = u32::try_from(layout::ECAM_SIZE).expect("below 4 GiB");
-    let cacheable = aml::AddressSpaceCacheable::NotCacheable;
-    let pci = aml::Device::new(
+    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
+    for part in [pci_root(), motherboard(), serial(), soft_off()] {
+        table.append_slice(&part);
+    }
+    table
+}
+
+/// The host bridge: one bus and the two windows for BARs.
+fn pci_root() -> Vec<u8> {
+    let (pci32, pci32_end) = (below_4g(layout::PCI32), below_4g(layout::PCI32 + layout::PCI32_SIZE - 1));
+    let pci64_end = layout::PCI64 + layout::PCI64_SIZE - 1;
+    let uncached = aml::AddressSpaceCacheable::NotCacheable;
+    bytes(&aml::Device::new(
         "_SB_.PCI0".into(),
         vec![
             &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A08")),
@@ -114,32 +121,30 @@ fn dsdt() -> Sdt {
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![
                     &aml::AddressSpace::new_bus_number(0u16, 0u16),
-                    &aml::AddressSpace::new_memory(cacheable, true, pci32, pci32_end, None),
-                    &aml::AddressSpace::new_memory(
-                        cacheable,
-                        true,
-                        layout::PCI64,
-                        layout::PCI64 + layout::PCI64_SIZE - 1,
-                        None,
-                    ),
+                    &aml::AddressSpace::new_memory(uncached, true, pci32, pci32_end, None),
+                    &aml::AddressSpace::new_memory(uncached, true, layout::PCI64, pci64_end, None),
                 ]),
             ),
         ],
-    );
-    // ECAM must be claimed by a motherboard resource or the kernel does not use it (PCI Firmware 3.2 §4.1.2).
-    let motherboard = aml::Device::new(
+    ))
+}
+
+/// ECAM must be claimed by a motherboard resource or the kernel does not use it (PCI Firmware 3.2 §4.1.2).
+fn motherboard() -> Vec<u8> {
+    let ecam = aml::Memory32Fixed::new(true, below_4g(layout::ECAM), below_4g(layout::ECAM_SIZE));
+    bytes(&aml::Device::new(
         "_SB_.MBRD".into(),
         vec![
             &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C02")),
             &aml::Name::new("_UID".into(), &aml::ZERO),
-            &aml::Name::new(
-                "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![&aml::Memory32Fixed::new(true, ecam, ecam_size)]),
-            ),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&ecam])),
         ],
-    );
-    let serial_size = u8::try_from(layout::SERIAL_SIZE).expect("eight ports");
-    let serial = aml::Device::new(
+    ))
+}
+
+fn serial() -> Vec<u8> {
+    let ports = u8::try_from(layout::SERIAL_SIZE).expect("eight ports");
+    bytes(&aml::Device::new(
         "_SB_.COM1".into(),
         vec![
             &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
@@ -148,18 +153,21 @@ fn dsdt() -> Sdt {
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![
                     &aml::Interrupt::new(true, true, false, false, layout::SERIAL_GSI),
-                    &aml::IO::new(layout::SERIAL, layout::SERIAL, 0, serial_size),
+                    &aml::IO::new(layout::SERIAL, layout::SERIAL, 0, ports),
                 ]),
             ),
         ],
-    );
-    let s5 = aml::Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
-    let s5 = aml::Name::new("_S5_".into(), &s5);
-    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
-    for part in [&pci as &dyn Aml, &motherboard, &serial, &s5] {
-        table.append_slice(&bytes(part));
-    }
-    table
+    ))
+}
+
+/// What to write into SLP_TYP to power off.
+fn soft_off() -> Vec<u8> {
+    let package = aml::Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
+    bytes(&aml::Name::new("_S5_".into(), &package))
+}
+
+fn below_4g(value: u64) -> u32 {
+    u32::try_from(value).expect("the address map keeps it below 4 GiB")
 }
 
 #[cfg(test)]

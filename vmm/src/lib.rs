@@ -23,6 +23,7 @@ mod probe;
 mod vcpu;
 
 pub use boot::LoadError;
+pub use config::ConfigError;
 pub use config::DeviceConfig;
 pub use config::NamedFile;
 pub use config::VmConfig;
@@ -39,6 +40,8 @@ pub use machine::DetachError;
 pub use memory::MemoryError;
 pub use probe::ProbeError;
 pub use probe::probe;
+pub use vcpu::SetupError;
 
 /// The host's side of the guest's vsock ports, and the tap devices a network device is handed.
+pub use kiai_devices::virtio::net;
 pub use kiai_devices::virtio::vsock;

@@ -1,2 +1,86 @@
-//! Every chore of the project.
-fn main() {}
+//! Every chore of the project, as `cargo xtask CHORE`.
+
+mod apt;
+mod build;
+mod cache;
+mod check;
+mod cpio;
+mod image;
+mod kernel;
+mod lab;
+mod place;
+mod probe;
+mod rootfs;
+mod run;
+mod setup;
+mod step;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Every chore of the project. Each sets up what it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install missing Debian packages and make all artifacts
+    Setup,
+    /// Show it: a program of a real image in a microVM
+    Run,
+    /// Run all checks and tests, with real microVMs
+    Test(test::Arguments),
+    /// Check format, lints, documentation and house rules, and run unit tests; needs no microVM
+    Check,
+    /// Build the guest kernel and print where it is
+    Kernel,
+    /// Build the guest image with the agent and print where it is
+    Rootfs,
+    /// Run a command in the lab: an emulated machine with nested KVM
+    Lab(lab::Arguments),
+    /// Measure start-up cost (comes with a later issue)
+    Bench,
+    /// The steps of `run`, where microVMs can run
+    #[command(hide = true)]
+    RunHere,
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().chore) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(chore: Chore) -> Result<ExitCode> {
+    if !matches!(chore, Chore::Bench | Chore::RunHere) {
+        setup::packages()?;
+    }
+    match chore {
+        Chore::Setup => setup::artifacts()?,
+        Chore::Run => return run::show(),
+        Chore::RunHere => run::here()?,
+        Chore::Test(arguments) => return test::run(&arguments),
+        Chore::Check => check::all()?,
+        Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),
+        Chore::Rootfs => println!("{}", rootfs::artifact()?.display()),
+        Chore::Lab(arguments) => return lab::run(&arguments),
+        Chore::Bench => {
+            step::say("the benchmark suite comes with a later issue");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -8,7 +8,10 @@
 
 pub mod bus;
 pub mod ioapic;
+mod log_limit;
 pub mod pci;
 pub mod platform;
 pub mod serial;
+#[cfg(feature = "test-util")]
+pub mod testing;
 pub mod virtio;

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub type GuestMemory = vm_memory::GuestMemoryAtomic<vm_memory::GuestMemoryMmap>;
 
 /// A message-signalled interrupt (PCI 3.0 §6.8): what is written where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct MsiMessage {
     /// 64-bit address.
     pub address: u64,

@@ -8,6 +8,5 @@ mod vm;
 
 pub(crate) use doorbell::KvmDoorbells;
 pub(crate) use interrupt::KvmInterrupts;
-pub(crate) use slots::Slots;
-pub(crate) use vm::KvmError;
+pub use vm::KvmError;
 pub(crate) use vm::create;

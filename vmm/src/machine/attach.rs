@@ -3,8 +3,6 @@
 //! Allocate a slot, build the device, put its function on the bus. Every step before the last undoes itself
 //! by being dropped; the last either happens or does not.
 
-use std::sync::Arc;
-
 use crate::layout::GUEST_CID;
 use kiai_devices::pci::segment::InsertError;
 use kiai_devices::virtio::block::Block;
@@ -36,7 +34,7 @@ pub enum AttachError {
     /// The disk.
     #[error("block device")]
     Block(#[source] BlockError),
-    /// The tap.
+    /// The taps.
     #[error("network device")]
     Net(#[source] NetError),
     /// The shared directory.
@@ -103,9 +101,9 @@ fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
         DeviceConfig::Block { disk, read_only, serial } => {
             Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
         }
-        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?),
-        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(tag, directory).map_err(AttachError::Fs)?),
-        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
         DeviceConfig::Rng => Box::new(Rng::new()),
+        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?),
     })
 }

@@ -5,7 +5,8 @@ mod run;
 mod setup;
 
 pub(crate) use kick::install_signal_handler;
+pub(crate) use run::Buses;
 pub(crate) use run::Control;
 pub(crate) use run::Vcpus;
-pub(crate) use setup::SetupError;
+pub use setup::SetupError;
 pub(crate) use setup::create;

@@ -3,4 +3,9 @@
 //!
 //! The segment owns addresses; a function owns behaviour. virtio and VFIO functions are peers here.
 
+pub mod config_space;
+mod ecam;
 pub mod function;
+mod host_bridge;
+pub mod msix;
+pub mod segment;

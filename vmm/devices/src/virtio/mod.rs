@@ -1,8 +1,12 @@
 //! virtio 1.2 devices over a transport core that knows no PCI.
 
 pub mod block;
+pub(crate) mod buffers;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod spec;
+pub mod transport;
 pub mod vsock;
 pub mod worker;

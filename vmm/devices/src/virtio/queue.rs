@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::device::ActiveQueue;
 use super::device::VirtioInterrupt;
+use crate::log_limit::LogLimit;
 
 /// What the driver put into the ring that breaks the rules. The device stops and asks to be reset.
 #[derive(Debug, thiserror::Error)]
@@ -28,26 +29,38 @@ pub enum ChainError {
     Layout(&'static str),
 }
 
+/// Descriptors an indirect chain may have in a shorter queue. A driver must not (§2.7.5.3.1), but Linux does;
+/// this is what it could hand to one readv of its own.
+pub const INDIRECT: u16 = 1024;
+
 /// A chain over a borrowed snapshot of guest memory.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
-/// Serves every available chain with `request`, which returns the bytes it wrote. A chain that `request`
-/// refuses ends the loop with the error and is not given back.
+/// Serves available chains with `request`, which returns the bytes it wrote. A chain that `request` refuses
+/// ends the loop with the error and is not given back.
+///
+/// A driver that adds chains as fast as they are served must not keep the thread from being told to stop:
+/// after a whole queue of them this notifies itself and returns.
 pub fn serve(
     queue: &mut ActiveQueue,
     memory: &GuestMemoryMmap,
     interrupt: &Arc<dyn VirtioInterrupt>,
     mut request: impl FnMut(&GuestMemoryMmap, Chain<'_>) -> Result<u32, ChainError>,
 ) -> Result<(), ChainError> {
+    let mut budget = queue.queue.size();
     loop {
         queue.queue.disable_notification(memory)?;
-        // `iter` and not `pop_descriptor_chain`: the latter hides a ring index that jumped.
         while let Some(chain) = next(queue, memory)? {
             let head = chain.head_index();
             let written = request(memory, chain)?;
             queue.queue.add_used(memory, head, written)?;
             if queue.queue.needs_notification(memory)? {
                 interrupt.used_buffers(queue.index);
+            }
+            budget -= 1;
+            if budget == 0 {
+                again(queue);
+                return Ok(());
             }
         }
         if !queue.queue.enable_notification(memory)? {
@@ -56,12 +69,31 @@ pub fn serve(
     }
 }
 
-/// Takes the next chain, if there is one.
+/// Notifies the queue as the driver would: its thread comes back to it once it has looked at everything else.
+pub fn again(queue: &ActiveQueue) {
+    // A full counter means that a notification is pending already.
+    let _ = queue.notification.write(1);
+}
+
+/// Takes the next chain, if there is one. It is whole: it ends with a descriptor that says so, has no more
+/// bytes than 4 GiB (§2.7.5.2) and no more descriptors than the queue, or [`INDIRECT`] where that is more.
 pub fn next<'a>(
     queue: &mut ActiveQueue,
     memory: &'a GuestMemoryMmap,
 ) -> Result<Option<Chain<'a>>, ChainError> {
-    Ok(queue.queue.iter(memory)?.next())
+    let most = usize::from(queue.queue.size().max(INDIRECT));
+    // `iter` and not `pop_descriptor_chain`: the latter hides a ring index that jumped.
+    let Some(chain) = queue.queue.iter(memory)?.next() else { return Ok(None) };
+    // A chain's iterator ends at whatever it cannot follow, as if the chain ended there.
+    let last = chain.clone().take(most + 1).enumerate().last();
+    match last {
+        None => Err(ChainError::Layout("its first descriptor cannot be read")),
+        Some((before, _)) if before >= most => Err(ChainError::Layout("too many descriptors")),
+        Some((_, descriptor)) if descriptor.has_next() => {
+            Err(ChainError::Layout("it loops, is over 4 GiB or leads where nothing is"))
+        }
+        Some(_) => Ok(Some(chain)),
+    }
 }
 
 /// Empties the notification's counter, so that the next wait is for the next notification.
@@ -79,8 +111,11 @@ pub fn stop_if_malformed(
     match result {
         Ok(()) => ControlFlow::Continue(()),
         Err(e) => {
-            // Once an activation: the thread ends here, so the guest cannot flood the log.
-            tracing::warn!("{device}: the driver broke the rules: {e}");
+            // A driver can reset the device and break the rules again, for ever.
+            static REPORTS: LogLimit = LogLimit::new();
+            if REPORTS.allows() {
+                tracing::warn!("{device}: the driver broke the rules: {e}");
+            }
             interrupt.needs_reset();
             ControlFlow::Break(())
         }

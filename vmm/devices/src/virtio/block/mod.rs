@@ -1,11 +1,15 @@
 //! virtio-blk (virtio 1.2 §5.2) on a raw image or a block device.
 //!
-//! `request` parses a chain, `backend` does the I/O (io_uring, or pread and pwrite where that is refused),
-//! `worker` carries requests between the ring and the backend. No image format is ever guessed: what the file
+//! `request` parses a chain, `backend` does the I/O (on a `ring` of io_uring, or by system calls where that is
+//! refused), `worker` carries requests between the virtqueue and the backend. No image format is ever guessed: what the file
 //! holds is the disk.
 
 mod backend;
 mod request;
+mod ring;
+#[cfg(test)]
+mod tests;
+mod transfer;
 mod worker;
 
 use std::fs::File;
@@ -18,6 +22,7 @@ use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
 use super::worker::Worker;
+use backend::Backend;
 use request::SECTOR;
 use worker::Requests;
 
@@ -79,6 +84,8 @@ pub(crate) struct Disk {
 /// The device.
 pub struct Block {
     disk: Arc<Disk>,
+    /// Makes a backend of a depth, each time the driver is ready.
+    backend: fn(u16) -> Backend,
     worker: Option<Worker<Requests>>,
 }
 
@@ -100,7 +107,8 @@ impl Block {
         }
         let mut id = [0; ID_LENGTH];
         id[..serial.len()].copy_from_slice(serial.as_bytes());
-        Ok(Self { disk: Arc::new(Disk { file, sectors, read_only, id }), worker: None })
+        let disk = Arc::new(Disk { file, sectors, read_only, id });
+        Ok(Self { disk, backend: Backend::new, worker: None })
     }
 
     /// Device configuration (virtio 1.2 §5.2.4), up to and with the write-zeroes fields.
@@ -145,8 +153,8 @@ impl VirtioDevice for Block {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.queues.pop().ok_or(ActivateError::QueueMissing(0))?;
         let notification = queue.notification.as_raw_fd();
-        let requests = Requests::new(self.disk.clone(), queue, activation)
-            .map_err(|source| ActivateError::Host { step: "prepare block I/O", source })?;
+        let backend = (self.backend)(QUEUE_SIZES[0]);
+        let requests = Requests::new(self.disk.clone(), backend, queue, activation);
         let mut descriptors = vec![(notification, worker::NOTIFICATION)];
         descriptors.extend(requests.completions().map(|fd| (fd, worker::COMPLETION)));
         let worker = Worker::spawn("virtio-blk", requests, &descriptors)

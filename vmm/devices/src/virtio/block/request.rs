@@ -1,6 +1,6 @@
-//! One request as the driver laid it out (virtio 1.2 §5.2.6): a 16-byte header, data, a status byte.
+//! One request as the driver laid it out (virtio 1.2 §5.2.6): a header, data, a status byte.
 
-use virtio_queue::desc::split::Descriptor;
+use vm_memory::Address;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 use vm_memory::GuestMemoryMmap;
@@ -12,7 +12,7 @@ use crate::virtio::queue::ChainError;
 
 /// Bytes of a sector, whatever the disk's block size.
 pub(super) const SECTOR: u64 = 512;
-const HEADER: u32 = 16;
+const HEADER: usize = 16;
 /// Bytes of a discard or write-zeroes segment.
 const SEGMENT: u32 = 16;
 /// Its only flag: the range may be deallocated.
@@ -74,35 +74,26 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Parses a chain. An error means the chain cannot even be answered: there is no status byte.
+    /// Parses a chain, however it is cut into descriptors (§2.7.4.1): the first 16 readable bytes are the
+    /// header, the last writable byte is the status, the rest is data. An error means the chain cannot even be
+    /// answered.
     pub(super) fn parse(disk: &Disk, memory: &GuestMemoryMmap, chain: Chain<'_>) -> Result<Self, ChainError> {
         let head = chain.head_index();
-        let mut descriptors: Vec<Descriptor> = chain.collect();
-        let status = descriptors.pop().ok_or(ChainError::Layout("empty"))?;
-        if !status.is_write_only() || status.len() == 0 {
-            return Err(ChainError::Layout("the last descriptor is no status byte"));
-        }
-        let mut descriptors = descriptors.into_iter();
-        let header = descriptors.next().ok_or(ChainError::Layout("no header"))?;
-        if header.is_write_only() || header.len() < HEADER {
-            return Err(ChainError::Layout("the first descriptor is no header"));
-        }
-        let mut bytes = [0; HEADER as usize];
-        memory.read_slice(&mut bytes, header.addr()).map_err(outside)?;
+        let Pieces { mut readable, mut writable } = Pieces::of(chain)?;
+        let mut bytes = [0; HEADER];
+        take_header(memory, &mut readable, &mut bytes)?;
+        let status = take_status(&mut writable)?;
         let [a, b, c, d, _, _, _, _, sector @ ..] = bytes;
         let kind = u32::from_le_bytes([a, b, c, d]);
         let sector = u64::from_le_bytes(sector);
 
-        let mut data = Vec::with_capacity(descriptors.len());
-        let mut length = 0u32;
-        let to_driver = matches!(kind, T_IN | T_GET_ID);
-        for descriptor in descriptors {
-            if descriptor.is_write_only() != to_driver {
-                return Err(ChainError::Layout("data in the wrong direction"));
-            }
-            length = length.checked_add(descriptor.len()).ok_or(ChainError::Layout("data over 4 GiB"))?;
-            data.push((descriptor.addr(), descriptor.len()));
+        let (data, other) =
+            if matches!(kind, T_IN | T_GET_ID) { (writable, readable) } else { (readable, writable) };
+        if !other.is_empty() {
+            return Err(ChainError::Layout("data in the wrong direction"));
         }
+        // The chain has no more than 4 GiB in all.
+        let length = data.iter().map(|(_, length)| length).sum();
         let operation = match kind {
             T_IN => in_range(disk, sector, length).map(|offset| Operation::Read { offset }),
             T_OUT if disk.read_only => Err(Status::IoError),
@@ -114,8 +105,71 @@ impl Request {
             _ => Err(Status::Unsupported),
         };
         let operation = operation.unwrap_or_else(Operation::Refused);
-        Ok(Self { head, operation, data, status: status.addr(), length })
+        Ok(Self { head, operation, data, status, length })
     }
+}
+
+/// An address and a number of bytes, at least one.
+type Piece = (GuestAddress, u32);
+
+struct Pieces {
+    readable: Vec<Piece>,
+    writable: Vec<Piece>,
+}
+
+impl Pieces {
+    fn of(chain: Chain<'_>) -> Result<Self, ChainError> {
+        let mut pieces = Self { readable: Vec::new(), writable: Vec::new() };
+        for descriptor in chain {
+            let piece = (descriptor.addr(), descriptor.len());
+            if descriptor.is_write_only() {
+                pieces.writable.push(piece);
+            } else if pieces.writable.is_empty() {
+                pieces.readable.push(piece);
+            } else {
+                return Err(ChainError::Layout("readable after writable (virtio 1.2 §2.7.4.2)"));
+            }
+        }
+        pieces.readable.retain(|(_, length)| *length > 0);
+        pieces.writable.retain(|(_, length)| *length > 0);
+        Ok(pieces)
+    }
+}
+
+/// Cuts the header off the front of `readable`.
+fn take_header(
+    memory: &GuestMemoryMmap,
+    readable: &mut Vec<Piece>,
+    header: &mut [u8; HEADER],
+) -> Result<(), ChainError> {
+    let (mut filled, mut used_up) = (0, 0);
+    for (address, length) in readable.iter_mut() {
+        let count = (HEADER - filled).min(*length as usize);
+        memory.read_slice(&mut header[filled..filled + count], *address).map_err(outside)?;
+        filled += count;
+        if count == *length as usize {
+            used_up += 1;
+        } else {
+            // No overflow: all bytes up to here have just been read.
+            *address = address.unchecked_add(count as u64);
+            *length -= u32::try_from(count).expect("at most 16");
+        }
+        if filled == HEADER {
+            readable.drain(..used_up);
+            return Ok(());
+        }
+    }
+    Err(ChainError::Layout("no header of 16 bytes"))
+}
+
+/// Cuts the status byte off the end of `writable`.
+fn take_status(writable: &mut Vec<Piece>) -> Result<GuestAddress, ChainError> {
+    let (address, length) = writable.pop().ok_or(ChainError::Layout("no status byte"))?;
+    let before = length - 1;
+    if before > 0 {
+        writable.push((address, before));
+    }
+    address.checked_add(u64::from(before)).ok_or(ChainError::Layout("a status byte that wraps around"))
 }
 
 /// Offset of a transfer of whole sectors inside the disk.

@@ -14,14 +14,16 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::Disk;
+use super::F_FLUSH;
 use super::ID_LENGTH;
-use super::QUEUE_SIZES;
-use super::backend;
 use super::backend::Backend;
-use super::backend::Transfer;
+use super::backend::Completion;
+use super::backend::Work;
 use super::request::Operation;
 use super::request::Request;
 use super::request::Status;
+use super::transfer::Direction;
+use super::transfer::Transfer;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::queue;
@@ -43,9 +45,8 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(disk: Arc<Disk>, queue: ActiveQueue, activation: Activation) -> io::Result<Self> {
-        let backend = Backend::new(QUEUE_SIZES[0]);
-        Ok(Self { backend, pending: HashMap::new(), disk, queue, activation })
+    pub(super) fn new(disk: Arc<Disk>, backend: Backend, queue: ActiveQueue, activation: Activation) -> Self {
+        Self { backend, pending: HashMap::new(), disk, queue, activation }
     }
 
     pub(super) fn completions(&self) -> Option<RawFd> {
@@ -54,9 +55,16 @@ impl Requests {
 
     /// Takes requests while there are any and the backend has room.
     fn take(&mut self, memory: &Arc<GuestMemoryMmap>) -> Result<(), ChainError> {
+        let mut budget = self.queue.queue.size();
         loop {
             self.queue.queue.disable_notification(&**memory)?;
             while self.backend.has_room() {
+                // The thread must hear of a reset however fast the driver is.
+                if budget == 0 {
+                    queue::again(&self.queue);
+                    return self.backend.kick().map_err(ChainError::Memory);
+                }
+                budget -= 1;
                 let Some(chain) = queue::next(&mut self.queue, memory)? else { break };
                 let request = Request::parse(&self.disk, memory, chain)?;
                 self.start(memory, request)?;
@@ -74,35 +82,33 @@ impl Requests {
         if self.pending.contains_key(&head) {
             return Err(ChainError::Layout("a chain that is in flight was made available again"));
         }
-        let (offset, read) = match operation {
-            Operation::Read { offset } => (offset, true),
-            Operation::Write { offset } => (offset, false),
+        let (work, written) = match operation {
             Operation::Refused(refusal) => return self.finish(memory, head, status, refusal, 0),
             Operation::GetId => {
                 let written = write_id(&self.disk.id, memory, &data)?;
                 return self.finish(memory, head, status, Status::Ok, written);
             }
-            now => {
-                let end = to_status(&backend::run_now(&self.disk, &now));
-                return self.finish(memory, head, status, end, 0);
+            Operation::Read { offset } => (transfer(memory, Direction::Read, offset, length, &data)?, length),
+            Operation::Write { offset } => {
+                // A driver that cannot flush must find every write on the disk (§5.2.6.2).
+                let cached = self.activation.features & F_FLUSH != 0;
+                let direction = if cached { Direction::Write } else { Direction::WriteThrough };
+                (transfer(memory, direction, offset, length, &data)?, 0)
+            }
+            Operation::Flush => (Work::Flush, 0),
+            Operation::Discard { offset, length } => (Work::discard(offset, length), 0),
+            Operation::WriteZeroes { offset, length, unmap } => {
+                (Work::write_zeroes(offset, length, unmap), 0)
             }
         };
-        let transfer = match Transfer::new(memory.clone(), read, offset, length, &data) {
-            Ok(transfer) => transfer,
-            Err(e) => return Err(ChainError::Memory(e)),
-        };
-        self.pending.insert(head, (status, if read { length } else { 0 }));
-        if let Some(completion) = self.backend.submit(&self.disk, head, transfer) {
-            self.complete(memory, completion)?;
+        self.pending.insert(head, (status, written));
+        match self.backend.submit(&self.disk, head, work) {
+            Some(completion) => self.complete(memory, completion),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn complete(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        completion: backend::Completion,
-    ) -> Result<(), ChainError> {
+    fn complete(&mut self, memory: &GuestMemoryMmap, completion: Completion) -> Result<(), ChainError> {
         let (head, result) = completion;
         let Some((status, written)) = self.pending.remove(&head) else { return Ok(()) };
         let end = to_status(&result);
@@ -159,6 +165,18 @@ fn to_status(result: &io::Result<()>) -> Status {
         Ok(()) => Status::Ok,
         Err(_) => Status::IoError,
     }
+}
+
+fn transfer(
+    memory: &Arc<GuestMemoryMmap>,
+    direction: Direction,
+    offset: u64,
+    length: u32,
+    data: &[(GuestAddress, u32)],
+) -> Result<Work, ChainError> {
+    Transfer::new(memory.clone(), direction, offset, length, data)
+        .map(Work::Transfer)
+        .map_err(ChainError::Memory)
 }
 
 /// The serial, cut to the room the driver gave.

@@ -15,6 +15,9 @@ use super::worker::Handler;
 use super::worker::Interest;
 use super::worker::Worker;
 
+#[cfg(test)]
+mod tests;
+
 const QUEUE_SIZES: &[u16] = &[64];
 /// Most bytes given for one request: a driver asks for at most 64, and a hostile one must not keep us busy.
 const MOST: usize = 4096;

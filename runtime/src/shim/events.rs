@@ -1,0 +1,94 @@
+//! Events to containerd, in the order they were sent, from a task of their own: a slow containerd holds up
+//! nobody.
+
+use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::protobuf::MessageFull;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::Client;
+use containerd_shim_protos::shim_async::EventsClient;
+use containerd_shim_protos::ttrpc;
+use std::time::Duration;
+use std::time::SystemTime;
+use tokio::sync::mpsc;
+
+/// How long containerd may take for one event.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where events are sent; without an address they go nowhere.
+#[derive(Clone)]
+pub(super) struct Events(Option<mpsc::UnboundedSender<Envelope>>, String);
+
+impl Events {
+    /// Sends to the ttrpc socket containerd names in `TTRPC_ADDRESS`; the CLI names none.
+    pub(super) fn new(namespace: &str) -> Self {
+        let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
+        let sender = address.map(|address| {
+            // Bounded by what happens to the pod's processes, each of which makes a handful.
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(forward(address, receiver));
+            sender
+        });
+        Self(sender, namespace.to_owned())
+    }
+
+    pub(super) fn send(&self, topic: &str, event: &impl MessageFull) {
+        let Some(sender) = &self.0 else { return };
+        let envelope = Envelope {
+            timestamp: Some(timestamp(SystemTime::now())).into(),
+            namespace: self.1.clone(),
+            topic: topic.to_owned(),
+            event: Some(any(event)).into(),
+            ..Default::default()
+        };
+        // The receiver lives as long as the process.
+        let _ = sender.send(envelope);
+    }
+}
+
+async fn forward(address: String, mut events: mpsc::UnboundedReceiver<Envelope>) {
+    let mut client: Option<EventsClient> = None;
+    while let Some(envelope) = events.recv().await {
+        let topic = envelope.topic.clone();
+        if client.is_none() {
+            match Client::connect(&format!("unix://{address}")).await {
+                Ok(connection) => client = Some(EventsClient::new(connection)),
+                Err(e) => {
+                    tracing::warn!("event {topic}: {address}: {e}");
+                    continue;
+                }
+            }
+        }
+        let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
+        let context = ttrpc::context::with_duration(DEADLINE);
+        if let Some(connected) = &client
+            && let Err(e) = connected.forward(context, &request).await
+        {
+            tracing::warn!("event {topic}: {e}");
+            client = None;
+        }
+    }
+}
+
+/// A message as containerd's typeurl names it: by its full name.
+pub(super) fn any(message: &impl MessageFull) -> Any {
+    let name = descriptor_of(message).full_name().to_owned();
+    // Messages without required fields always encode.
+    let value = message.write_to_bytes().unwrap_or_default();
+    Any { type_url: name, value, ..Default::default() }
+}
+
+/// A time as protobuf writes it.
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+fn descriptor_of<M: MessageFull>(_: &M) -> containerd_shim_protos::protobuf::reflect::MessageDescriptor {
+    M::descriptor()
+}

@@ -1,0 +1,185 @@
+//! `--device HOST[:CONTAINER[:PERMISSIONS]]` and the device rules of a container.
+//!
+//! The numbers here are the host's. What they are in the guest is found out there (OCI runtime-spec
+//! `config-linux.md#devices`). Pure: the node was looked up by the caller.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use oci_spec::runtime::LinuxDevice;
+use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::LinuxDeviceType;
+
+/// What the user wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceOption {
+    /// The node on the host.
+    pub host: PathBuf,
+    /// Where it appears in the container.
+    pub container: PathBuf,
+    /// Of the letters `r`, `w`, `m`.
+    pub permissions: String,
+}
+
+/// Why a text names no device.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DeviceError {
+    /// Not HOST[:CONTAINER[:PERMISSIONS]].
+    #[error("{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths")]
+    Form(String),
+    /// A letter other than r, w, m.
+    #[error("{0:?}: permissions are made of the letters r, w and m")]
+    Permissions(String),
+}
+
+impl FromStr for DeviceOption {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let is_permissions =
+            |word: &str| !word.is_empty() && word.chars().all(|letter| "rwm".contains(letter));
+        let (host, container, permissions) = match parts[..] {
+            [host] => (host, host, "rwm"),
+            [host, second] if second.starts_with('/') => (host, second, "rwm"),
+            [host, second] if is_permissions(second) => (host, host, second),
+            [host, container, permissions] => (host, container, permissions),
+            _ => return Err(DeviceError::Form(text.to_owned())),
+        };
+        if !host.starts_with('/') || !container.starts_with('/') {
+            return Err(DeviceError::Form(text.to_owned()));
+        }
+        if !is_permissions(permissions) {
+            return Err(DeviceError::Permissions(text.to_owned()));
+        }
+        Ok(Self { host: host.into(), container: container.into(), permissions: permissions.to_owned() })
+    }
+}
+
+/// A device option with what the node is on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDevice {
+    /// Where it appears in the container.
+    pub container: PathBuf,
+    /// Block device; else a character device.
+    pub block: bool,
+    /// Host numbers.
+    pub major: u32,
+    /// Host numbers.
+    pub minor: u32,
+    /// Permission bits of the node.
+    pub mode: u32,
+    /// Of the letters `r`, `w`, `m`.
+    pub permissions: String,
+}
+
+impl HostDevice {
+    /// The entry of `linux.devices`.
+    pub(crate) fn node(&self) -> LinuxDevice {
+        let mut device = LinuxDevice::default();
+        device.set_path(self.container.clone());
+        device.set_typ(self.kind());
+        device.set_major(self.major.into());
+        device.set_minor(self.minor.into());
+        device.set_file_mode(Some(self.mode & 0o777));
+        device.set_uid(Some(0));
+        device.set_gid(Some(0));
+        device
+    }
+
+    fn rule(&self) -> LinuxDeviceCgroup {
+        rule(self.kind(), Some(self.major.into()), Some(self.minor.into()), &self.permissions)
+    }
+
+    fn kind(&self) -> LinuxDeviceType {
+        if self.block { LinuxDeviceType::B } else { LinuxDeviceType::C }
+    }
+}
+
+fn rule(typ: LinuxDeviceType, major: Option<i64>, minor: Option<i64>, access: &str) -> LinuxDeviceCgroup {
+    let mut rule = LinuxDeviceCgroup::default();
+    rule.set_allow(true);
+    rule.set_typ(Some(typ));
+    rule.set_major(major);
+    rule.set_minor(minor);
+    rule.set_access(Some(access.to_owned()));
+    rule
+}
+
+/// Nodes every container may use: null, zero, full, random, urandom, tty, console, ptmx and the
+/// pseudo-terminals. Making any node is allowed, using it is not.
+const ALWAYS: &[(Option<i64>, Option<i64>, &str)] = &[
+    (None, None, "m"),
+    (Some(1), Some(3), "rwm"),
+    (Some(1), Some(5), "rwm"),
+    (Some(1), Some(7), "rwm"),
+    (Some(1), Some(8), "rwm"),
+    (Some(1), Some(9), "rwm"),
+    (Some(5), Some(0), "rwm"),
+    (Some(5), Some(1), "rwm"),
+    (Some(5), Some(2), "rwm"),
+    (Some(136), None, "rwm"),
+];
+
+/// The rules of `linux.resources.devices`: nothing but what every container needs and what was asked for.
+pub(crate) fn plan_rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
+    let mut deny = LinuxDeviceCgroup::default();
+    deny.set_allow(false);
+    deny.set_access(Some("rwm".to_owned()));
+    let always = ALWAYS.iter().map(|(major, minor, access)| rule(LinuxDeviceType::C, *major, *minor, access));
+    std::iter::once(deny)
+        .chain(std::iter::once(rule(LinuxDeviceType::B, None, None, "m")))
+        .chain(always)
+        .chain(devices.iter().map(HostDevice::rule))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_in_every_form() {
+        let table = [
+            ("/dev/a", "/dev/a", "/dev/a", "rwm"),
+            ("/dev/a:/dev/b", "/dev/a", "/dev/b", "rwm"),
+            ("/dev/a:r", "/dev/a", "/dev/a", "r"),
+            ("/dev/a:/dev/b:rw", "/dev/a", "/dev/b", "rw"),
+        ];
+        for (text, host, container, permissions) in table {
+            let device: DeviceOption = text.parse().unwrap();
+            let expected = DeviceOption {
+                host: host.into(),
+                container: container.into(),
+                permissions: permissions.into(),
+            };
+            assert_eq!(device, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_device_is_refused() {
+        for text in ["", "dev", "/dev/a:b", "/a:/b:rw:x", "/a:b:r"] {
+            assert_eq!(text.parse::<DeviceOption>(), Err(DeviceError::Form(text.into())), "{text}");
+        }
+        assert_eq!("/a:/b:rx".parse::<DeviceOption>(), Err(DeviceError::Permissions("/a:/b:rx".into())));
+    }
+
+    #[test]
+    fn a_device_is_a_node_and_a_rule() {
+        let device = HostDevice {
+            container: "/dev/disk".into(),
+            block: true,
+            major: 7,
+            minor: 3,
+            mode: 0o60660,
+            permissions: "r".into(),
+        };
+        let node = device.node();
+        assert_eq!((node.typ(), node.major(), node.minor()), (LinuxDeviceType::B, 7, 3));
+        assert_eq!(node.file_mode(), Some(0o660));
+        let rules = plan_rules(&[device]);
+        assert!(!rules[0].allow());
+        assert_eq!(rules.last().unwrap().to_string(), "b 7:3 r");
+    }
+}

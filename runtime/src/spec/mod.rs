@@ -1,0 +1,217 @@
+//! From an image's configuration and what the user asked for to an OCI runtime specification.
+//!
+//! Everything here is a function of its arguments: no file, no environment, no clock. What has to be read
+//! from the world first (the user database of the image, the numbers of a device node, the absolute path of
+//! a volume) is read by the caller and comes in as plain data, so that table tests compare whole answers.
+//!
+//! It must not know: where bundles live, how a sandbox runs one, what a guest calls a device.
+//!
+//! Implements: OCI runtime-spec 1.1 (`config.md`, `config-linux.md`), OCI image-spec 1.1 (`config.md`), with
+//! docker's defaults where the specifications leave the choice.
+
+pub mod capability;
+pub mod device;
+pub mod env;
+pub mod mounts;
+pub mod process;
+pub mod quantity;
+pub mod resources;
+pub mod seccomp;
+pub mod ulimit;
+pub mod user;
+pub mod volume;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use oci_spec::image::Config;
+use oci_spec::runtime::Linux;
+use oci_spec::runtime::LinuxNamespace;
+use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::Process;
+use oci_spec::runtime::Root;
+use oci_spec::runtime::Spec;
+
+use crate::spec::capability::CapabilityChanges;
+use crate::spec::device::HostDevice;
+use crate::spec::env::Environment;
+use crate::spec::mounts::EtcFiles;
+use crate::spec::quantity::Cpus;
+use crate::spec::quantity::MemorySize;
+use crate::spec::ulimit::Ulimit;
+use crate::spec::user::ResolvedUser;
+use crate::spec::volume::BindMount;
+use crate::spec::volume::TmpfsMount;
+
+/// Why a specification cannot be made from an image and the options given.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// Neither the image nor the user names a program.
+    #[error("no command: the image has neither entrypoint nor command, and none was given")]
+    NoCommand,
+    /// Two mounts want the same place.
+    #[error("two volumes are mounted at {0}")]
+    DuplicateMount(PathBuf),
+    /// The working directory is not an absolute path.
+    #[error("working directory {0:?} is not an absolute path")]
+    RelativeWorkdir(String),
+    /// More CPUs than a sandbox can have.
+    #[error("--cpus {0}: a sandbox has at most 64 CPUs")]
+    TooManyCpus(Cpus),
+}
+
+/// What the user asked for, parsed but not yet looked up in the world.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--entrypoint`; an empty string clears the image's.
+    pub entrypoint: Option<String>,
+    /// Words after the image's name.
+    pub command: Vec<String>,
+    /// `-t`.
+    pub terminal: bool,
+    /// `-w`.
+    pub workdir: Option<String>,
+    /// `--cap-add`, `--cap-drop`.
+    pub capabilities: CapabilityChanges,
+    /// `--ulimit`.
+    pub ulimits: Vec<Ulimit>,
+    /// `--tmpfs`.
+    pub tmpfs: Vec<TmpfsMount>,
+    /// `--read-only`.
+    pub read_only: bool,
+    /// `--cpus`.
+    pub cpus: Option<Cpus>,
+    /// `-m`.
+    pub memory: Option<MemorySize>,
+    /// `--kernel`, absolute.
+    pub kernel: Option<PathBuf>,
+    /// File to which the guest's console is appended.
+    pub console: Option<PathBuf>,
+}
+
+/// Everything a specification is made of.
+#[derive(Debug)]
+pub struct SpecInput<'a> {
+    /// The image's `config` object; the default one for a bare root directory.
+    pub image: &'a Config,
+    /// What the user asked for.
+    pub options: &'a Options,
+    /// The environment after image, `--env-file` and `-e` were laid over each other.
+    pub environment: Environment,
+    /// Who the process runs as.
+    pub user: ResolvedUser,
+    /// Host name of the sandbox.
+    pub hostname: &'a str,
+    /// Volumes with their host paths made absolute.
+    pub volumes: Vec<BindMount>,
+    /// Device nodes with the numbers they have on the host.
+    pub devices: Vec<HostDevice>,
+    /// Files the CLI wrote to lie over the image's in `/etc`.
+    pub etc: EtcFiles,
+    /// Network namespace that was prepared for the sandbox; none means no network interface.
+    pub network_namespace: Option<PathBuf>,
+}
+
+/// Makes the OCI specification.
+///
+/// # Errors
+/// [`SpecError`] names what contradicts what.
+pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
+    let options = input.options;
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs"));
+    root.set_readonly(Some(options.read_only));
+
+    let mut spec = Spec::default();
+    spec.set_version("1.0.2".to_owned());
+    spec.set_root(Some(root));
+    spec.set_hostname(Some(input.hostname.to_owned()));
+    spec.set_mounts(Some(mounts::plan_mounts(&options.tmpfs, &input.volumes, &input.etc)?));
+    spec.set_annotations(Some(annotations(options)?));
+
+    let mut process = Process::default();
+    let args = process::arguments(input.image, options.entrypoint.as_deref(), &options.command);
+    if args.first().is_none_or(String::is_empty) {
+        return Err(SpecError::NoCommand);
+    }
+    process.set_args(Some(args));
+    process.set_terminal(Some(options.terminal));
+    process.set_cwd(process::working_directory(input.image, options.workdir.as_deref())?);
+    let environment = process::environment(input.environment, &input.user, options.terminal, input.hostname);
+    process.set_env(Some(environment));
+    process.set_rlimits(Some(ulimit::plan_rlimits(&options.ulimits)));
+    process.set_no_new_privileges(Some(false));
+    let capabilities = capability::plan_capabilities(&options.capabilities);
+    process.set_capabilities(Some(capability::process_sets(&capabilities, input.user.uid == 0)));
+    process.set_user(input.user.into_oci());
+    spec.set_process(Some(process));
+
+    let mut linux = Linux::default();
+    linux.set_namespaces(Some(namespaces(input.network_namespace)));
+    linux.set_masked_paths(Some(owned(MASKED_PATHS)));
+    linux.set_readonly_paths(Some(owned(READONLY_PATHS)));
+    linux.set_seccomp(Some(seccomp::default_profile(&capabilities)));
+    linux.set_devices(Some(input.devices.iter().map(HostDevice::node).collect()));
+    linux.set_resources(Some(resources::plan_resources(options.cpus, options.memory, &input.devices)));
+    spec.set_linux(Some(linux));
+    Ok(spec)
+}
+
+/// Paths whose content says more of the kernel than a container should read.
+const MASKED_PATHS: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Paths through which a container could change the kernel for its neighbours in the pod.
+const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn namespaces(network: Option<PathBuf>) -> Vec<LinuxNamespace> {
+    let namespace = |typ, path| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(typ);
+        namespace.set_path(path);
+        namespace
+    };
+    vec![
+        namespace(LinuxNamespaceType::Pid, None),
+        namespace(LinuxNamespaceType::Network, network),
+        namespace(LinuxNamespaceType::Ipc, None),
+        namespace(LinuxNamespaceType::Uts, None),
+        namespace(LinuxNamespaceType::Mount, None),
+        namespace(LinuxNamespaceType::Cgroup, None),
+    ]
+}
+
+/// What sizes the sandbox travels in annotations, because containerd's callers have no other way either.
+fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> {
+    let mut annotations = HashMap::new();
+    if let Some(cpus) = options.cpus {
+        let vcpus = cpus.vcpus().ok_or(SpecError::TooManyCpus(cpus))?;
+        annotations.insert("io.kiai.vcpus".to_owned(), vcpus.to_string());
+    }
+    if let Some(kernel) = &options.kernel {
+        annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());
+    }
+    if let Some(console) = &options.console {
+        annotations.insert("io.kiai.console".to_owned(), console.display().to_string());
+    }
+    Ok(annotations)
+}
+
+#[cfg(test)]
+mod tests;

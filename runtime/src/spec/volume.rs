@@ -1,0 +1,187 @@
+//! `-v SOURCE:DESTINATION[:OPTIONS]` and `--tmpfs PATH[:OPTIONS]`, read but not looked up. Pure.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where a volume's content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// A file or directory of the host, absolute or relative to the working directory.
+    Path(PathBuf),
+    /// A directory Kiai keeps under this name.
+    Named(String),
+}
+
+/// What the user wrote after `-v`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeOption {
+    /// Where the content is.
+    pub source: VolumeSource,
+    /// Absolute path in the container.
+    pub destination: PathBuf,
+    /// Not writable from the container.
+    pub read_only: bool,
+}
+
+/// Why a text is no volume or no tmpfs.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum VolumeError {
+    /// Not SOURCE:DESTINATION[:OPTIONS].
+    #[error("{0:?} is not a volume; write SOURCE:DESTINATION or SOURCE:DESTINATION:ro")]
+    Form(String),
+    /// The destination is not absolute, or is the root itself.
+    #[error("{0:?}: the destination must be an absolute path below /")]
+    Destination(String),
+    /// The name cannot be a directory's.
+    #[error(
+        "{0:?}: a volume's name is made of letters, digits, '.', '_' and '-', or write a path with a '/'"
+    )]
+    Name(String),
+    /// Unknown option.
+    #[error("{text:?}: {option:?} is not an option of a volume; there are ro and rw")]
+    Option {
+        /// The whole word.
+        text: String,
+        /// The unknown part.
+        option: String,
+    },
+}
+
+fn destination(text: &str, path: &str) -> Result<PathBuf, VolumeError> {
+    let refused = || VolumeError::Destination(text.to_owned());
+    let trimmed = path.trim_end_matches('/');
+    let climbs = trimmed.split('/').any(|part| part == "..");
+    if !path.starts_with('/') || trimmed.is_empty() || climbs {
+        return Err(refused());
+    }
+    Ok(PathBuf::from(trimmed))
+}
+
+/// Whether a text can name a thing Kiai keeps: a volume, a container.
+pub fn is_name(text: &str) -> bool {
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first
+        && text.len() <= 128
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+impl FromStr for VolumeOption {
+    type Err = VolumeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = || VolumeError::Form(text.to_owned());
+        let parts: Vec<&str> = text.split(':').collect();
+        let (source, target, options) = match parts[..] {
+            [source, target] => (source, target, ""),
+            [source, target, options] => (source, target, options),
+            _ => return Err(form()),
+        };
+        if source.is_empty() || target.is_empty() {
+            return Err(form());
+        }
+        let source = if source.contains('/') || source == "." || source == ".." {
+            VolumeSource::Path(source.into())
+        } else if is_name(source) {
+            VolumeSource::Named(source.to_owned())
+        } else {
+            return Err(VolumeError::Name(text.to_owned()));
+        };
+        let mut read_only = false;
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            match option {
+                "ro" => read_only = true,
+                "rw" => read_only = false,
+                _ => {
+                    let (text, option) = (text.to_owned(), option.to_owned());
+                    return Err(VolumeError::Option { text, option });
+                }
+            }
+        }
+        Ok(Self { source, destination: destination(text, target)?, read_only })
+    }
+}
+
+/// A volume whose place on the host is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindMount {
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Absolute path in the container.
+    pub destination: PathBuf,
+    /// Not writable from the container.
+    pub read_only: bool,
+}
+
+/// A file system in the guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TmpfsMount {
+    /// Absolute path in the container.
+    pub destination: PathBuf,
+    /// Mount options, docker's defaults included.
+    pub options: Vec<String>,
+}
+
+impl FromStr for TmpfsMount {
+    type Err = VolumeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, asked) = text.split_once(':').unwrap_or((text, ""));
+        let mut options: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).into();
+        for option in asked.split(',').filter(|option| !option.is_empty()) {
+            // An option undoes its opposite: `exec` after the default `noexec`.
+            let opposite = option.strip_prefix("no").map_or_else(|| format!("no{option}"), str::to_owned);
+            options.retain(|known| *known != opposite && known != option);
+            options.push(option.to_owned());
+        }
+        Ok(Self { destination: destination(text, path)?, options })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_paths_or_names() {
+        let table = [
+            ("/a:/b", VolumeSource::Path("/a".into()), "/b", false),
+            ("./a:/b:rw", VolumeSource::Path("./a".into()), "/b", false),
+            (".:/b", VolumeSource::Path(".".into()), "/b", false),
+            ("/a:/b/:ro", VolumeSource::Path("/a".into()), "/b", true),
+            ("data:/b:ro", VolumeSource::Named("data".into()), "/b", true),
+        ];
+        for (text, source, destination, read_only) in table {
+            let expected = VolumeOption { source, destination: destination.into(), read_only };
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_volume_is_refused() {
+        for text in ["", "/a", ":/b", "/a:", "/a:/b:ro:x"] {
+            assert_eq!(text.parse::<VolumeOption>(), Err(VolumeError::Form(text.into())), "{text}");
+        }
+        for text in ["/a:b", "/a:/", "/a://", "/a:/b/../c"] {
+            assert_eq!(text.parse::<VolumeOption>(), Err(VolumeError::Destination(text.into())), "{text}");
+        }
+        assert_eq!("-x:/b".parse::<VolumeOption>(), Err(VolumeError::Name("-x:/b".into())));
+        assert!(matches!("/a:/b:sync".parse::<VolumeOption>(), Err(VolumeError::Option { .. })));
+    }
+
+    #[test]
+    fn tmpfs_options_undo_the_defaults() {
+        let table: [(&str, &[&str]); 3] = [
+            ("/t", &["noexec", "nosuid", "nodev"]),
+            ("/t:size=1m,exec", &["nosuid", "nodev", "size=1m", "exec"]),
+            ("/t:noexec,suid", &["nodev", "noexec", "suid"]),
+        ];
+        for (text, options) in table {
+            let tmpfs: TmpfsMount = text.parse().unwrap();
+            assert_eq!(
+                (tmpfs.destination, tmpfs.options),
+                (PathBuf::from("/t"), options.iter().map(|o| (*o).to_owned()).collect()),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A container's root file system: an overlay of its image's layers and a directory it writes to
+//! (Linux `Documentation/filesystems/overlayfs.rst`). Nothing is mounted here: the options are handed to
+//! whoever mounts.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::store::Container;
+use crate::store::Paths;
+use crate::store::file;
+use crate::store::file::FileError;
+use crate::store::file::io_error;
+
+/// Whose the data directory is: see [`owner_mark`].
+pub(super) const OWNER: &str = "owner";
+
+/// Longest list of layers that is passed as it is. mount(2) takes one page of options, and the other options
+/// need some of it.
+const LONGEST_LIST: usize = 3000;
+
+/// Two state directories may share one root directory; only the one that made a container's data may find it
+/// to be an orphan.
+pub(super) fn owner_mark(paths: &Paths) -> Vec<u8> {
+    let state = fs::canonicalize(&paths.state).unwrap_or_else(|_| paths.state.clone());
+    format!("{}\n{}\n", state.display(), paths.namespace).into_bytes()
+}
+
+/// Makes the directory a container writes to, with the attributes of its root.
+///
+/// # Errors
+/// A directory cannot be made.
+pub fn create_upper(paths: &Paths, container: &Container, layers: &[PathBuf]) -> Result<(), FileError> {
+    let data = container.data();
+    file::create_directories(data)?;
+    file::replace(&data.join(OWNER), &owner_mark(paths))?;
+    for name in ["upper", "work"] {
+        let directory = data.join(name);
+        fs::create_dir(&directory).map_err(io_error("create directory", &directory))?;
+    }
+    let upper = data.join("upper");
+    // The root of an overlay has the attributes of its topmost layer, and that is the empty one.
+    if let Some(top) = layers.first() {
+        let metadata = fs::metadata(top).map_err(io_error("read", top))?;
+        let permissions = fs::Permissions::from_mode(metadata.mode() & 0o7777);
+        fs::set_permissions(&upper, permissions).map_err(io_error("set the mode of", &upper))?;
+        std::os::unix::fs::chown(&upper, Some(metadata.uid()), Some(metadata.gid()))
+            .map_err(io_error("set the owner of", &upper))?;
+    }
+    Ok(())
+}
+
+/// The directory a container writes to.
+pub fn upper(container: &Container) -> PathBuf {
+    container.data().join("upper")
+}
+
+/// The options of the overlay mount. A list of layers too long for mount(2), or a layer whose path has a
+/// character that means something in the list, is written with short links.
+///
+/// # Errors
+/// A link cannot be made.
+pub fn overlay_options(container: &Container, layers: &[PathBuf]) -> Result<Vec<String>, FileError> {
+    let plain: Option<Vec<&str>> = layers.iter().map(|layer| plain_path(layer)).collect();
+    let list = match plain.map(|layers| layers.join(":")) {
+        Some(list) if list.len() <= LONGEST_LIST => list,
+        _ => linked_list(container.links(), layers)?,
+    };
+    Ok(vec![
+        format!("lowerdir={list}"),
+        format!("upperdir={}", upper(container).display()),
+        format!("workdir={}", container.data().join("work").display()),
+    ])
+}
+
+fn plain_path(path: &Path) -> Option<&str> {
+    path.to_str().filter(|text| !text.contains([':', ',', '\\']))
+}
+
+fn linked_list(links: &Path, layers: &[PathBuf]) -> Result<String, FileError> {
+    file::create_directories(links)?;
+    let mut list = Vec::with_capacity(layers.len());
+    for (number, layer) in layers.iter().enumerate() {
+        let link = links.join(number.to_string());
+        std::os::unix::fs::symlink(layer, &link).map_err(io_error("create", &link))?;
+        list.push(link.display().to_string());
+    }
+    Ok(list.join(":"))
+}

@@ -1,0 +1,17 @@
+//! Named volumes: a directory each, made at first use.
+
+use std::path::PathBuf;
+
+use crate::store::Paths;
+use crate::store::file;
+use crate::store::file::FileError;
+
+/// The directory of a named volume, made if it is not there. The name has been checked by its parser.
+///
+/// # Errors
+/// It cannot be made.
+pub fn volume_directory(paths: &Paths, name: &str) -> Result<PathBuf, FileError> {
+    let directory = paths.volumes().join(name);
+    file::create_directories(&directory)?;
+    Ok(directory)
+}

@@ -1,0 +1,113 @@
+//! When something breaks: what the user is told, and what is left.
+
+use std::fs;
+
+use kiai_tests::kiai::busybox;
+use kiai_tests::scenario;
+
+#[test]
+fn a_killed_shim_leaves_nothing_once_its_container_is_removed() {
+    scenario(|kiai| {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = format!("{}:/data", folder.path().display());
+        kiai.keep_running("orphan", &["-p", "18080:80", "-v", &volume]);
+        kiai.kill_shim();
+        assert!(!kiai.ok(&["ps"]).contains("orphan"), "it does not run any more");
+        assert!(kiai.ok(&["ps", "-a"]).contains("orphan"));
+        kiai.call(&["exec", "orphan", "true"]).refused(&["orphan"]);
+        kiai.ok(&["rm", "orphan"]);
+    });
+}
+
+#[test]
+fn a_command_waiting_for_a_killed_shim_ends() {
+    scenario(|kiai| {
+        let waiting = kiai.start(&["run", "--name", "gone", &busybox(), "sh", "-c", "echo up; sleep 3600"]);
+        waiting.until("up\n");
+        kiai.kill_shim();
+        waiting.finish().refused(&["gone"]);
+        kiai.ok(&["rm", "gone"]);
+    });
+}
+
+#[test]
+fn a_panic_of_the_guests_kernel_is_told_with_the_end_of_its_console() {
+    scenario(|kiai| {
+        let script = "mount -t proc proc /mnt && echo c > /mnt/sysrq-trigger; sleep 3600";
+        let words = ["run", "--rm", "--cap-add", "SYS_ADMIN", &busybox(), "sh", "-c", script];
+        let finished = kiai.call(&words);
+        let message = finished.failure(255);
+        assert!(message.contains("Kernel panic"), "the console's end: {finished}");
+    });
+}
+
+#[test]
+fn a_kernel_that_is_missing_or_damaged_is_named() {
+    scenario(|kiai| {
+        let folder = tempfile::tempdir().unwrap();
+        let damaged = folder.path().join("damaged-vmlinux");
+        fs::write(&damaged, b"\x7fELF and then nothing of use").unwrap();
+        for kernel in ["/no/such/vmlinux", damaged.to_str().unwrap()] {
+            kiai.call(&["run", "--rm", "--kernel", kernel, &busybox(), "true"]).refused(&[kernel]);
+        }
+    });
+}
+
+#[test]
+fn an_initramfs_that_is_missing_or_damaged_is_named() {
+    scenario(|kiai| {
+        let folder = tempfile::tempdir().unwrap();
+        let damaged = folder.path().join("damaged-initramfs");
+        fs::write(&damaged, vec![0x5a; 100_000]).unwrap();
+        for initramfs in ["/no/such/initramfs", damaged.to_str().unwrap()] {
+            let mut command = kiai.command(&["run", "--rm", &busybox(), "true"]);
+            command.env("KIAI_INITRD", initramfs);
+            kiai_tests::Running::start(command, None).finish().refused(&[initramfs]);
+        }
+    });
+}
+
+#[test]
+fn an_image_that_is_missing_or_makes_no_sense_is_named() {
+    scenario(|kiai| {
+        for image in
+            ["oci:/no/such/layout", "docker-archive:/no/such.tar", "UPPER/case", "127.0.0.1:9/none:1"]
+        {
+            kiai.call(&["run", "--rm", image, "true"]).refused(&[image]);
+        }
+        kiai.call(&["run", "--rm", "--rootfs", "/no/such/folder", "true"]).refused(&["/no/such/folder"]);
+    });
+}
+
+#[test]
+fn words_that_make_no_sense_are_named() {
+    scenario(|kiai| {
+        let image = busybox();
+        let wrong = [
+            ("-p", "99999:1"),
+            ("-p", "a:b"),
+            ("--ulimit", "files=1"),
+            ("--cap-add", "FLYING"),
+            ("--tmpfs", "relative"),
+            ("--network", "no-such-network"),
+            ("--env-file", "/no/such/file"),
+            ("-u", "nobody-of-that-name"),
+            ("--device", "/dev/no-such-device"),
+        ];
+        for (option, value) in wrong {
+            kiai.call(&["run", "--rm", option, value, &image, "true"]).refused(&[value]);
+        }
+        kiai.call(&["run", "--no-such-option", &image]).refused(&["--no-such-option"]);
+        for verb in ["stop", "kill", "rm", "logs", "wait", "stats", "inspect"] {
+            kiai.call(&[verb, "nobody"]).refused(&["nobody"]);
+        }
+    });
+}
+
+#[test]
+fn check_finds_this_machine_fit() {
+    scenario(|kiai| {
+        kiai.ok(&["check"]);
+        assert!(kiai.ok(&["version"]).contains(env!("CARGO_PKG_VERSION")));
+    });
+}

@@ -1,0 +1,16 @@
+//! End-to-end tests: `kiai` as a person or containerd calls it, with real microVMs behind it.
+//!
+//! One module per behaviour, one binary for all of them. The rules are in the harness's own documentation
+//! (`kiai_tests`); above all, a scenario leaves nothing behind.
+#![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
+
+mod containerd;
+mod exec;
+mod failures;
+mod images;
+mod io;
+mod many;
+mod network;
+mod resources;
+mod run;
+mod volumes;

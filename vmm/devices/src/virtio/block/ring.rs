@@ -1,0 +1,128 @@
+#![expect(unsafe_code, reason = "hands guest memory to the kernel for I/O that ends later")]
+//! Work on an io_uring. What the kernel may still reach is kept here until it has said that it is done; a
+//! ring is drained before it is dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+
+use io_uring::IoUring;
+use io_uring::opcode;
+use io_uring::squeue;
+use io_uring::types;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Disk;
+use super::backend::Completion;
+use super::backend::Work;
+
+pub(super) struct Ring {
+    ring: IoUring,
+    /// Signalled by the kernel when something has ended.
+    event: EventFd,
+    depth: usize,
+    in_flight: HashMap<u16, Work>,
+}
+
+impl Ring {
+    pub(super) fn new(depth: u16) -> io::Result<Self> {
+        let ring = IoUring::new(u32::from(depth))?;
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        Ok(Self { ring, event, depth: usize::from(depth), in_flight: HashMap::new() })
+    }
+
+    pub(super) fn completions(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.in_flight.len() < self.depth
+    }
+
+    /// Puts work into the submission queue. The tag is in use until the work has ended; the disk's file stays
+    /// open longer than that.
+    pub(super) fn submit(&mut self, disk: &Disk, tag: u16, work: Work) -> io::Result<()> {
+        if self.in_flight.contains_key(&tag) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let entry = entry(types::Fd(disk.file.as_raw_fd()), &work)?.user_data(u64::from(tag));
+        // In the map before the kernel can know of it; the pieces' heap block does not move with the Transfer.
+        self.in_flight.insert(tag, work);
+        // SAFETY: the iovecs and the guest memory they name live in `in_flight` until the completion is seen;
+        // `drop` waits for it. The descriptor is the disk's, which outlives the device's worker.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.map_err(|_| {
+            self.in_flight.remove(&tag);
+            io::ErrorKind::WouldBlock.into()
+        })
+    }
+
+    /// Tells the kernel of what was submitted.
+    pub(super) fn kick(&mut self) -> io::Result<()> {
+        self.ring.submit().map(|_| ())
+    }
+
+    /// What has ended since the last call.
+    pub(super) fn completed(&mut self, disk: &Disk) -> Vec<Completion> {
+        // Spurious wake-ups leave nothing to read.
+        let _ = self.event.read();
+        let mut ended = Vec::new();
+        for entry in self.ring.completion() {
+            let Ok(tag) = u16::try_from(entry.user_data()) else { continue };
+            let Some(work) = self.in_flight.remove(&tag) else { continue };
+            ended.push((tag, outcome(disk, &work, entry.result())));
+        }
+        ended
+    }
+}
+
+fn entry(fd: types::Fd, work: &Work) -> io::Result<squeue::Entry> {
+    Ok(match work {
+        Work::Transfer(transfer) => transfer.entry(fd)?,
+        Work::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        Work::Range { offset, length, mode } => {
+            let mode = i32::try_from(mode.bits()).map_err(|_| io::ErrorKind::InvalidInput)?;
+            opcode::Fallocate::new(fd, *length).offset(*offset).mode(mode).build()
+        }
+    })
+}
+
+fn outcome(disk: &Disk, work: &Work, result: i32) -> io::Result<()> {
+    match work {
+        Work::Transfer(transfer) if result >= 0 => {
+            let whole = i64::from(result) == i64::from(transfer.length());
+            // A short transfer (a signal, more than one call takes): do it the plain way.
+            if whole { Ok(()) } else { work.run(disk) }
+        }
+        // The file or the kernel may not know the operation; the plain way knows what to do then.
+        Work::Range { .. } if result < 0 => work.run(disk),
+        _ if result < 0 => Err(io::Error::from_raw_os_error(-result)),
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may still write to guest memory: wait for all of it.
+        while !self.in_flight.is_empty() {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => continue,
+                Err(e) => {
+                    // Letting go of memory the kernel may write to is not an option; keep it mapped for good.
+                    tracing::error!("virtio-blk: cannot drain io_uring: {e}");
+                    std::mem::forget(std::mem::take(&mut self.in_flight));
+                    return;
+                }
+            }
+            for entry in self.ring.completion() {
+                if let Ok(tag) = u16::try_from(entry.user_data()) {
+                    self.in_flight.remove(&tag);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The control queue (virtio 1.2 §5.1.6.5): how many queue pairs the driver uses.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use virtio_queue::QueueT;
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+
+use super::taps::Taps;
+use crate::platform::GuestMemory;
+use crate::virtio::buffers::Buffers;
+use crate::virtio::buffers::ChainBuffers;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::device::VirtioInterrupt;
+use crate::virtio::queue;
+use crate::virtio::queue::ChainError;
+use crate::virtio::worker::Handler;
+use crate::virtio::worker::Interest;
+
+/// `VIRTIO_NET_CTRL_MQ` and its command `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`.
+const PAIRS_SET: [u8; 2] = [4, 0];
+/// `VIRTIO_NET_OK` and `VIRTIO_NET_ERR`.
+const OK: u8 = 0;
+const ERROR: u8 = 1;
+
+/// What is on the control thread.
+pub(super) struct Control {
+    queue: ActiveQueue,
+    taps: Arc<Taps>,
+    /// Pairs whose queues the driver has enabled; 0 if it did not agree on several.
+    pairs: usize,
+    memory: GuestMemory,
+    interrupt: Arc<dyn VirtioInterrupt>,
+}
+
+impl Control {
+    pub(super) fn new(
+        queue: ActiveQueue,
+        taps: Arc<Taps>,
+        pairs: usize,
+        memory: GuestMemory,
+        interrupt: Arc<dyn VirtioInterrupt>,
+    ) -> Self {
+        Self { queue, taps, pairs, memory, interrupt }
+    }
+
+    pub(super) fn descriptors(&self) -> [(RawFd, u64); 1] {
+        [(self.queue.notification.as_raw_fd(), 0)]
+    }
+
+    fn serve(&mut self) -> ControlFlow<()> {
+        let memory = self.memory.memory();
+        let size = self.queue.queue.size();
+        let (taps, pairs) = (&self.taps, self.pairs);
+        let served = queue::serve(&mut self.queue, &memory, &self.interrupt, |memory, chain| {
+            let ChainBuffers { readable, writable, .. } = ChainBuffers::new(memory, chain, size)?;
+            if writable.is_empty() {
+                return Err(ChainError::Layout("a command without room for its answer"));
+            }
+            let answer = if command(&readable, taps, pairs) { OK } else { ERROR };
+            writable.copy_from(0, &[answer]);
+            Ok(1)
+        });
+        queue::stop_if_malformed("virtio-net", served, &self.interrupt)
+    }
+}
+
+/// Obeys a command; false if it is not one we have offered.
+fn command(request: &Buffers<'_>, taps: &Taps, most: usize) -> bool {
+    let mut bytes = [0; 4];
+    let length = request.copy_to(&mut bytes);
+    let pairs = usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+    if length < bytes.len() || bytes[..2] != PAIRS_SET || !(1..=most).contains(&pairs) {
+        return false;
+    }
+    taps.use_pairs(pairs)
+        .inspect_err(|e| tracing::warn!("virtio-net: the tap does not change to {pairs} queues: {e}"))
+        .is_ok()
+}
+
+impl Handler for Control {
+    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+        self.serve()
+    }
+
+    fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+        queue::clear(&self.queue);
+        self.serve()
+    }
+}

@@ -1,0 +1,136 @@
+//! The thread of one queue pair: a receive queue, a transmit queue and a tap queue.
+//!
+//! The tap is watched for edges: what it was last seen to be is remembered (`readable`, `writable`) and taken
+//! back only when it refuses. So a full ring or a full tap costs nothing until it changes.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::receive::Receive;
+use super::taps::Taps;
+use super::transmit::Transmit;
+use crate::platform::GuestMemory;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::device::VirtioInterrupt;
+use crate::virtio::queue;
+use crate::virtio::worker::Handler;
+use crate::virtio::worker::Interest;
+
+/// Tokens of the worker.
+const RECEIVE: u64 = 0;
+const TRANSMIT: u64 = 1;
+const TAP: u64 = 2;
+const ATTACHED: u64 = 3;
+const AGAIN: u64 = 4;
+
+/// What is on the thread.
+pub(super) struct Pair {
+    index: usize,
+    taps: Arc<Taps>,
+    receive: Receive,
+    transmit: Transmit,
+    memory: GuestMemory,
+    interrupt: Arc<dyn VirtioInterrupt>,
+    /// Signalled by the thread to itself: there is more to do once others, and `stop`, had their turn.
+    again: EventFd,
+}
+
+impl Pair {
+    #[expect(clippy::too_many_arguments, reason = "called once, with everything the thread needs")]
+    pub(super) fn new(
+        index: usize,
+        taps: &Arc<Taps>,
+        receive: ActiveQueue,
+        transmit: ActiveQueue,
+        features: u64,
+        mtu: u16,
+        memory: &GuestMemory,
+        interrupt: &Arc<dyn VirtioInterrupt>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            index,
+            taps: taps.clone(),
+            receive: Receive::new(receive, features, mtu),
+            transmit: Transmit::new(transmit),
+            memory: memory.clone(),
+            interrupt: interrupt.clone(),
+            again: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    pub(super) fn descriptors(&self) -> [(RawFd, u64); 4] {
+        [
+            (self.receive.queue.notification.as_raw_fd(), RECEIVE),
+            (self.transmit.queue.notification.as_raw_fd(), TRANSMIT),
+            (self.taps.attached(self.index).as_raw_fd(), ATTACHED),
+            (self.again.as_raw_fd(), AGAIN),
+        ]
+    }
+
+    /// Does what can be done now, within a budget.
+    fn work(&mut self) -> ControlFlow<()> {
+        let memory = self.memory.memory();
+        let tap = self.taps.tap(self.index).as_fd();
+        let transmitted = self.transmit.run(&memory, tap, &self.interrupt);
+        let more = transmitted.and_then(|more| Ok(self.receive.run(&memory, tap, &self.interrupt)? || more));
+        let done = more.map(|more| {
+            if more {
+                // The counter cannot overflow: it is read before the next write.
+                let _ = self.again.write(1);
+            }
+        });
+        queue::stop_if_malformed("virtio-net", done, &self.interrupt)
+    }
+
+    /// Waits for edges of the tap. Anew for a queue that was detached: the kernel forgets who waits for one.
+    fn watch_tap(&mut self, interest: &Interest) -> io::Result<()> {
+        let fd = self.taps.tap(self.index).as_fd().as_raw_fd();
+        let _ = interest.remove(fd);
+        interest.add(fd, TAP, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
+        (self.receive.readable, self.transmit.writable) = (true, true);
+        Ok(())
+    }
+
+    fn watch_and_work(&mut self, interest: &Interest) -> ControlFlow<()> {
+        match self.watch_tap(interest) {
+            Ok(()) => self.work(),
+            Err(e) => {
+                tracing::error!("virtio-net: cannot wait for the tap: {e}");
+                self.interrupt.needs_reset();
+                ControlFlow::Break(())
+            }
+        }
+    }
+}
+
+impl Handler for Pair {
+    fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+        self.watch_and_work(interest)
+    }
+
+    fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()> {
+        match token {
+            RECEIVE => queue::clear(&self.receive.queue),
+            TRANSMIT => queue::clear(&self.transmit.queue),
+            AGAIN => drop(self.again.read()),
+            ATTACHED => {
+                let _ = self.taps.attached(self.index).read();
+                return self.watch_and_work(interest);
+            }
+            _ => {
+                self.receive.readable |= events.contains(EventSet::IN);
+                self.transmit.writable |= events.contains(EventSet::OUT);
+            }
+        }
+        self.work()
+    }
+}

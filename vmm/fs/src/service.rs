@@ -1,0 +1,112 @@
+//! What happens on the device's thread: works through the queues whenever the driver notifies.
+//!
+//! File system calls block it, and only it. Nothing it opens can block for good: special files are not opened,
+//! regular ones without waiting.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use kiai_devices::platform::GuestMemory;
+use kiai_devices::virtio::device::VirtioInterrupt;
+use kiai_devices::virtio::worker::Handler;
+use kiai_devices::virtio::worker::Interest;
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::identity;
+use crate::requests::FuseServer;
+use crate::requests::Malformed;
+use crate::requests::Requests;
+use crate::requests::Served;
+use crate::view::RamView;
+use crate::view::ViewError;
+
+/// A queue and how the driver reaches the device about it.
+pub(crate) struct ServedQueue {
+    pub(crate) index: u16,
+    pub(crate) requests: Requests,
+    pub(crate) notification: Arc<EventFd>,
+}
+
+/// All that one activation needs.
+pub(crate) struct Service {
+    pub(crate) server: FuseServer,
+    pub(crate) queues: Vec<ServedQueue>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) interrupt: Arc<dyn VirtioInterrupt>,
+    /// Set when the device is reset: the thread ends after the request at hand, whatever else is waiting.
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Driver(#[from] Malformed),
+    #[error(transparent)]
+    View(#[from] ViewError),
+}
+
+impl Service {
+    /// What to wait for: each queue's notification, by its place in `queues`.
+    pub(crate) fn descriptors(&self) -> Vec<(RawFd, u64)> {
+        self.queues.iter().map(|queue| queue.notification.as_raw_fd()).zip(0..).collect()
+    }
+
+    /// Serves the queue at `place` until it is empty; on a failure the device asks to be reset.
+    fn serve(&mut self, place: usize) -> ControlFlow<()> {
+        // The server behind us is large and not ours: should it panic, the device fails, not the machine.
+        match catch_unwind(AssertUnwindSafe(|| self.drain(place))) {
+            Ok(Ok(())) => return ControlFlow::Continue(()),
+            Ok(Err(failure)) => tracing::warn!(error = %failure, "virtio-fs stopped"),
+            Err(_) => tracing::error!("virtio-fs stopped: the FUSE server panicked"),
+        }
+        self.interrupt.needs_reset();
+        ControlFlow::Break(())
+    }
+
+    fn drain(&mut self, place: usize) -> Result<(), Failure> {
+        let queue = &mut self.queues[place];
+        // Cleared before looking, so that a later notification is not lost. A spurious one leaves nothing.
+        let _ = queue.notification.read();
+        let snapshot = self.memory.memory();
+        let ram = RamView::of(&snapshot)?;
+        loop {
+            queue.requests.disable_notification(&ram)?;
+            loop {
+                if self.stop.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                match queue.requests.serve(&self.server, &ram)? {
+                    Served::Nothing => break,
+                    Served::One { notify: true } => self.interrupt.used_buffers(queue.index),
+                    Served::One { notify: false } => {}
+                }
+            }
+            if !queue.requests.enable_notification(&ram)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Handler for Service {
+    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+        if let Err(error) = identity::prepare_thread() {
+            tracing::error!(%error, "virtio-fs: cannot give the thread its own umask");
+            self.interrupt.needs_reset();
+            return ControlFlow::Break(());
+        }
+        (0..self.queues.len()).try_for_each(|place| self.serve(place))
+    }
+
+    fn ready(&mut self, place: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+        self.serve(usize::try_from(place).expect("one of the places given"))
+    }
+}

@@ -1,0 +1,120 @@
+//! Debian packages: which are installed, installing what is missing, fetching one without installing it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::step;
+
+const STATUS: &str = "/var/lib/dpkg/status";
+
+/// `program`, run as root: as it is if this process is root, else through sudo.
+pub(crate) fn as_root(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    command
+}
+
+/// Which of `wanted` are not installed. Reads dpkg's own record: no process is started.
+pub(crate) fn missing(wanted: &[String]) -> Result<Vec<String>> {
+    let status = fs::read_to_string(STATUS)
+        .with_context(|| format!("{STATUS}: this needs Debian or a system made from it"))?;
+    let installed = installed_in(&status);
+    Ok(wanted.iter().filter(|name| !installed.contains(name.as_str())).cloned().collect())
+}
+
+/// The names of the packages that dpkg's `status` file records as installed.
+fn installed_in(status: &str) -> HashSet<&str> {
+    status
+        .split("\n\n")
+        .filter(|paragraph| paragraph.contains("\nStatus: ") && paragraph.contains(" ok installed\n"))
+        .filter_map(|paragraph| paragraph.lines().find_map(|line| line.strip_prefix("Package: ")))
+        .collect()
+}
+
+/// Installs `packages`, after bringing apt's lists up to date.
+pub(crate) fn install(packages: &[String]) -> Result<()> {
+    update()?;
+    let mut command = as_root("env");
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "--yes",
+        "--no-install-recommends",
+    ]);
+    step::run(&format!("installing {} Debian packages", packages.len()), command.args(packages))
+}
+
+/// Fetches `package` and unpacks it into `folder`; nothing is installed. Returns the package's version.
+pub(crate) fn fetch(package: &str, folder: &Path) -> Result<String> {
+    let _ = output_after_update(|| {
+        let mut command = Command::new("apt-get");
+        command.args(["download", "--option", "APT::Sandbox::User=root", package]).current_dir(folder);
+        command
+    })?;
+    let archive = downloaded(folder)?;
+    let field = |name| step::output(Command::new("dpkg-deb").arg("--field").arg(&archive).arg(name));
+    let version = field("Version")?.trim().to_owned();
+    step::run(
+        &format!("unpacking {package} {version}"),
+        Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(folder),
+    )?;
+    fs::remove_file(&archive)?;
+    Ok(version)
+}
+
+/// The first package that `package` depends on and whose name starts with `prefix`: what a metapackage stands for.
+pub(crate) fn dependency(package: &str, prefix: &str) -> Result<String> {
+    let listing = output_after_update(|| {
+        let mut command = Command::new("apt-cache");
+        command.args(["depends", "--important", package]);
+        command
+    })?;
+    listing
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with(prefix))
+        .map(str::to_owned)
+        .with_context(|| format!("Debian's {package} depends on no {prefix}…"))
+}
+
+/// The output of a command that reads apt's lists; they are brought up to date if it fails the first time.
+fn output_after_update(command: impl Fn() -> Command) -> Result<String> {
+    if let Ok(output) = step::output(&mut command()) {
+        return Ok(output);
+    }
+    update()?;
+    step::output(&mut command())
+}
+
+fn update() -> Result<()> {
+    step::run("updating apt's package lists", as_root("apt-get").arg("update"))
+}
+
+fn downloaded(folder: &Path) -> Result<PathBuf> {
+    let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
+    let packages: Vec<_> =
+        fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_package).collect();
+    ensure!(packages.len() == 1, "{}: {} packages where one was expected", folder.display(), packages.len());
+    Ok(packages.into_iter().next().expect("the length was checked"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_packages_that_are_installed_count() {
+        let status = "Package: kept\nStatus: install ok installed\nVersion: 1\n\n\
+                      Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\n\
+                      Package: last\nStatus: hold ok installed\nVersion: 2\n";
+        assert_eq!(installed_in(status), HashSet::from(["kept", "last"]));
+    }
+}

@@ -1,0 +1,120 @@
+//! Follows a running lab to its end: hands it the job, passes standard streams through, watches the clock.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use kiai_lab::{Job, Kind, read_frame, write_frame};
+use tempfile::TempDir;
+
+use super::Machine;
+use super::machine::Running;
+use crate::step;
+
+/// The exit code when the time ran out, as `timeout` has it.
+const TIMED_OUT: u8 = 124;
+/// The exit code when the lab failed rather than the command in it.
+const LAB_FAILED: u8 = 125;
+/// How much of the console's end is shown when the lab did not end as it should.
+const TAIL_BYTES: u64 = 6 << 10;
+
+/// Hands over `job` and returns its exit code. The machine is stopped when this returns.
+pub(crate) fn follow(
+    mut running: Running,
+    job: &Job,
+    machine: &Machine,
+    scratch: TempDir,
+) -> Result<ExitCode> {
+    let started = Instant::now();
+    let mut scratch = Some(scratch);
+    if let Err(error) = write_frame(&mut running.port, Kind::Job, &job.encode()) {
+        return Ok(failed(&mut running, &format!("it does not take its job: {error}")));
+    }
+    let to_lab = running.port.try_clone()?;
+    thread::spawn(move || feed(to_lab));
+
+    let code = loop {
+        let left = machine.timeout.saturating_sub(started.elapsed());
+        running.port.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let (kind, payload) = match read_frame(&mut running.port) {
+            Ok(frame) => frame,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                failed(&mut running, &format!("no end after {} s", machine.timeout.as_secs()));
+                return Ok(ExitCode::from(TIMED_OUT));
+            }
+            Err(_) => return Ok(failed(&mut running, "it stopped before the command's end")),
+        };
+        match kind {
+            Kind::Started => {
+                // QEMU has everything open: from here on nothing is left behind even if this process is killed.
+                drop(scratch.take());
+                if machine.verbose {
+                    step::say(&format!("lab: up after {:.1} s", started.elapsed().as_secs_f32()));
+                }
+            }
+            Kind::Stdout => pass_on(&mut io::stdout(), &payload)?,
+            Kind::Stderr => pass_on(&mut io::stderr(), &payload)?,
+            Kind::Exit => break String::from_utf8_lossy(&payload).parse::<i32>()?,
+            Kind::Failed => {
+                return Ok(failed(&mut running, &String::from_utf8_lossy(&payload)));
+            }
+            Kind::Job | Kind::Stdin => bail!("the lab sent a frame that only the host sends"),
+        }
+    };
+    running.stop();
+    if machine.verbose {
+        eprint!("{}", tail(&mut running.console, u64::MAX));
+        step::say(&format!("lab: stopped after {:.1} s", started.elapsed().as_secs_f32()));
+    }
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Standard input, if it is not a terminal: a lab command is no interactive session.
+fn feed(mut port: UnixStream) {
+    let mut stdin = io::stdin();
+    let mut buffer = vec![0; 64 << 10];
+    while !stdin.is_terminal() {
+        match stdin.read(&mut buffer) {
+            Ok(length @ 1..) if write_frame(&mut port, Kind::Stdin, &buffer[..length]).is_ok() => {}
+            _ => break,
+        }
+    }
+    // If the lab is gone, so is the need to tell it.
+    let _ = write_frame(&mut port, Kind::Stdin, b"");
+}
+
+fn pass_on(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+/// Stops the machine and says why, with the console's last lines.
+fn failed(running: &mut Running, why: &str) -> ExitCode {
+    running.stop();
+    step::say(&format!("lab: {why}"));
+    for (what, file) in
+        [("QEMU says", &mut running.complaints), ("the console's last lines", &mut running.console)]
+    {
+        let text = tail(file, TAIL_BYTES);
+        if !text.trim().is_empty() {
+            eprintln!("xtask: lab: {what}:");
+            text.lines().for_each(|line| eprintln!("  | {line}"));
+        }
+    }
+    ExitCode::from(LAB_FAILED)
+}
+
+fn tail(file: &mut File, bytes: u64) -> String {
+    let mut text = Vec::new();
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let read =
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes))).and_then(|_| file.read_to_end(&mut text));
+    match read {
+        Ok(_) => String::from_utf8_lossy(&text).replace('\r', ""),
+        Err(error) => format!("(not readable: {error})"),
+    }
+}

@@ -1,0 +1,138 @@
+//! The QEMU recipe: emulated AMD with nested SVM, one virtio-serial port to this process, disks that leave no trace.
+//!
+//! Facts behind the recipe are in `tests/lab/README.md`. QEMU dies with this process, however that ends.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use kiai_lab::PORT_NAME;
+
+use super::{Machine, disk};
+
+/// What the machine is made from.
+pub(crate) struct Files {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: Vec<u8>,
+    pub(crate) root_disk: PathBuf,
+    /// Further disks, in the order of the job's mount points, and whether each is read-only.
+    pub(crate) disks: Vec<(PathBuf, bool)>,
+    /// For what must be a file.
+    pub(crate) scratch: PathBuf,
+}
+
+/// A started machine. Dropping it stops it.
+pub(crate) struct Running {
+    qemu: Child,
+    /// Our end of the virtio-serial port.
+    pub(crate) port: UnixStream,
+    /// The kernel's console so far.
+    pub(crate) console: File,
+    /// What QEMU itself had to say.
+    pub(crate) complaints: File,
+}
+
+impl Running {
+    /// Stops the machine now.
+    pub(crate) fn stop(&mut self) {
+        // Killing fails only if it has ended, which is what is wanted.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Starts the machine. Its scratch files may be unlinked once it has said the first word on its port.
+pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
+    let (port, qemu_port) = UnixStream::pair()?;
+    let initramfs = files.scratch.join("initramfs");
+    fs::write(&initramfs, &files.initramfs)?;
+    let console = files.scratch.join("console");
+    fs::write(&console, "")?;
+    let complaints = files.scratch.join("qemu");
+
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    if machine.deterministic {
+        qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+    } else {
+        qemu.args(["-accel", "tcg,thread=multi,tb-size=512"]);
+    }
+    qemu.args(["-cpu", "EPYC-Milan,+svm,-xsaves", "-M", "q35"]);
+    qemu.args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()]);
+    qemu.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(&initramfs);
+    qemu.args(["-append", &command_line(machine)]);
+    qemu.args([
+        "-chardev",
+        &format!("file,id=console,path={}", console.display()),
+        "-serial",
+        "chardev:console",
+    ]);
+    if machine.vfio {
+        // Without aw-bits=48 the IOMMU has 39 address bits, fewer than where guests put 64-bit BARs.
+        qemu.args(["-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"]);
+    }
+    qemu.args(["-device", "virtio-serial-pci"]);
+    qemu.args(["-chardev", &format!("socket,id=port,fd={}", qemu_port.as_raw_fd())]);
+    qemu.args(["-device", &format!("virtserialport,chardev=port,name={PORT_NAME}")]);
+    drive(&mut qemu, "root", &files.root_disk, "snapshot=on", "virtio-blk-pci");
+    for (index, (path, read_only)) in files.disks.iter().enumerate() {
+        let access = if *read_only { "readonly=on" } else { "discard=unmap" };
+        drive(&mut qemu, &format!("disk{index}"), path, access, "virtio-blk-pci");
+    }
+    if machine.vfio {
+        let nvme = files.scratch.join("nvme.raw");
+        disk::blank(&nvme, 256)?;
+        drive(&mut qemu, "nvme", &nvme, "discard=unmap", "nvme,serial=kiai-lab");
+        qemu.args(["-device", "edu"]);
+    }
+
+    // The layer over the root disk goes where the rest goes, and with it.
+    qemu.env("TMPDIR", &files.scratch);
+    qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&complaints)?);
+    // A group of its own: the terminal's Ctrl-C ends this process, and that ends QEMU.
+    qemu.process_group(0);
+    die_with_parent(&mut qemu, qemu_port.as_raw_fd());
+    let child = qemu.spawn().context("qemu-system-x86_64")?;
+    Ok(Running { qemu: child, port, console: File::open(console)?, complaints: File::open(complaints)? })
+}
+
+fn command_line(machine: &Machine) -> String {
+    // A delay loop that is long enough on any host, instead of measuring it on each CPU.
+    let mut line = String::from("console=ttyS0 reboot=t panic=-1 mitigations=off tsc=reliable lpj=16000000 ");
+    line += if machine.verbose { "ignore_loglevel" } else { "quiet loglevel=4" };
+    if machine.vfio {
+        line += " intel_iommu=on";
+    }
+    line
+}
+
+fn drive(qemu: &mut Command, id: &str, path: &std::path::Path, options: &str, device: &str) {
+    // Nothing on these disks outlives the run, so nothing needs to reach the host's disk.
+    let path = path.display();
+    qemu.args(["-drive", &format!("if=none,id={id},format=raw,cache=unsafe,{options},file={path}")]);
+    qemu.args(["-device", &format!("{device},drive={id}")]);
+}
+
+/// QEMU inherits `port` and is killed by the kernel when the thread that started it ends.
+fn die_with_parent(qemu: &mut Command, port: i32) {
+    #![expect(unsafe_code, reason = "Command::pre_exec is unsafe by itself")]
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // SAFETY: `port` is open in the parent until after the spawn, and this copy of it in the child is used here only.
+        let port = unsafe { std::os::fd::BorrowedFd::borrow_raw(port) };
+        rustix::io::fcntl_setfd(port, rustix::io::FdFlags::empty())?;
+        Ok(())
+    };
+    // SAFETY: the closure makes two system calls and touches no memory that another thread may hold a lock on.
+    unsafe { qemu.pre_exec(prepare) };
+}

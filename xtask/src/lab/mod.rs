@@ -1,0 +1,190 @@
+//! `cargo xtask lab`: one command, run as root in an emulated machine that has nested KVM.
+//!
+//! The recipe and what the machine offers: `tests/lab/README.md`. Here: what goes into the machine, how it is started,
+//! how its end is found out.
+
+pub(crate) mod disk;
+mod link;
+mod machine;
+pub(crate) mod root;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kiai_lab::Job;
+
+use crate::build::{self, SHIM};
+use crate::{cache, image, kernel, rootfs};
+use disk::Payload;
+
+/// Where the payload disk is mounted in the lab.
+const PAYLOAD: &str = "/lab";
+/// Where the test images are mounted in the lab.
+const IMAGES: &str = "/images";
+/// What nothing loads by itself when it is first used. Links, traffic control and netfilter do.
+const MODULES: [&str; 5] = ["kvm-amd", "tun", "loop", "fuse", "overlay"];
+
+/// Options of `cargo xtask lab`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// One CPU whose clock counts instructions: one nanosecond each
+    #[arg(long, conflicts_with = "cpus")]
+    deterministic: bool,
+    /// CPUs of the lab
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
+    /// Memory of the lab, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    memory: u32,
+    /// An IOMMU, and an `edu` and an NVMe device that can be passed to a guest
+    #[arg(long)]
+    vfio: bool,
+    /// Put a host file or folder into the lab, at LABPATH or at its own path
+    #[arg(long, value_name = "HOSTPATH[:LABPATH]")]
+    with: Vec<String>,
+    /// Stop the lab after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+    /// Do not build or put in anything of the project: only the machine and what --with names
+    #[arg(long)]
+    bare: bool,
+    /// Show the kernel's console and how long things took
+    #[arg(long, short)]
+    verbose: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// Runs the lab. The exit code is the command's; 124 if the time ran out, 125 if the lab failed.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut job = Lab::new(arguments.command.clone());
+    for with in &arguments.with {
+        job.put(with)?;
+    }
+    if !arguments.bare {
+        job.put_project()?;
+    }
+    job.start(&Machine {
+        cpus: if arguments.deterministic { 1 } else { arguments.cpus },
+        memory_mib: arguments.memory,
+        deterministic: arguments.deterministic,
+        vfio: arguments.vfio,
+        timeout: Duration::from_secs(arguments.timeout),
+        verbose: arguments.verbose,
+    })
+}
+
+/// The emulated machine.
+pub(crate) struct Machine {
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) deterministic: bool,
+    pub(crate) vfio: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) verbose: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        let timeout = Duration::from_secs(600);
+        Self { cpus: 2, memory_mib: 4096, deterministic: false, vfio: false, timeout, verbose: false }
+    }
+}
+
+/// A command to run in the lab and what it finds there.
+pub(crate) struct Lab {
+    job: Job,
+    payload: Payload,
+    images: Option<PathBuf>,
+}
+
+impl Lab {
+    /// A lab that runs `command` and holds nothing of the host yet.
+    pub(crate) fn new(command: Vec<String>) -> Self {
+        let job = Job {
+            argv: command,
+            cwd: "/root".into(),
+            modules: MODULES.map(str::to_owned).to_vec(),
+            env: vec![
+                format!("PATH={PAYLOAD}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+                "HOME=/root".into(),
+                "LANG=C.UTF-8".into(),
+                "TERM=linux".into(),
+                "RUST_BACKTRACE=1".into(),
+                "KIAI_IN_LAB=1".into(),
+            ],
+            ..Job::default()
+        };
+        Self { job, payload: Payload::default(), images: None }
+    }
+
+    /// Sets a variable in the command's environment.
+    pub(crate) fn env(&mut self, name: &str, value: &str) {
+        self.job.env.push(format!("{name}={value}"));
+    }
+
+    /// Puts a host file or folder in: `HOSTPATH[:LABPATH]`.
+    pub(crate) fn put(&mut self, with: &str) -> Result<()> {
+        let (host, lab) = with.split_once(':').unwrap_or((with, ""));
+        let host = std::fs::canonicalize(host).with_context(|| host.to_owned())?;
+        let lab = if lab.is_empty() { host.to_string_lossy().into_owned() } else { lab.to_owned() };
+        let name = format!("with/{}", self.job.binds.len() / 2);
+        self.job.binds.extend([format!("{PAYLOAD}/{name}"), lab]);
+        self.payload.add(host, &name);
+        Ok(())
+    }
+
+    /// Puts a host file at `name` below the payload's mount point, and returns its path in the lab.
+    pub(crate) fn place(&mut self, host: PathBuf, name: &str) -> String {
+        self.payload.add(host, name);
+        format!("{PAYLOAD}/{name}")
+    }
+
+    /// Puts in what the project is made of: binaries on PATH, guest kernel, guest image, test images.
+    pub(crate) fn put_project(&mut self) -> Result<()> {
+        let vmlinux = self.place(kernel::artifact()?.join("vmlinux"), "vmlinux");
+        let initramfs = self.place(rootfs::artifact()?, "initramfs");
+        self.env("KIAI_KERNEL", &vmlinux);
+        self.env("KIAI_INITRD", &initramfs);
+        self.env("KIAI_TEST_IMAGES", IMAGES);
+        self.images = Some(image::artifact()?.disk());
+        self.place(build::kiai()?, "bin/kiai");
+        self.payload.link(&format!("bin/{SHIM}"), "kiai");
+        Ok(())
+    }
+
+    /// Starts the machine, runs the command to its end and stops the machine, whatever happens.
+    pub(crate) fn start(mut self, machine: &Machine) -> Result<ExitCode> {
+        let kernel = root::kernel()?;
+        let root_disk = root::disk(&kernel)?;
+        let initramfs = root::initramfs(&kernel)?;
+
+        let scratch = cache::scratch()?;
+        let payload_disk = scratch.path().join("payload.ext4");
+        self.payload.write(scratch.path(), &payload_disk)?;
+        let scratch_disk = scratch.path().join("scratch.ext4");
+        disk::format_empty(&scratch_disk)?;
+        let mut disks = vec![(scratch_disk, false), (payload_disk, false)];
+        self.job.disks = vec!["/scratch".into(), PAYLOAD.into()];
+        if let Some(images) = self.images {
+            disks.push((images, true));
+            self.job.disks.push(IMAGES.into());
+        }
+        if machine.vfio {
+            self.job.modules.push("vfio-pci".into());
+        }
+
+        let files = machine::Files {
+            kernel: kernel.join("vmlinux"),
+            initramfs,
+            root_disk,
+            disks,
+            scratch: scratch.path().to_path_buf(),
+        };
+        let running = machine::start(machine, &files)?;
+        link::follow(running, &self.job, machine, scratch)
+    }
+}

@@ -1,0 +1,158 @@
+//! `cargo xtask test`: the checks, then the end-to-end tests with real microVMs.
+//!
+//! A test program runs as it is on this machine, or in a lab of its own: a kernel that one of them brings down takes
+//! no other with it. The environment the tests find is the same in both places.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::build::{self, SHIM};
+use crate::lab::{Lab, Machine};
+use crate::place::{self, Place};
+use crate::{cache, check, image, kernel, rootfs, step, workspace};
+
+/// How long one test program may take in the lab.
+const LAB_LIMIT: Duration = Duration::from_secs(45 * 60);
+const LAB_MEMORY_MIB: u32 = 6144;
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Skip the checks and unit tests
+    #[arg(long)]
+    only_e2e: bool,
+    /// Passed to every test program: a filter and options of libtest
+    #[arg(last = true, value_name = "FILTER")]
+    arguments: Vec<String>,
+}
+
+/// Runs everything; the exit code says whether all of it passed.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if !arguments.only_e2e {
+        check::all()?;
+    }
+    let libtest = libtest_arguments(&arguments.arguments);
+    let place = place::choose()?;
+    let mut failed = Vec::new();
+    for program in programs()? {
+        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if !has_tests(&program, &libtest)? {
+            continue;
+        }
+        step::say(&format!("end-to-end: {name}"));
+        let passed = match place {
+            Place::Machine => on_this_machine(&program, &libtest)?,
+            Place::Lab => in_the_lab(&program, &libtest)?,
+        };
+        if !passed {
+            failed.push(name);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    step::say(&format!("failed: {}", failed.join(", ")));
+    Ok(ExitCode::FAILURE)
+}
+
+/// One test at a time, unless the caller says otherwise: the tests count what is left behind on the machine.
+fn libtest_arguments(given: &[String]) -> Vec<String> {
+    let mut arguments = given.to_vec();
+    if !given.iter().any(|argument| argument.starts_with("--test-threads")) {
+        arguments.push("--test-threads=1".into());
+    }
+    arguments
+}
+
+/// Builds the test programs and returns where they are.
+fn programs() -> Result<Vec<PathBuf>> {
+    let build = ["test", "--package", check::END_TO_END, "--tests", "--no-run"];
+    step::run("building the end-to-end tests", workspace::cargo().args(build))?;
+    let messages = step::output(workspace::cargo().args(build).arg("--message-format=json"))?;
+    let mut programs = executables(&messages)?;
+    programs.sort();
+    Ok(programs)
+}
+
+/// The executables of integration tests among cargo's messages.
+fn executables(messages: &str) -> Result<Vec<PathBuf>> {
+    let mut programs = Vec::new();
+    for message in messages.lines() {
+        let message: Value =
+            serde_json::from_str(message).with_context(|| format!("cargo says: {message}"))?;
+        let is_test =
+            message["target"]["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "test"));
+        if let Some(program) = message["executable"].as_str().filter(|_| is_test) {
+            programs.push(program.into());
+        }
+    }
+    Ok(programs)
+}
+
+fn has_tests(program: &Path, libtest: &[String]) -> Result<bool> {
+    let listing = step::output(Command::new(program).args(libtest).arg("--list"))?;
+    Ok(listing.lines().any(|line| line.ends_with(": test")))
+}
+
+fn in_the_lab(program: &Path, libtest: &[String]) -> Result<bool> {
+    let inside = "/usr/local/bin/e2e";
+    let mut lab = Lab::new([inside.to_owned()].into_iter().chain(libtest.iter().cloned()).collect());
+    lab.put(&format!("{}:{inside}", program.display()))?;
+    lab.put_project()?;
+    let cpus = std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8) as u32);
+    let machine = Machine { cpus, memory_mib: LAB_MEMORY_MIB, timeout: LAB_LIMIT, ..Machine::default() };
+    Ok(lab.start(&machine)? == ExitCode::SUCCESS)
+}
+
+fn on_this_machine(program: &Path, libtest: &[String]) -> Result<bool> {
+    let scratch = cache::scratch()?;
+    let mut command = Command::new(program);
+    command.args(libtest).current_dir(workspace::root());
+    environment(&mut command, scratch.path())?;
+    Ok(command.status().with_context(|| program.display().to_string())?.success())
+}
+
+/// Gives `command` on this machine what it would find in the lab. `folder` holds the two names of the binary.
+pub(crate) fn environment(command: &mut Command, folder: &Path) -> Result<()> {
+    let kiai = build::kiai()?;
+    for name in ["kiai", SHIM] {
+        std::os::unix::fs::symlink(&kiai, folder.join(name))?;
+    }
+    let Some(path) = std::env::var_os("PATH") else { bail!("PATH is not set") };
+    let path = std::env::join_paths([folder.to_path_buf()].into_iter().chain(std::env::split_paths(&path)))?;
+    command.env("PATH", path);
+    command.env("KIAI_KERNEL", kernel::artifact()?.join("vmlinux"));
+    command.env("KIAI_INITRD", rootfs::artifact()?);
+    command.env("KIAI_TEST_IMAGES", image::artifact()?.folder());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_integration_tests_are_run() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"]},"executable":"/t/lib-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":"/t/run-2"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":null}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(executables(messages).unwrap(), [PathBuf::from("/t/run-2")]);
+    }
+
+    #[test]
+    fn the_callers_number_of_threads_wins() {
+        let given = vec!["run".to_owned(), "--test-threads=4".to_owned()];
+        assert_eq!(libtest_arguments(&given), given);
+        assert_eq!(libtest_arguments(&[]), ["--test-threads=1"]);
+    }
+}
