@@ -1,10 +1,14 @@
 //! The host side of Kiai: shim, CLI, plans, sandboxes, images, host network. Names no KVM type.
 
 pub mod agent;
+pub mod check;
+pub mod cli;
 pub mod config;
 pub mod container;
 pub mod failure;
 pub mod host;
+pub mod image;
+pub mod network;
 pub mod plan;
 pub mod sandbox;
 pub mod shim;

@@ -8,12 +8,16 @@ use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use crate::step;
+
+/// How many artifacts of a kind are kept. Several checkouts may each use another.
+const KEPT: usize = 8;
 
 /// The folder of all artifacts.
 pub(crate) fn root() -> &'static Path {
@@ -62,6 +66,7 @@ pub(crate) fn artifact(
     let folder = root().join(kind);
     let done = folder.join(&hash);
     if done.is_dir() {
+        mark_used(&done)?;
         return Ok(done);
     }
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -79,7 +84,30 @@ pub(crate) fn artifact(
     fs::create_dir(&unfinished)?;
     make(&unfinished)?;
     fs::rename(&unfinished, &done)?;
+    mark_used(&done)?;
+    forget_old(&folder)?;
     Ok(done)
+}
+
+/// An artifact's own time is when it was last asked for.
+fn mark_used(artifact: &Path) -> Result<()> {
+    File::open(artifact)?.set_modified(SystemTime::now()).context("marking an artifact as used")
+}
+
+/// Removes what has not been asked for the longest: every change of an input leaves an artifact behind.
+fn forget_old(folder: &Path) -> Result<()> {
+    let mut artifacts = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && path.extension().is_none() {
+            artifacts.push((fs::metadata(&path)?.modified()?, path));
+        }
+    }
+    artifacts.sort();
+    for (_, artifact) in artifacts.iter().rev().skip(KEPT) {
+        remove_tree(artifact)?;
+    }
+    Ok(())
 }
 
 /// Removes a folder and all in it, if it is there.
@@ -112,6 +140,21 @@ pub(crate) fn scratch() -> Result<tempfile::TempDir> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_asked_for_the_longest_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..KEPT + 2 {
+            let artifact = folder.path().join(number.to_string());
+            fs::create_dir(&artifact).unwrap();
+            let age = std::time::Duration::from_secs(number as u64);
+            File::open(&artifact).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        }
+        forget_old(folder.path()).unwrap();
+        for number in 0..KEPT + 2 {
+            assert_eq!(folder.path().join(number.to_string()).exists(), number < KEPT, "{number}");
+        }
+    }
 
     #[test]
     fn a_hash_depends_on_every_input_and_its_name() {

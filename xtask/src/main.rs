@@ -10,6 +10,7 @@ mod kernel;
 mod lab;
 mod place;
 mod probe;
+mod registry;
 mod rootfs;
 mod run;
 mod setup;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::build::{self, SHIM};
@@ -37,12 +37,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let libtest = libtest_arguments(&arguments.arguments);
     let place = place::choose()?;
-    let mut failed = Vec::new();
+    let mut selected = Vec::new();
     for program in programs()? {
-        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if !has_tests(&program, &libtest)? {
-            continue;
+        if has_tests(&program, &libtest)? {
+            selected.push(program);
         }
+    }
+    ensure!(
+        !selected.is_empty(),
+        "no end-to-end test is called like this: {}",
+        arguments.arguments.join(" ")
+    );
+    let mut failed = Vec::new();
+    for program in selected {
+        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         step::say(&format!("end-to-end: {name}"));
         let passed = match place {
             Place::Machine => on_this_machine(&program, &libtest)?,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use kiai_runtime::cli;
 use kiai_runtime::shim;
 
 fn main() -> ExitCode {
@@ -12,5 +13,5 @@ fn main() -> ExitCode {
         let arguments: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
         return shim::main(&arguments);
     }
-    ExitCode::SUCCESS
+    cli::main()
 }

@@ -27,7 +27,7 @@ const KILLED: u32 = 137;
 
 /// Clears up what the shim of `bundle` left if it is gone. A shim that still answers is left alone; call it after
 /// that one has ended. The bundle itself is its maker's.
-pub fn delete(bundle: &Path, id: &str, _namespace: &str) -> Outcome<()> {
+pub fn delete(bundle: &Path, id: &str) -> Outcome<()> {
     check_id(id)?;
     // A further container of a pod has its sandbox's address and no shim of its own.
     if bundle.join(PID_FILE).exists() {
@@ -53,7 +53,7 @@ pub fn delete(bundle: &Path, id: &str, _namespace: &str) -> Outcome<()> {
 }
 
 pub(super) fn delete_role(arguments: &Arguments) -> Outcome<()> {
-    delete(&arguments.bundle()?, &arguments.id, &arguments.namespace)?;
+    delete(&arguments.bundle()?, &arguments.id)?;
     let response = DeleteResponse {
         exit_status: KILLED,
         exited_at: Some(timestamp(SystemTime::now())).into(),

@@ -67,11 +67,16 @@ pub fn launch(options: &LaunchOptions) -> Outcome<PathBuf> {
         other => other,
     }
     .map_err(|e| failed("listen on", e))?;
-    spawn(options, listener, &socket).inspect_err(|_| drop(fs::remove_file(&socket)))?;
+    // Before there is a process: whoever finds the bundle later finds the socket, too.
+    let file = options.bundle.join(ADDRESS_FILE);
+    fs::write(&file, address(&socket))
+        .map_err(|e| Failure::host(file.display(), &e))
+        .and_then(|()| spawn(options, listener))
+        .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     Ok(socket)
 }
 
-fn spawn(options: &LaunchOptions, listener: UnixListener, socket: &Path) -> Outcome<()> {
+fn spawn(options: &LaunchOptions, listener: UnixListener) -> Outcome<()> {
     let bundle = &options.bundle;
     let failed = |e: io::Error| Failure::host(format!("start the shim in {}", bundle.display()), &e);
     let program = std::env::current_exe().map_err(|e| Failure::host("find this program", &e))?;
@@ -94,22 +99,19 @@ fn spawn(options: &LaunchOptions, listener: UnixListener, socket: &Path) -> Outc
     let child = command.spawn().map_err(failed)?;
     // The command holds our copies of its ends: with them gone, a shim that dies ends the reading.
     drop(command);
+    fs::write(bundle.join(PID_FILE), child.id().to_string()).map_err(failed)?;
     let mut word = String::new();
     let read = says.by_ref().take(64 << 10).read_to_string(&mut word);
     // Not waited for: it outlives us, and init reaps it.
     match (word.as_str(), read) {
-        (SERVING, _) => {}
-        (_, Err(e)) => return Err(failed(e)),
+        (SERVING, _) => Ok(()),
+        (_, Err(e)) => Err(failed(e)),
         ("", Ok(_)) => {
             let log = bundle.join(LOG_FILE);
-            return Err(Failure::internal(format!("the shim ended before it served; see {}", log.display())));
+            Err(Failure::internal(format!("the shim ended before it served; see {}", log.display())))
         }
-        (reason, Ok(_)) => {
-            return Err(Failure::internal(format!("the shim cannot serve: {}", reason.trim_end())));
-        }
+        (reason, Ok(_)) => Err(Failure::internal(format!("the shim cannot serve: {}", reason.trim_end()))),
     }
-    fs::write(bundle.join(PID_FILE), child.id().to_string()).map_err(failed)?;
-    fs::write(bundle.join(ADDRESS_FILE), address(socket)).map_err(failed)
 }
 
 /// A socket as containerd writes it.

@@ -13,10 +13,11 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::lab::{disk, root};
+use crate::registry::{Access, Registry};
 use crate::{apt, cache, step};
 
 /// Raised when this file changes what comes out.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// What the Debian image has beside the essential packages: an interpreter and a server to talk to.
 const DEBIAN_PACKAGES: &str = "python3-minimal,redis-server,procps,iproute2,ca-certificates";
 const BUSYBOX: &str = "/usr/bin/busybox";
@@ -24,11 +25,17 @@ const BUSYBOX: &str = "/usr/bin/busybox";
 const ADDED: (&str, &str) = ("etc/kiai-image", "The second layer of the test image.\n");
 const DELETED: &str = "etc/.wh.issue.net";
 
+/// The storage of a registry that has the Debian image: filled here, because under emulation it takes half a minute.
+pub(crate) const REGISTRY: &str = "registry";
+/// How the Debian image is called in it.
+pub(crate) const REGISTRY_NAME: &str = "kiai/debian:latest";
+
 /// The test images, made once.
 pub(crate) struct Images(PathBuf);
 
 impl Images {
-    /// The folder with `debian/` and `busybox/` (OCI layouts), `debian.tar` (docker archive) and `busybox-rootfs/`.
+    /// The folder with `debian/` and `busybox/` (OCI layouts), `debian.tar` (docker archive), `registry/` (the storage of
+    /// a registry with `kiai/debian:latest`) and `busybox-rootfs/`.
     pub(crate) fn folder(&self) -> PathBuf {
         self.0.join("images")
     }
@@ -71,10 +78,19 @@ fn debian(images: &Path) -> Result<()> {
 
     let layout = images.join("debian");
     oci::write(&layout, "latest", &[base, changes], &["/bin/bash"])?;
-    let mut skopeo = Command::new("skopeo");
-    skopeo.arg("copy").arg("--insecure-policy").arg(format!("oci:{}:latest", layout.display()));
-    skopeo.arg(format!("docker-archive:{}:kiai/debian:latest", images.join("debian.tar").display()));
-    step::run("packing the docker archive", &mut skopeo)
+    let copy = |to: String| {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["copy", "--insecure-policy", "--dest-tls-verify=false"]);
+        skopeo.arg(format!("oci:{}:latest", layout.display())).arg(to);
+        skopeo
+    };
+    let archive = images.join("debian.tar");
+    step::run(
+        "packing the docker archive",
+        &mut copy(format!("docker-archive:{}:{REGISTRY_NAME}", archive.display())),
+    )?;
+    let registry = Registry::start(&images.join(REGISTRY), Access::Write)?;
+    step::run("filling the registry", &mut copy(format!("docker://{}/{REGISTRY_NAME}", registry.address)))
 }
 
 fn busybox(images: &Path) -> Result<()> {

@@ -1,0 +1,99 @@
+//! Whether this machine can run microVMs, and if not, exactly why and what to do about it.
+//!
+//! Every check is one function that returns one [`Finding`]; none changes anything. Reading order: [`all`].
+
+mod host;
+mod machine;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::store::Paths;
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it should be.
+    Good,
+    /// Something will not work, but microVMs will.
+    Doubtful,
+    /// No microVM will run.
+    Failed,
+}
+
+/// What one check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// What was found, one line.
+    pub detail: String,
+    /// What to do, if something is to be done.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    fn good(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Good, detail: detail.into(), hint: None }
+    }
+
+    fn doubtful(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Doubtful, detail: detail.into(), hint: Some(hint.into()) }
+    }
+
+    fn failed(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Failed, detail: detail.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// Runs every check, in the order in which a start would meet them.
+pub fn all(paths: &Paths) -> Vec<Finding> {
+    let mut findings = vec![machine::processor(), machine::kvm(), host::root()];
+    match Config::load() {
+        Ok(config) => {
+            findings.push(machine::kernel(&config));
+            findings.push(machine::initrd(&config));
+        }
+        Err(error) => {
+            let text = crate::failure::chain(&error);
+            findings.push(Finding::failed("configuration", text, "correct the file it names"));
+        }
+    }
+    findings.extend([
+        host::directory("root directory", &paths.root),
+        host::directory("state directory", &paths.state),
+        host::overlay(&paths.root),
+        host::cgroups(),
+        host::tun(),
+        host::plugins(),
+        host::iptables(),
+    ]);
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_trouble_comes_with_a_hint() {
+        let temporary = tempfile::TempDir::new().unwrap();
+        let paths = Paths {
+            root: temporary.path().join("root"),
+            state: "/proc/nowhere".into(),
+            namespace: "default".into(),
+        };
+        let findings = all(&paths);
+        for finding in &findings {
+            assert_eq!(finding.hint.is_some(), finding.outcome != Outcome::Good, "{finding:?}");
+            assert!(!finding.detail.contains('\n'), "{finding:?}");
+        }
+        let state = findings.iter().find(|finding| finding.name == "state directory").unwrap();
+        assert_eq!(state.outcome, Outcome::Failed);
+        // Looking must leave nothing behind.
+        assert!(!paths.root.exists());
+    }
+}

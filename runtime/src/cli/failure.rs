@@ -1,0 +1,117 @@
+//! How a verb fails: a chain of causes and the exit status that goes with it, by docker's conventions.
+
+use std::io::Write;
+
+/// We failed, not the container.
+pub(super) const OWN: u8 = 125;
+/// The program in the container is there but cannot be run.
+const CANNOT_INVOKE: u8 = 126;
+/// There is no such program in the container.
+const NOT_FOUND: u8 = 127;
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    status: u8,
+    error: anyhow::Error,
+    /// More lines for the reader: the last ones of a guest's console.
+    detail: Option<String>,
+}
+
+impl Failure {
+    /// A failure of ours.
+    pub(super) fn own(error: impl Into<anyhow::Error>) -> Self {
+        Self { status: OWN, error: error.into(), detail: None }
+    }
+
+    /// The container could not be started. Its runtime's words say whose fault it was.
+    pub(super) fn of_start(error: impl Into<anyhow::Error>) -> Self {
+        let error = error.into();
+        Self { status: status_of_start(&format!("{error:#}")), error, detail: None }
+    }
+
+    /// Changes the exit status.
+    pub(super) fn with_status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Adds lines printed after the message.
+    pub(super) fn with_detail(mut self, detail: Option<String>) -> Self {
+        self.detail = detail.or(self.detail);
+        self
+    }
+
+    /// The exit status.
+    pub(super) fn status(&self) -> u8 {
+        self.status
+    }
+
+    /// Prints the one line, and the detail below it.
+    pub(super) fn print(&self) {
+        let mut stderr = std::io::stderr().lock();
+        // Nobody is left to be told that standard error is gone.
+        let _ = writeln!(stderr, "kiai: {}", one_line(&self.error));
+        if let Some(detail) = &self.detail {
+            let _ = writeln!(stderr, "{}", detail.trim_end());
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::own(error)
+    }
+}
+
+/// The chain of causes on one line.
+pub(super) fn one_line(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // A cause that its effect quotes in full says nothing new.
+        if !parts.last().is_some_and(|last| last.ends_with(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn status_of_start(text: &str) -> u8 {
+    let lower = text.to_lowercase();
+    let says = |phrases: &[&str]| phrases.iter().any(|phrase| lower.contains(phrase));
+    if says(&["executable not found", "executable file not found", "no such executable"]) {
+        NOT_FOUND
+    } else if says(&["not executable", "exec format error", "cannot execute", "executable is a directory"]) {
+        CANNOT_INVOKE
+    } else {
+        OWN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_tells_who_is_to_blame() {
+        let table = [
+            ("create container: executable not found: nope", NOT_FOUND),
+            ("exec: \"x\": executable file not found in $PATH", NOT_FOUND),
+            ("start: /etc/passwd is not executable", CANNOT_INVOKE),
+            ("start: Exec format error", CANNOT_INVOKE),
+            ("kernel image: no such file or directory", OWN),
+        ];
+        for (text, status) in table {
+            assert_eq!(status_of_start(text), status, "{text}");
+        }
+    }
+
+    #[test]
+    fn causes_are_joined_on_one_line() {
+        let error = anyhow::anyhow!("no such\nfile").context("cannot read /x").context("run");
+        assert_eq!(one_line(&error), "run: cannot read /x: no such file");
+        let error = anyhow::anyhow!("deep").context("outer: deep");
+        assert_eq!(one_line(&error), "outer: deep");
+    }
+}

@@ -1,0 +1,78 @@
+//! A file that another process appends to, read as it grows. inotify(7) says when; nothing is polled.
+
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::path::Path;
+
+use rustix::fs::inotify;
+use tokio::net::unix::pipe::Receiver;
+
+/// A file and where we are in it.
+pub(super) struct Growing {
+    file: File,
+    /// Reads like a pipe, and is awaited like one.
+    watch: Receiver,
+}
+
+impl Growing {
+    /// Opens a file to be followed from its beginning, or from where `file` was read to.
+    ///
+    /// # Errors
+    /// The file cannot be read or watched.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::continued(File::open(path)?, path)
+    }
+
+    /// Goes on with a file that was read in part.
+    ///
+    /// # Errors
+    /// The file cannot be watched.
+    pub(super) fn continued(file: File, path: &Path) -> io::Result<Self> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY | inotify::WatchFlags::CLOSE_WRITE)?;
+        Ok(Self { file, watch: Receiver::from_owned_fd_unchecked(watch)? })
+    }
+
+    /// Reads what has been added; empty if nothing was.
+    pub(super) fn read(&mut self) -> io::Result<Vec<u8>> {
+        // A writer may be faster than we: one mouthful at a time.
+        let mut added = vec![0; 256 << 10];
+        let length = self.file.read(&mut added)?;
+        added.truncate(length);
+        Ok(added)
+    }
+
+    /// Returns when something may have been added since the last call. Cancelling loses nothing.
+    pub(super) async fn changed(&self) -> io::Result<()> {
+        self.watch.readable().await?;
+        let mut events = [0; 4096];
+        loop {
+            match self.watch.try_read(&mut events) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_appended_is_seen() {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        let mut growing = Growing::open(temporary.path()).unwrap();
+        assert_eq!(growing.read().unwrap(), b"");
+        let mut writer = temporary.reopen().unwrap();
+        for text in [&b"one"[..], b"two"] {
+            writer.write_all(text).unwrap();
+            growing.changed().await.unwrap();
+            assert_eq!(growing.read().unwrap(), text);
+        }
+    }
+}

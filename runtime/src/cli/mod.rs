@@ -1,0 +1,199 @@
+//! The `kiai` command: one verb a file, each a client of the Task service of a container's shim.
+//!
+//! Here the words of the command line are read and the exit status is decided, nothing else: a verb returns
+//! `Ok(status)` or a [`Failure`], and the only line on standard error that is ours is printed at the end of
+//! [`main`]. The statuses are docker's: the container's own, 125 when we failed, 126 and 127 when the program
+//! in the container could not be started.
+//!
+//! Reading order: [`run`] tells the whole story of a container; [`task`] is how a shim is spoken to,
+//! [`streams`] how bytes flow, [`release`] how everything is given back.
+
+mod check;
+mod completions;
+mod each;
+mod exec;
+mod failure;
+mod follow;
+mod format;
+mod image;
+mod inspect;
+mod kill;
+mod logs;
+mod names;
+mod options;
+mod prepare;
+mod ps;
+mod release;
+mod rm;
+mod run;
+mod session;
+mod signals;
+mod state;
+mod stats;
+mod stop;
+mod streams;
+mod task;
+mod terminal;
+mod version;
+mod wait;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::cli::failure::Failure;
+use crate::network::Settings;
+use crate::store::Paths;
+use crate::store::Store;
+
+/// Runs containers, each pod in a microVM of its own.
+#[derive(Debug, Parser)]
+#[command(name = "kiai", version, disable_help_subcommand = true, subcommand_required = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Folder of images, volumes and what containers wrote [default: $KIAI_ROOT or /var/lib/kiai]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Folder of what is gone after a reboot [default: $KIAI_STATE or /run/kiai]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Containers of another namespace are not seen [default: $KIAI_NAMESPACE or default]
+    #[arg(long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Make the shim write down what it does (shim.log in the bundle)
+    #[arg(long, global = true)]
+    debug: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<run::Run>),
+    Exec(exec::Exec),
+    Ps(ps::Ps),
+    Logs(logs::Logs),
+    Stop(stop::Stop),
+    Kill(kill::Kill),
+    Rm(rm::Rm),
+    Inspect(inspect::Inspect),
+    Wait(wait::Wait),
+    Stats(stats::Stats),
+    Check(check::Check),
+    Version(version::Version),
+    Completions(completions::Completions),
+}
+
+/// What every verb works with.
+#[derive(Debug)]
+struct Context {
+    store: Store,
+    debug: bool,
+}
+
+/// Reads the command line, does what it says and returns the exit status.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let result = perform(cli);
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+/// A command line that was not understood is one line and status 125; help and version are no errors.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe is the reader's wish.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let message: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .flat_map(str::split_whitespace)
+        .collect();
+    let message = message.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    eprintln!("kiai: {message} (see kiai --help)");
+    ExitCode::from(failure::OWN)
+}
+
+fn perform(cli: Cli) -> Result<u8, Failure> {
+    let context = Context { store: Store::new(paths(&cli.global)?), debug: cli.global.debug };
+    // One thread is enough for a client, and none is started before it is needed.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::own(anyhow::Error::new(error).context("cannot start")))?;
+    let status = runtime.block_on(dispatch(cli.verb, &context));
+    // A thread that waits for a terminal or a fifo ends with the process.
+    runtime.shutdown_background();
+    status
+}
+
+async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
+    match verb {
+        Verb::Run(run) => run.perform(context).await,
+        Verb::Exec(exec) => exec.perform(context).await,
+        Verb::Ps(ps) => ps.perform(context).await,
+        Verb::Logs(logs) => logs.perform(context).await,
+        Verb::Stop(stop) => stop.perform(context).await,
+        Verb::Kill(kill) => kill.perform(context).await,
+        Verb::Rm(rm) => rm.perform(context).await,
+        Verb::Inspect(inspect) => inspect.perform(context).await,
+        Verb::Wait(wait) => wait.perform(context).await,
+        Verb::Stats(stats) => stats.perform(context).await,
+        Verb::Check(check) => check.perform(context),
+        Verb::Version(version) => version.perform(),
+        Verb::Completions(completions) => completions.perform(),
+    }
+}
+
+fn paths(global: &Global) -> Result<Paths, Failure> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let folder = |option: &Option<PathBuf>, name, otherwise: &str| {
+        let path =
+            option.clone().or_else(|| variable(name).map(PathBuf::from)).unwrap_or_else(|| otherwise.into());
+        std::path::absolute(&path)
+            .map_err(|error| Failure::own(anyhow::Error::new(error).context(path.display().to_string())))
+    };
+    let namespace = global
+        .namespace
+        .clone()
+        .or_else(|| variable("KIAI_NAMESPACE").map(|name| name.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "default".to_owned());
+    if !crate::spec::volume::is_name(&namespace) {
+        return Err(Failure::own(anyhow::anyhow!(
+            "{namespace:?} is not a namespace; use letters, digits, '.', '_' and '-'"
+        )));
+    }
+    Ok(Paths {
+        root: folder(&global.root, "KIAI_ROOT", "/var/lib/kiai")?,
+        state: folder(&global.state, "KIAI_STATE", "/run/kiai")?,
+        namespace,
+    })
+}
+
+/// The network containers join, as the environment has it.
+fn network_settings() -> anyhow::Result<Settings> {
+    Ok(Settings::default())
+}
+
+#[cfg(test)]
+mod tests;

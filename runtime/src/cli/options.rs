@@ -1,0 +1,116 @@
+//! The options of `kiai run`, as written. Their values are read by the parsers in `spec` and `network`.
+
+use std::path::PathBuf;
+
+use crate::network::PortMapping;
+use crate::spec::capability::CapabilityWord;
+use crate::spec::device::DeviceOption;
+use crate::spec::quantity::Cpus;
+use crate::spec::quantity::MemorySize;
+use crate::spec::ulimit::Ulimit;
+use crate::spec::user::UserOption;
+use crate::spec::volume::TmpfsMount;
+use crate::spec::volume::VolumeOption;
+
+/// `--network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum NetworkOption {
+    /// A bridge with NAT, made by the CNI plugins.
+    #[value(alias = "bridge")]
+    Default,
+    /// Loopback only.
+    None,
+}
+
+/// `--pull`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum PullOption {
+    /// If it is not there.
+    Missing,
+    /// Look for a newer one each time.
+    Always,
+    /// Fail if it is not there.
+    Never,
+}
+
+/// What is run and how it is attached.
+#[derive(Debug, clap::Args)]
+pub(super) struct ProcessOptions {
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// Run in the background
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// Set an environment variable; NAME alone takes the value it has here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(super) env: Vec<String>,
+    /// Set the environment variables of a file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(super) env_file: Vec<PathBuf>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) workdir: Option<String>,
+    /// User and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(super) user: Option<UserOption>,
+}
+
+/// What the container is and may do.
+#[derive(Debug, clap::Args)]
+pub(super) struct ContainerOptions {
+    /// Name of the container [default: an adjective and a noun]
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub(super) rm: bool,
+    /// Program to run instead of the image's entrypoint; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<String>,
+    /// Host name [default: the container's id]
+    #[arg(long, value_name = "NAME")]
+    pub(super) hostname: Option<String>,
+    /// Mount a file, a directory or a named volume
+    #[arg(short, long, value_name = "SOURCE:PATH[:ro]")]
+    pub(super) volume: Vec<VolumeOption>,
+    /// Mount an empty file system in memory
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub(super) tmpfs: Vec<TmpfsMount>,
+    /// Make the root file system read-only
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// CPU time, in CPUs; also how many CPUs the sandbox has
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) cpus: Option<Cpus>,
+    /// Memory limit, with a unit: 256m, 2g
+    #[arg(short, long, value_name = "SIZE")]
+    pub(super) memory: Option<MemorySize>,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "NAME")]
+    pub(super) cap_add: Vec<CapabilityWord>,
+    /// Drop a capability, or ALL
+    #[arg(long, value_name = "NAME")]
+    pub(super) cap_drop: Vec<CapabilityWord>,
+    /// Set a resource limit: nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub(super) ulimit: Vec<Ulimit>,
+    /// Lend a device of the host
+    #[arg(long, value_name = "HOST[:PATH[:rwm]]")]
+    pub(super) device: Vec<DeviceOption>,
+    /// Network of the container
+    #[arg(long, value_enum, default_value = "default")]
+    pub(super) network: NetworkOption,
+    /// Lead a port of the host to the container
+    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/udp]")]
+    pub(super) publish: Vec<PortMapping>,
+    /// Guest kernel for this container's sandbox
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: Option<PathBuf>,
+    /// Show the guest's console on standard error
+    #[arg(long)]
+    pub(super) console: bool,
+}

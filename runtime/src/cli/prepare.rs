@@ -1,0 +1,267 @@
+//! From the options of `run` to a bundle on disk: looks up in the world what [`crate::spec`] wants to know,
+//! plans, and writes `config.json` and the files for `/etc`.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use anyhow::bail;
+use oci_spec::image::Config;
+use oci_spec::runtime::Box as ConsoleSize;
+use oci_spec::runtime::BoxBuilder;
+use oci_spec::runtime::Spec;
+
+use crate::cli::options::ContainerOptions;
+use crate::cli::options::ProcessOptions;
+use crate::cli::terminal;
+use crate::network::Network;
+use crate::network::dns;
+use crate::spec;
+use crate::spec::SpecInput;
+use crate::spec::capability::CapabilityChanges;
+use crate::spec::device::DeviceOption;
+use crate::spec::device::HostDevice;
+use crate::spec::env::Environment;
+use crate::spec::mounts::EtcFiles;
+use crate::spec::user::ResolvedUser;
+use crate::spec::user::UserOption;
+use crate::spec::user::resolve_user;
+use crate::spec::volume::BindMount;
+use crate::spec::volume::VolumeOption;
+use crate::spec::volume::VolumeSource;
+use crate::store::Paths;
+use crate::store::layers::read_file;
+use crate::store::volumes::volume_directory;
+
+/// Longest `/etc/passwd` or `/etc/group` that is read from an image.
+const LONGEST_DATABASE: usize = 4 << 20;
+
+/// Longest `--env-file`.
+const LONGEST_ENV_FILE: u64 = 1 << 20;
+
+/// What a container is made from.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// As the user wrote it.
+    pub(super) name: String,
+    /// Of the image's manifest.
+    pub(super) digest: Option<String>,
+    /// Layer directories, topmost first.
+    pub(super) layers: Vec<PathBuf>,
+    /// The image's `config` object.
+    pub(super) config: Config,
+}
+
+impl Source {
+    /// A bare root directory.
+    ///
+    /// # Errors
+    /// It is no directory.
+    pub(super) fn of_directory(directory: &Path) -> anyhow::Result<Self> {
+        let canonical =
+            fs::canonicalize(directory).with_context(|| format!("--rootfs {}", directory.display()))?;
+        if !canonical.is_dir() {
+            bail!("--rootfs {}: not a directory", directory.display());
+        }
+        Ok(Self {
+            name: canonical.display().to_string(),
+            digest: None,
+            layers: vec![canonical],
+            config: Config::default(),
+        })
+    }
+}
+
+/// Where a container is being made.
+pub(super) struct Place<'a> {
+    pub(super) paths: &'a Paths,
+    pub(super) bundle: &'a Path,
+    pub(super) id: &'a str,
+    pub(super) network: Option<&'a Network>,
+}
+
+/// Makes the specification and writes the bundle. The bundle's directory is there.
+///
+/// # Errors
+/// An option names something that is not in the image or not on the host, or the bundle cannot be written.
+pub(super) fn prepare(
+    place: &Place<'_>,
+    source: &Source,
+    process: &ProcessOptions,
+    container: &ContainerOptions,
+    command: &[String],
+) -> anyhow::Result<Spec> {
+    let hostname = container.hostname.as_deref().unwrap_or(place.id);
+    let user = match (&process.user, source.config.user()) {
+        (Some(user), _) => user.clone(),
+        (None, Some(user)) => user.parse().context("the image's user")?,
+        (None, None) => UserOption::default(),
+    };
+    let options = spec::Options {
+        entrypoint: container.entrypoint.clone(),
+        command: command.to_vec(),
+        terminal: process.tty,
+        workdir: process.workdir.clone(),
+        capabilities: CapabilityChanges { add: container.cap_add.clone(), drop: container.cap_drop.clone() },
+        ulimits: container.ulimit.clone(),
+        tmpfs: container.tmpfs.clone(),
+        read_only: container.read_only,
+        cpus: container.cpus,
+        memory: container.memory,
+        kernel: container.kernel.as_deref().map(existing_file).transpose().context("--kernel")?,
+        console: container.console.then(|| console_file(place.bundle)),
+    };
+    let mut spec = spec::plan_spec(SpecInput {
+        image: &source.config,
+        options: &options,
+        environment: environment(source.config.env().as_deref().unwrap_or_default(), process)?,
+        user: find_user(&user, &source.layers)?,
+        hostname,
+        volumes: container.volume.iter().map(|v| find_volume(v, place.paths)).collect::<Result<_, _>>()?,
+        devices: container.device.iter().map(find_device).collect::<Result<_, _>>()?,
+        etc: write_etc(place.bundle, hostname, place.network)?,
+        network_namespace: place.network.map(|network| network.namespace.clone()),
+    })?;
+    if let (true, Some(process)) = (process.tty, spec.process_mut()) {
+        process.set_console_size(console_size());
+    }
+    let path = place.bundle.join("config.json");
+    spec.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    if container.console {
+        let path = console_file(place.bundle);
+        fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    Ok(spec)
+}
+
+/// Where the shim writes the guest's console.
+pub(super) fn console_file(bundle: &Path) -> PathBuf {
+    bundle.join("console.log")
+}
+
+/// The size of our terminal in the specification's words.
+pub(super) fn console_size() -> Option<ConsoleSize> {
+    let (columns, rows) = terminal::size()?;
+    BoxBuilder::default().height(rows).width(columns).build().ok()
+}
+
+/// Lays the variables of files and options over `base`.
+pub(super) fn environment(base: &[String], process: &ProcessOptions) -> anyhow::Result<Environment> {
+    let host = |name: &str| std::env::var(name).ok();
+    let mut environment = Environment::from_image(base);
+    for path in &process.env_file {
+        let name = path.display().to_string();
+        let text = read_env_file(path).with_context(|| format!("cannot read --env-file {name}"))?;
+        environment.apply_file(&name, &text, &host)?;
+    }
+    for word in &process.env {
+        environment.apply(word, &host)?;
+    }
+    Ok(environment)
+}
+
+fn read_env_file(path: &Path) -> io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    fs::File::open(path)?.take(LONGEST_ENV_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_ENV_FILE {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// Finds a user in the user database of a container.
+///
+/// # Errors
+/// The database cannot be read, or a name is not in it.
+pub(super) fn find_user(user: &UserOption, layers: &[PathBuf]) -> anyhow::Result<ResolvedUser> {
+    let database = |path: &str| -> anyhow::Result<String> {
+        let content = read_file(layers, path, LONGEST_DATABASE)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&content).into_owned())
+    };
+    Ok(resolve_user(user, &database("etc/passwd")?, &database("etc/group")?)?)
+}
+
+/// A volume's place on the host. As with docker, a source that is not there becomes a directory.
+fn find_volume(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<BindMount> {
+    let source = match &volume.source {
+        VolumeSource::Named(name) => volume_directory(paths, name)?,
+        VolumeSource::Path(path) => {
+            let named = || format!("volume {}", path.display());
+            match fs::metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(path).with_context(named)?;
+                }
+                Err(error) => return Err(error).with_context(named),
+                Ok(_) => {}
+            }
+            fs::canonicalize(path).with_context(named)?
+        }
+    };
+    Ok(BindMount { source, destination: volume.destination.clone(), read_only: volume.read_only })
+}
+
+fn find_device(device: &DeviceOption) -> anyhow::Result<HostDevice> {
+    let named = || format!("device {}", device.host.display());
+    let metadata = fs::metadata(&device.host).with_context(named)?;
+    let kind = metadata.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        bail!("{}: not a device node", named());
+    }
+    let number = metadata.rdev();
+    Ok(HostDevice {
+        container: device.container.clone(),
+        block: kind.is_block_device(),
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+        mode: metadata.mode(),
+        permissions: device.permissions.clone(),
+    })
+}
+
+fn existing_file(path: &Path) -> anyhow::Result<PathBuf> {
+    let canonical = fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    if !canonical.is_file() {
+        bail!("{}: not a file", path.display());
+    }
+    Ok(canonical)
+}
+
+/// Writes the files that lie over the image's in `/etc`.
+fn write_etc(bundle: &Path, hostname: &str, network: Option<&Network>) -> anyhow::Result<EtcFiles> {
+    let directory = bundle.join("etc");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let write = |name: &str, text: String| -> anyhow::Result<Option<PathBuf>> {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Some(path))
+    };
+    let address: Option<IpAddr> = network.and_then(Network::address);
+    Ok(EtcFiles {
+        hostname: write("hostname", format!("{hostname}\n"))?,
+        hosts: write("hosts", dns::hosts(hostname, address))?,
+        // Without a network there is no server to be asked.
+        resolv_conf: write(
+            "resolv.conf",
+            network.map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf())),
+        )?,
+    })
+}
+
+/// The host's resolv.conf; the one behind systemd-resolved's stub if that is what it has.
+fn host_resolv_conf() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let text = read("/etc/resolv.conf");
+    if dns::is_stub(&text) {
+        let behind = read("/run/systemd/resolve/resolv.conf");
+        if !behind.is_empty() {
+            return behind;
+        }
+    }
+    text
+}

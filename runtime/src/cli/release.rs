@@ -1,0 +1,210 @@
+//! Gives back what a container had: its sandbox, its network, and, if that was agreed, its files.
+//!
+//! Every step bears being done twice and being done for a container whose shim or whose maker was killed, so
+//! the end of `run`, `stop`, `rm` and the tidying of `ps` all are this.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::process::Signal;
+use tokio::net::unix::pipe::Receiver;
+
+use crate::cli::Context;
+use crate::cli::state::State;
+use crate::cli::task::Ended;
+use crate::cli::task::Task;
+use crate::cli::task::TaskError;
+use crate::network;
+use crate::store::Container;
+use crate::store::Record;
+use crate::store::file::Lock;
+use crate::store::record::Exit;
+use crate::store::record::ShimProcess;
+use crate::store::record::Status;
+use crate::store::timestamp::Timestamp;
+
+/// What a container whose end nobody saw is said to have ended with.
+const UNKNOWN_STATUS: u32 = 255;
+
+/// How long a shim may take to end after it was asked to.
+const SHIM_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest text of a sandbox's end that is read: the console is the guest's, and hostile.
+const LONGEST_REASON: u64 = 64 << 10;
+
+/// Releases a container whose process has ended, or whose shim is dead, and writes its end down; removes it
+/// instead if it was made with `--rm`. The caller holds its lock.
+///
+/// # Errors
+/// The first step that failed; the record still says what is left to be done.
+pub(super) async fn release(
+    context: &Context,
+    container: &Container,
+    record: &mut Record,
+    lock: &Lock,
+    seen: Option<Ended>,
+) -> anyhow::Result<Exit> {
+    if let Status::Exited(exit) = &record.status {
+        return Ok(exit.clone());
+    }
+    let told = end_sandbox(container, record).await?;
+    network::detach(&container.network_file()).context("cannot give the network back")?;
+    let exit = exit_of(container, seen.or(told));
+    record.status = Status::Exited(exit.clone());
+    if record.auto_remove {
+        context.store.remove(container, &record.name)?;
+    } else {
+        container.write_record(record)?;
+    }
+    let _held_to_here = lock;
+    Ok(exit)
+}
+
+/// Ends the sandbox and its process, and cleans what a killed one left. Says what the shim said of the end.
+async fn end_sandbox(container: &Container, record: &Record) -> anyhow::Result<Option<Ended>> {
+    let bundle = container.bundle();
+    let mut told = None;
+    let shim = match &record.status {
+        Status::Started { shim, socket, .. } => {
+            if shim.is_alive() {
+                match say_goodbye(socket, &record.id).await {
+                    Ok(ended) => told = ended,
+                    // It died while we spoke, or is past speaking to: what follows ends it either way.
+                    Err(error) => tracing::debug!(%error, "the shim did not take its leave"),
+                }
+            }
+            Some(*shim)
+        }
+        // Its maker died. Before it had the shim's number the shim left it here.
+        _ => shim_of_bundle(&bundle, &record.id),
+    };
+    if let Some(shim) = shim {
+        end_process(shim).await?;
+    }
+    crate::shim::delete(&bundle, &record.id).context("cannot clean up after the shim")?;
+    if let Status::Started { socket, .. } = &record.status {
+        // `delete` looks for it in a file the shim may not have lived to write.
+        let _ = fs::remove_file(socket);
+    }
+    Ok(told)
+}
+
+async fn say_goodbye(socket: &Path, id: &str) -> Result<Option<Ended>, TaskError> {
+    let task = Task::connect(socket, id).await?;
+    let ended = match task.delete("").await {
+        Ok(ended) => Some(ended),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error),
+    };
+    task.shutdown().await?;
+    Ok(ended)
+}
+
+/// The shim that left its number in the bundle, if it still runs and is that shim: the number may have been
+/// given to another process since.
+fn shim_of_bundle(bundle: &Path, id: &str) -> Option<ShimProcess> {
+    let pid: u32 = fs::read_to_string(bundle.join("shim.pid")).ok()?.trim().parse().ok()?;
+    let shim = ShimProcess::of_pid(pid)?;
+    let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    words.split(|byte| *byte == 0).any(|word| word == id.as_bytes()).then_some(shim)
+}
+
+/// Waits for the process to end; after a while, kills it.
+async fn end_process(shim: ShimProcess) -> anyhow::Result<()> {
+    let Some(pid) = i32::try_from(shim.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
+    // The descriptor names whoever has the number now; only then is it certain who that is.
+    if !shim.is_alive() {
+        return Ok(());
+    }
+    // It becomes readable when the process ends, and is awaited like any descriptor that does.
+    let ended = Receiver::from_owned_fd_unchecked(pidfd.try_clone()?)?;
+    if tokio::time::timeout(SHIM_DEADLINE, ended.readable()).await.is_err() {
+        match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(errno).context("cannot kill the shim"),
+        }
+        ended.readable().await?;
+    }
+    Ok(())
+}
+
+fn exit_of(container: &Container, ended: Option<Ended>) -> Exit {
+    let bundle = container.bundle();
+    let reason = sandbox_error(&bundle);
+    let unseen = || "its shim was killed".to_owned();
+    Exit {
+        code: ended.map_or(UNKNOWN_STATUS, |ended| ended.status),
+        at: ended.map_or_else(Timestamp::now, |ended| ended.at),
+        out_of_memory: bundle.join("oom").exists(),
+        reason: reason.or_else(|| ended.is_none().then(unseen)),
+    }
+}
+
+/// Why a sandbox ended by itself, with the last lines of its console.
+pub(super) fn sandbox_error(bundle: &Path) -> Option<String> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    fs::File::open(bundle.join("sandbox-error.txt"))
+        .ok()?
+        .take(LONGEST_REASON)
+        .read_to_end(&mut text)
+        .ok()?;
+    // The guest wrote part of it: nothing that could command the reader's terminal is passed on.
+    let text: String = String::from_utf8_lossy(&text)
+        .chars()
+        .filter(|c| !c.is_control() || *c == '\n' || *c == '\t')
+        .collect();
+    Some(text).filter(|text| !text.trim().is_empty())
+}
+
+/// Releases what dead shims and dead makers left, in passing. A container somebody else is busy with is left
+/// to them.
+///
+/// # Errors
+/// The first thing that could not be given back; the rest was tried.
+pub(super) async fn tidy(context: &Context) -> anyhow::Result<()> {
+    let mut first_error = Ok(());
+    let mut note = |result: anyhow::Result<()>| {
+        if let Err(error) = result
+            && first_error.is_ok()
+        {
+            first_error = Err(error);
+        }
+    };
+    for (container, record) in context.store.list()? {
+        let result = tidy_one(context, &container, &record).await;
+        note(result.with_context(|| format!("container {}", record.name)));
+    }
+    for (container, _lock) in context.store.abandoned()? {
+        note(network::detach(&container.network_file()).map_err(anyhow::Error::from));
+        note(context.store.remove(&container, "").map_err(anyhow::Error::from));
+    }
+    note(context.store.remove_orphans().map_err(anyhow::Error::from));
+    first_error
+}
+
+async fn tidy_one(context: &Context, container: &Container, record: &Record) -> anyhow::Result<()> {
+    let state = State::of(record).await;
+    if !matches!(state, State::Creating | State::Lost | State::Ended { .. }) {
+        return Ok(());
+    }
+    let Some(lock) = container.try_lock()? else { return Ok(()) };
+    // It may have changed before the lock was ours.
+    let Some(mut record) = container.record()? else { return Ok(()) };
+    let seen = match State::of(&record).await {
+        State::Ended { code, at } => Some(Ended { status: code, at }),
+        State::Lost => None,
+        State::Creating => {
+            // Never started: there is nothing to remember.
+            record.auto_remove = true;
+            None
+        }
+        _ => return Ok(()),
+    };
+    release(context, container, &mut record, &lock, seen).await.map(drop)
+}

@@ -1,0 +1,106 @@
+//! `kiai stop`: asks a container to end, and after a while ends it.
+
+use std::time::Duration;
+
+use crate::cli::Context;
+use crate::cli::each::each;
+use crate::cli::failure::Failure;
+use crate::cli::format;
+use crate::cli::release;
+use crate::cli::signals;
+use crate::cli::state::State;
+use crate::cli::task::Ended;
+use crate::cli::task::Task;
+use crate::cli::task::TaskError;
+use crate::store::Container;
+use crate::store::Record;
+use crate::store::record::Status;
+
+/// Stop containers: their stop signal first, SIGKILL if that does not do
+#[derive(Debug, clap::Args)]
+pub(super) struct Stop {
+    /// Seconds between the stop signal and SIGKILL
+    #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
+    time: u32,
+    /// Name or id
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+impl Stop {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+        let patience = Duration::from_secs(self.time.into());
+        each(&self.containers, async |name| {
+            let (container, record) = context.store.find(name)?;
+            if State::of(&record).await == State::Creating {
+                anyhow::bail!("container {} is being made by another command", record.name);
+            }
+            let signal = signals::parse(&record.stop_signal).unwrap_or(signals::TERM);
+            let ended = end(&record, signal, patience).await?;
+            settle(context, &container, ended).await?;
+            Ok(format::print(&format!("{name}\n"))?)
+        })
+        .await
+    }
+}
+
+/// Ends a container's process: with a signal it can heed if there is patience, then with SIGKILL. None if
+/// there was nothing to end.
+///
+/// # Errors
+/// The shim refuses.
+pub(super) async fn end(
+    record: &Record,
+    signal: u32,
+    patience: Duration,
+) -> Result<Option<Ended>, TaskError> {
+    let Status::Started { socket, shim, .. } = &record.status else { return Ok(None) };
+    if !shim.is_alive() {
+        return Ok(None);
+    }
+    match end_task(socket, &record.id, signal, patience).await {
+        Err(error) if error.is_lost() || error.is_not_found() => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+async fn end_task(
+    socket: &std::path::Path,
+    id: &str,
+    signal: u32,
+    patience: Duration,
+) -> Result<Ended, TaskError> {
+    let task = Task::connect(socket, id).await?;
+    let wait = task.wait("");
+    tokio::pin!(wait);
+    if signal != signals::KILL && !patience.is_zero() {
+        ended_already(task.kill("", signal, false).await)?;
+        if let Ok(ended) = tokio::time::timeout(patience, &mut wait).await {
+            return ended;
+        }
+    }
+    ended_already(task.kill("", signals::KILL, true).await)?;
+    wait.await
+}
+
+/// Who cannot be signalled because it has ended will be waited for all the same.
+fn ended_already(result: Result<(), TaskError>) -> Result<(), TaskError> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Writes the end of a container down and gives back what it had. Whoever came first has done it.
+///
+/// # Errors
+/// Something cannot be given back.
+pub(super) async fn settle(
+    context: &Context,
+    container: &Container,
+    ended: Option<Ended>,
+) -> anyhow::Result<()> {
+    let Some(lock) = container.lock()? else { return Ok(()) };
+    let Some(mut record) = container.record()? else { return Ok(()) };
+    release::release(context, container, &mut record, &lock, ended).await.map(drop)
+}

@@ -1,0 +1,66 @@
+//! The command line as people write it.
+
+use clap::CommandFactory;
+use clap::Parser;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn dockers_words_are_understood() {
+    for line in [
+        "kiai run debian",
+        "kiai run -it --rm --name web -e A=1 -e B -v /a:/b:ro -v data:/d -w /x -u 1:2 debian sh -c ls",
+        "kiai run -d -p 80:80 -p 127.0.0.1:53:53/udp --cpus 1.5 -m 256m --read-only --tmpfs /t debian",
+        "kiai run --network none --cap-drop ALL --cap-add chown --ulimit nofile=1:2 --device /dev/x debian",
+        "kiai run --rootfs / --kernel /k --console echo -n hello",
+        "kiai run --pull never --entrypoint x --hostname h --env-file f debian -l --all",
+        "kiai exec -it web sh -l",
+        "kiai ps -aq",
+        "kiai logs -f -n 10 -t --since 10m web",
+        "kiai stop -t 0 a b",
+        "kiai kill -s HUP a",
+        "kiai rm -f a",
+        "kiai stats --no-stream",
+        "kiai --state /s --root /r --namespace n ps --format json",
+        "kiai completions bash",
+    ] {
+        if let Err(error) = parse(line) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_follows_the_image_is_the_containers() {
+    let cli = parse("kiai run -i debian ls -i --rm").unwrap();
+    let Verb::Run(run) = cli.verb else { panic!() };
+    let text = format!("{run:?}");
+    assert!(text.contains(r#"words: ["debian", "ls", "-i", "--rm"]"#), "{text}");
+    assert!(text.contains("rm: false"), "{text}");
+}
+
+#[test]
+fn nonsense_is_refused() {
+    for line in [
+        "kiai",
+        "kiai fly",
+        "kiai run --frob debian",
+        "kiai run -m lots debian",
+        "kiai run -p x debian",
+        "kiai exec web",
+        "kiai kill -s FOO a",
+        "kiai run -u a:b:c debian",
+        "kiai rm",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+}

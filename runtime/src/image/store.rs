@@ -1,0 +1,338 @@
+//! The names of images and what they stand for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+
+use oci_spec::image::ImageConfiguration;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::ImageSource;
+use super::Progress;
+use super::PullOptions;
+use super::archive;
+use super::blobs::BlobDigest;
+use super::blobs::Blobs;
+use super::layout;
+use super::manifest;
+use super::manifest::Document;
+use super::pull;
+use super::tree;
+use crate::store::file;
+use crate::store::file::Lock;
+
+/// Version of the record's form.
+const VERSION: u64 = 1;
+
+/// Why an image cannot be had. Each names the thing.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Not a name of an image.
+    #[error("image name {text:?}: {reason}")]
+    Reference {
+        /// What was written.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Not a sha256 digest.
+    #[error("digest {0:?} is not sha256 and 64 hex digits")]
+    Digest(String),
+    /// A manifest, index or configuration.
+    #[error("{name}: {reason}")]
+    Manifest {
+        /// Which.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A blob is not what its digest says.
+    #[error("blob {digest} is damaged: {reason}")]
+    Damaged {
+        /// Which.
+        digest: String,
+        /// How.
+        reason: String,
+    },
+    /// Beyond a bound.
+    #[error("{what} is larger than {most} bytes")]
+    TooBig {
+        /// What.
+        what: String,
+        /// The bound.
+        most: u64,
+    },
+    /// A layer holds what must not be.
+    #[error("layer {layer}: {entry:?}: {reason}")]
+    Layer {
+        /// Its digest.
+        layer: String,
+        /// The path of the entry.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The registry.
+    #[error("pull {name}: {reason}")]
+    Registry {
+        /// The reference.
+        name: String,
+        /// What it answered.
+        reason: String,
+    },
+    /// The host's file system.
+    #[error("{action} {path}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A record or a lock of the store.
+    #[error("image store: {0}")]
+    Store(String),
+    /// No image has this name.
+    #[error("no image {0:?} (kiai images lists them)")]
+    NotFound(String),
+    /// A container uses it.
+    #[error("image {name} is used by container {holder}")]
+    InUse {
+        /// The image.
+        name: String,
+        /// Who uses it.
+        holder: String,
+    },
+}
+
+/// An image in the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    version: u64,
+    /// What it is called.
+    pub name: String,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// Bytes of its layers, as they were fetched.
+    pub size: u64,
+    /// When its maker says it was made (RFC 3339), if it says.
+    pub created: Option<String>,
+    /// Its configuration.
+    pub config: ImageConfiguration,
+    /// Digests of its layers, bottom first.
+    pub layers: Vec<String>,
+    config_digest: String,
+}
+
+/// The store.
+pub struct ImageStore {
+    root: PathBuf,
+    blobs: Blobs,
+}
+
+impl ImageStore {
+    /// Opens (makes) the store in `root`.
+    pub fn open(root: &Path) -> Result<Self, ImageError> {
+        for name in ["blobs/sha256", "trees", "images", "tmp", "locks", "holds"] {
+            let path = root.join(name);
+            fs::create_dir_all(&path).map_err(|source| ImageError::Io { action: "create", path, source })?;
+        }
+        Ok(Self { root: root.to_owned(), blobs: Blobs::new(root) })
+    }
+
+    pub(super) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// Fetches an image from a registry and makes its files. What is here already is not fetched again.
+    pub async fn pull(
+        &self,
+        reference: &oci_client::Reference,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let _shared = self.shared_lock()?;
+        let manifest = pull::fetch(&self.blobs, reference, options, progress).await?;
+        self.finish(&reference.whole(), &manifest, progress)
+    }
+
+    /// Takes an image from a directory or a file; `name` is what it is called from then on.
+    pub fn import(
+        &self,
+        source: &ImageSource,
+        name: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let _shared = self.shared_lock()?;
+        let manifest = match source {
+            ImageSource::Layout { directory, tag } => {
+                layout::import(&self.blobs, directory, tag.as_deref(), progress)?
+            }
+            ImageSource::Archive(file) => archive::import(&self.root, &self.blobs, file, progress)?,
+            ImageSource::Registry(reference) => {
+                let reason = "a registry's image is pulled, not imported".to_owned();
+                return Err(ImageError::Reference { text: reference.whole(), reason });
+            }
+        };
+        self.finish(name.unwrap_or(&source.name()), &manifest, progress)
+    }
+
+    /// All blobs are here: make the files, then give it its name.
+    fn finish(&self, name: &str, digest: &BlobDigest, progress: &dyn Progress) -> Result<Image, ImageError> {
+        let bytes = self.blobs.read(digest, manifest::LARGEST_MANIFEST)?;
+        let Document::Manifest(found) = manifest::parse(&digest.to_string(), &bytes)? else {
+            return Err(ImageError::Manifest { name: digest.to_string(), reason: "an index".to_owned() });
+        };
+        let config_digest = BlobDigest::parse(found.config().digest().as_ref())?;
+        let config = self.blobs.read(&config_digest, manifest::LARGEST_MANIFEST)?;
+        let config = manifest::parse_config(&config_digest.to_string(), &config, found.layers().len())?;
+        let image = Image {
+            version: VERSION,
+            name: name.to_owned(),
+            digest: digest.to_string(),
+            size: found.layers().iter().map(|l| l.size()).fold(0, u64::saturating_add),
+            created: config.created().clone(),
+            layers: found.layers().iter().map(|l| l.digest().to_string()).collect(),
+            config,
+            config_digest: config_digest.to_string(),
+        };
+        tree::make(&self.root, &self.blobs, &image, progress)?;
+        file::write_json(&self.record(name), &image).map_err(|e| ImageError::Store(e.to_string()))?;
+        Ok(image)
+    }
+
+    fn record(&self, name: &str) -> PathBuf {
+        // A name has slashes and may be longer than a file's name: the record itself says what it is.
+        self.root.join("images").join(format!("{}.json", BlobDigest::of(name.as_bytes()).hex()))
+    }
+
+    /// Finds an image by name, by short name (as docker completes it), or by at least 6 digits of its digest.
+    pub fn get(&self, text: &str) -> Result<Option<Image>, ImageError> {
+        let mut names = vec![text.to_owned()];
+        if let Ok(source) = ImageSource::parse(text) {
+            names.push(source.name());
+        }
+        for name in names {
+            if let Some(image) = self.read_record(&self.record(&name))? {
+                return Ok(Some(image));
+            }
+        }
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        if digits.len() < 6 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let found = self.list()?.into_iter().find(|image| image.digest[7..].starts_with(digits));
+        Ok(found)
+    }
+
+    fn read_record(&self, path: &Path) -> Result<Option<Image>, ImageError> {
+        let image: Option<Image> = file::read_json(path).map_err(|e| ImageError::Store(e.to_string()))?;
+        match image {
+            Some(image) if image.version != VERSION => {
+                Err(ImageError::Store(format!("{} has version {}", path.display(), image.version)))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Every image, by name.
+    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let directory = self.root.join("images");
+        let entries = fs::read_dir(&directory).map_err(|source| ImageError::Io {
+            action: "list",
+            path: directory.clone(),
+            source,
+        })?;
+        let mut images = Vec::new();
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "json")
+                && let Some(image) = self.read_record(&path)?
+            {
+                images.push(image);
+            }
+        }
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(images)
+    }
+
+    /// The directories of an image's files, topmost first, for an overlay. They are here: an image without
+    /// them has no name.
+    pub fn layers(&self, image: &Image) -> Result<Vec<PathBuf>, ImageError> {
+        Ok(vec![tree::path(&self.root, image)])
+    }
+
+    /// Marks an image as used by `holder`, a container's id, until [`ImageStore::release`].
+    pub fn hold(&self, image: &Image, holder: &str) -> Result<(), ImageError> {
+        let path = self.root.join("holds").join(holder);
+        file::replace(&path, image.name.as_bytes()).map_err(|e| ImageError::Store(e.to_string()))
+    }
+
+    /// Undoes [`ImageStore::hold`].
+    pub fn release(&self, holder: &str) {
+        // Released already is released.
+        let _ = fs::remove_file(self.root.join("holds").join(holder));
+    }
+
+    /// Forgets an image, and deletes what no other image needs. Refused while a container uses it.
+    pub fn remove(&self, text: &str) -> Result<Image, ImageError> {
+        let _alone = self.exclusive_lock()?;
+        let image = self.get(text)?.ok_or_else(|| ImageError::NotFound(text.to_owned()))?;
+        for hold in fs::read_dir(self.root.join("holds")).into_iter().flatten().flatten() {
+            if fs::read(hold.path()).is_ok_and(|name| name == image.name.as_bytes()) {
+                let holder = hold.file_name().to_string_lossy().into_owned();
+                return Err(ImageError::InUse { name: image.name, holder });
+            }
+        }
+        let record = self.record(&image.name);
+        fs::remove_file(&record).map_err(|source| ImageError::Io {
+            action: "remove",
+            path: record.clone(),
+            source,
+        })?;
+        self.sweep()?;
+        Ok(image)
+    }
+
+    /// Deletes every blob and tree that no image names. Nobody else is at work: the caller has the lock.
+    fn sweep(&self) -> Result<(), ImageError> {
+        let images = self.list()?;
+        let used: BTreeSet<BlobDigest> = images
+            .iter()
+            .flat_map(|image| image.layers.iter().chain([&image.digest, &image.config_digest]))
+            .filter_map(|digest| BlobDigest::parse(digest).ok())
+            .collect();
+        for digest in self.blobs.list() {
+            if !used.contains(&digest) {
+                self.blobs.remove(&digest);
+            }
+        }
+        tree::sweep(&self.root, &images)?;
+        for entry in fs::read_dir(self.root.join("tmp")).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if fs::remove_file(&path).is_err() {
+                file::remove_tree(&path).map_err(|e| ImageError::Store(e.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Held while something is added; any number of processes may.
+    fn shared_lock(&self) -> Result<fs::File, ImageError> {
+        let path = self.root.join("locks/store");
+        let failed = |source| ImageError::Io { action: "lock", path: path.clone(), source };
+        let lock = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
+        lock.lock_shared().map_err(failed)?;
+        Ok(lock)
+    }
+
+    /// Held while something is deleted.
+    fn exclusive_lock(&self) -> Result<Lock, ImageError> {
+        Lock::exclusive(&self.root.join("locks/store")).map_err(|e| ImageError::Store(e.to_string()))
+    }
+}

@@ -1,0 +1,437 @@
+//! Applies one layer to a tree (OCI image-spec 1.1 `layer.md`): entries over what is there, whiteouts taking
+//! away what the layers below put there.
+//!
+//! A layer is hostile. Every path is resolved by the kernel inside the tree (openat2 RESOLVE_IN_ROOT): a
+//! symbolic link, even an absolute one, leads nowhere else. Refused: names that climb, symbolic links that
+//! climb above the root, device nodes, hard links to outside, more data than a layer of this size may hold.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::io::BufRead;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Component;
+use std::path::Path;
+use std::path::PathBuf;
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::AtFlags;
+use rustix::fs::CWD;
+use rustix::fs::FileType;
+use rustix::fs::Gid;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::fs::ResolveFlags;
+use rustix::fs::Timespec;
+use rustix::fs::Timestamps;
+use rustix::fs::Uid;
+use rustix::io::Errno;
+use sha2::Digest;
+use sha2::Sha256;
+use tar::EntryType;
+
+use super::ImageError;
+
+/// Entries a layer may have.
+const MOST_ENTRIES: u64 = 2_000_000;
+/// A layer may always unpack to this much …
+const ALWAYS_ALLOWED: u64 = 1 << 30;
+/// … and beyond it to this many times its own size. Real layers stay below 20; gzip can reach 1030.
+const LARGEST_RATIO: u64 = 200;
+/// Longest path (PATH_MAX).
+const LONGEST_PATH: usize = 4096;
+/// Nobody may write to what is unpacked but its owner, until its own mode is set.
+const PRIVATE: Mode = Mode::RWXU;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Applies a layer of `size` compressed bytes; returns the bytes of the archive. `diff_id` is the digest the
+/// image's configuration gives for them.
+pub(super) fn layer(
+    tree: &Path,
+    name: &str,
+    blob: impl BufRead,
+    size: u64,
+    diff_id: &str,
+) -> Result<u64, ImageError> {
+    let archive = decompress(blob).map_err(|e| read_error(name, &e))?;
+    let limit = ALWAYS_ALLOWED.max(size.saturating_mul(LARGEST_RATIO));
+    let mut counted = Counted { inner: archive, hasher: Sha256::new(), count: 0, limit };
+    let root = open_root(tree)?;
+    let mut layer = Layer { root, name, made: HashSet::new(), directories: Vec::new() };
+    {
+        let mut archive = tar::Archive::new(&mut counted);
+        let entries = archive.entries().map_err(|e| read_error(name, &e))?;
+        let mut count = 0;
+        for entry in entries {
+            let mut entry = entry.map_err(|e| read_error(name, &e))?;
+            count += 1;
+            if count > MOST_ENTRIES {
+                return Err(read_error(name, &io::Error::other(format!("more than {MOST_ENTRIES} entries"))));
+            }
+            layer.entry(&mut entry)?;
+        }
+    }
+    layer.finish()?;
+    // What follows the end of the archive counts for the digest.
+    io::copy(&mut counted, &mut io::sink()).map_err(|e| read_error(name, &e))?;
+    let found = format!("sha256:{}", hex::encode(counted.hasher.finalize()));
+    if found != diff_id {
+        let reason = format!("unpacked it has digest {found} instead of {diff_id}");
+        return Err(ImageError::Damaged { digest: name.to_owned(), reason });
+    }
+    Ok(counted.count)
+}
+
+fn read_error(layer: &str, e: &io::Error) -> ImageError {
+    ImageError::Damaged { digest: layer.to_owned(), reason: e.to_string() }
+}
+
+/// By the first bytes, as media types are not to be trusted: gzip, zstd or plain.
+fn decompress<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let start = blob.fill_buf()?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Box::new(MultiGzDecoder::new(blob)));
+    }
+    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut decoder = zstd::Decoder::with_buffer(blob)?;
+        // 128 MiB of window at most, whatever a frame asks for.
+        decoder.window_log_max(27)?;
+        return Ok(Box::new(decoder));
+    }
+    Ok(Box::new(blob))
+}
+
+/// Hashes what is read and ends with an error at the limit.
+struct Counted<R> {
+    inner: R,
+    hasher: Sha256,
+    count: u64,
+    limit: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.count += count as u64;
+        if self.count > self.limit {
+            return Err(io::Error::other(format!("it unpacks to more than {} bytes", self.limit)));
+        }
+        Ok(count)
+    }
+}
+
+fn open_root(tree: &Path) -> Result<OwnedFd, ImageError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, tree, flags, Mode::empty()).map_err(|e| ImageError::Io {
+        action: "open",
+        path: tree.to_owned(),
+        source: e.into(),
+    })
+}
+
+struct Layer<'a> {
+    root: OwnedFd,
+    name: &'a str,
+    /// What this layer has put there: an opaque whiteout hides what is below, not what is beside.
+    made: HashSet<PathBuf>,
+    /// Times of directories, set last: filling a directory changes them.
+    directories: Vec<(PathBuf, Timestamps)>,
+}
+
+impl Layer<'_> {
+    fn error(&self, path: &[u8], reason: impl Into<String>) -> ImageError {
+        ImageError::Layer {
+            layer: self.name.to_owned(),
+            entry: String::from_utf8_lossy(path).chars().take(LONGEST_PATH).collect(),
+            reason: reason.into(),
+        }
+    }
+
+    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), ImageError> {
+        let raw = entry.path_bytes().into_owned();
+        let path = self.inside(&raw, &raw)?;
+        let kind = entry.header().entry_type();
+        if matches!(kind, EntryType::XGlobalHeader) {
+            return Ok(());
+        }
+        let Some(name) = path.file_name().map(OsStr::to_owned) else {
+            // The root itself: only its attributes.
+            return if kind.is_dir() { self.attributes(entry, &raw, &path) } else { Ok(()) };
+        };
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if name.as_bytes() == OPAQUE {
+            return self.opaque(&raw, parent);
+        }
+        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+            if hidden.is_empty() || hidden == b"." || hidden == b".." {
+                return Err(self.error(&raw, "a whiteout of nothing"));
+            }
+            if let Some(directory) = self.directory(&raw, parent, false)? {
+                self.remove(&raw, &directory, OsStr::from_bytes(hidden))?;
+            }
+            return Ok(());
+        }
+        let Some(directory) = self.directory(&raw, parent, true)? else {
+            return Err(self.error(&raw, "its directory cannot be made"));
+        };
+        let failed = |e: Errno| self.error(&raw, io::Error::from(e).to_string());
+        match kind {
+            EntryType::Directory => {
+                let existing = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW);
+                let is_directory =
+                    existing.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
+                if !is_directory {
+                    self.remove(&raw, &directory, &name)?;
+                    rustix::fs::mkdirat(&directory, &name, PRIVATE).map_err(failed)?;
+                }
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                self.remove(&raw, &directory, &name)?;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&directory, &name, flags, Mode::RUSR | Mode::WUSR);
+                let mut file = File::from(file.map_err(failed)?);
+                io::copy(entry, &mut file).map_err(|e| self.error(&raw, e.to_string()))?;
+            }
+            EntryType::Symlink => {
+                let target = self.link_target(entry, &raw)?;
+                if climbs(&path, &target) {
+                    return Err(self.error(&raw, "a symbolic link that points outside of the image"));
+                }
+                self.remove(&raw, &directory, &name)?;
+                rustix::fs::symlinkat(OsStr::from_bytes(&target), &directory, &name).map_err(failed)?;
+            }
+            EntryType::Link => {
+                let target = self.link_target(entry, &raw)?;
+                if target.starts_with(b"/") && !self.made.contains(&self.inside(&raw, &target)?) {
+                    return Err(self.error(&raw, "a hard link to an absolute path"));
+                }
+                let target = self.inside(&raw, &target)?;
+                let beside = target.parent().unwrap_or(Path::new(""));
+                let last = target.file_name().ok_or_else(|| self.error(&raw, "a hard link to the root"))?;
+                let from = self
+                    .directory(&raw, beside, false)?
+                    .ok_or_else(|| self.error(&raw, "a hard link to what is not there"))?;
+                self.remove(&raw, &directory, &name)?;
+                rustix::fs::linkat(&from, last, &directory, &name, AtFlags::empty()).map_err(failed)?;
+                self.made.insert(path);
+                // Its attributes are those of what it links to.
+                return Ok(());
+            }
+            EntryType::Fifo => {
+                self.remove(&raw, &directory, &name)?;
+                rustix::fs::mknodat(&directory, &name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+                    .map_err(failed)?;
+            }
+            EntryType::Block | EntryType::Char => {
+                return Err(self.error(&raw, "a device node; devices come from the runtime, not from images"));
+            }
+            other => return Err(self.error(&raw, format!("an entry of unknown type {other:?}"))),
+        }
+        self.attributes(entry, &raw, &path)?;
+        self.made.insert(path);
+        Ok(())
+    }
+
+    /// A path of the archive as one inside the tree: relative, without dots.
+    fn inside(&self, entry: &[u8], path: &[u8]) -> Result<PathBuf, ImageError> {
+        if path.len() >= LONGEST_PATH || path.contains(&0) {
+            return Err(self.error(entry, "its path is too long or has a zero byte"));
+        }
+        let mut clean = PathBuf::new();
+        for component in Path::new(OsStr::from_bytes(path)).components() {
+            match component {
+                Component::Normal(name) => clean.push(name),
+                Component::CurDir | Component::RootDir => {}
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(self.error(entry, "a path that climbs out of the layer"));
+                }
+            }
+        }
+        Ok(clean)
+    }
+
+    fn link_target<R: Read>(&self, entry: &tar::Entry<'_, R>, raw: &[u8]) -> Result<Vec<u8>, ImageError> {
+        let target = entry.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default();
+        if target.is_empty() || target.len() >= LONGEST_PATH || target.contains(&0) {
+            return Err(self.error(raw, "a link to nothing"));
+        }
+        Ok(target)
+    }
+
+    /// Opens a directory of the tree, symbolic links resolved inside the tree; makes what is missing if asked.
+    fn directory(&self, raw: &[u8], path: &Path, make: bool) -> Result<Option<OwnedFd>, ImageError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let place = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        match rustix::fs::openat2(&self.root, place, flags, Mode::empty(), resolve) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::NOENT) if make => {
+                let parent = path.parent().unwrap_or(Path::new(""));
+                let (Some(above), Some(name)) = (self.directory(raw, parent, true)?, path.file_name()) else {
+                    return Ok(None);
+                };
+                let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+                match rustix::fs::mkdirat(&above, name, mode) {
+                    Ok(()) => {}
+                    // A symbolic link to a directory that is not there.
+                    Err(Errno::EXIST) => return Err(self.error(raw, "its directory is a dangling link")),
+                    Err(e) => return Err(self.error(raw, io::Error::from(e).to_string())),
+                }
+                let opened = rustix::fs::openat2(&self.root, place, flags, Mode::empty(), resolve);
+                opened.map(Some).map_err(|e| self.error(raw, io::Error::from(e).to_string()))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) if !make => Ok(None),
+            Err(e) => Err(self.error(raw, format!("its directory: {}", io::Error::from(e)))),
+        }
+    }
+
+    /// Takes away whatever has this name.
+    fn remove(&self, raw: &[u8], directory: &OwnedFd, name: &OsStr) -> Result<(), ImageError> {
+        match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR | Errno::PERM) => {
+                // The directory is held open, so the path names it whatever happens elsewhere;
+                // remove_dir_all does not follow links.
+                let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+                std::fs::remove_dir_all(path).map_err(|e| self.error(raw, e.to_string()))
+            }
+            Err(e) => Err(self.error(raw, io::Error::from(e).to_string())),
+        }
+    }
+
+    /// Hides what the layers below put into a directory.
+    fn opaque(&self, raw: &[u8], path: &Path) -> Result<(), ImageError> {
+        let Some(directory) = self.directory(raw, path, false)? else { return Ok(()) };
+        let listing = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+        let failed = |e: io::Error| self.error(raw, e.to_string());
+        for entry in std::fs::read_dir(listing).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let child = path.join(&name);
+            if !self.made.iter().any(|made| made.starts_with(&child)) {
+                self.remove(raw, &directory, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Owner, then mode (which a change of owner clears in part), extended attributes and times.
+    fn attributes<R: Read>(
+        &mut self,
+        entry: &mut tar::Entry<'_, R>,
+        raw: &[u8],
+        path: &Path,
+    ) -> Result<(), ImageError> {
+        let header = entry.header();
+        let number = |value: io::Result<u64>, what: &str| {
+            value
+                .and_then(|v| u32::try_from(v).map_err(io::Error::other))
+                .map_err(|e| self.error(raw, format!("its {what}: {e}")))
+        };
+        let (uid, gid) = (number(header.uid(), "owner")?, number(header.gid(), "group")?);
+        let mode = header.mode().map_err(|e| self.error(raw, format!("its mode: {e}")))?;
+        let mtime = header.mtime().unwrap_or(0);
+        let kind = header.entry_type();
+        let extended = self.extended(entry, raw)?;
+        let name = path.file_name().unwrap_or(OsStr::new("."));
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let Some(directory) = self.directory(raw, parent, false)? else {
+            return Err(self.error(raw, "its directory is gone"));
+        };
+        let failed = |e: Errno| self.error(raw, io::Error::from(e).to_string());
+        // Raw ids; all but one value (-1) are valid.
+        let owner = (Uid::from_raw(uid), Gid::from_raw(gid));
+        if uid == u32::MAX || gid == u32::MAX {
+            return Err(self.error(raw, "its owner is no user"));
+        }
+        rustix::fs::chownat(&directory, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed)?;
+        let path_of = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        for (key, value) in extended {
+            match rustix::fs::lsetxattr(&path_of, &*key, &value, rustix::fs::XattrFlags::empty()) {
+                // A file system without them: docker and containerd go on, too.
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(e) => {
+                    return Err(self.error(raw, format!("attribute {key}: {}", io::Error::from(e))));
+                }
+            }
+        }
+        if !kind.is_symlink() {
+            let mode = Mode::from_raw_mode(mode & 0o7777);
+            rustix::fs::chmodat(&directory, name, mode, AtFlags::empty()).map_err(failed)?;
+        }
+        let time = Timespec { tv_sec: i64::try_from(mtime).unwrap_or(0), tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        if kind.is_dir() {
+            self.directories.push((path.to_owned(), times));
+            return Ok(());
+        }
+        rustix::fs::utimensat(&directory, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
+    }
+
+    /// `SCHILY.xattr.*` of the PAX header. `trusted.*` would mean something to overlayfs and is refused.
+    fn extended<R: Read>(
+        &self,
+        entry: &mut tar::Entry<'_, R>,
+        raw: &[u8],
+    ) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
+        let mut all = Vec::new();
+        let Some(extensions) = entry.pax_extensions().map_err(|e| self.error(raw, e.to_string()))? else {
+            return Ok(all);
+        };
+        for extension in extensions {
+            let extension = extension.map_err(|e| self.error(raw, e.to_string()))?;
+            let Some(key) = extension.key().ok().and_then(|key| key.strip_prefix("SCHILY.xattr.")) else {
+                continue;
+            };
+            if key.starts_with("trusted.") {
+                return Err(self.error(raw, format!("attribute {key} is not for images")));
+            }
+            all.push((key.to_owned(), extension.value_bytes().to_vec()));
+        }
+        Ok(all)
+    }
+
+    /// Sets the times of directories, deepest first.
+    fn finish(&mut self) -> Result<(), ImageError> {
+        for (path, times) in std::mem::take(&mut self.directories).into_iter().rev() {
+            let raw = path.as_os_str().as_bytes();
+            // One that a later entry replaced has no times to set.
+            if let Some(directory) = self.directory(raw, &path, false)? {
+                let here = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+                rustix::fs::utimensat(CWD, &here, &times, AtFlags::empty())
+                    .map_err(|e| self.error(raw, io::Error::from(e).to_string()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a symbolic link at `path` leads above the root by its own text.
+fn climbs(path: &Path, target: &[u8]) -> bool {
+    if target.starts_with(b"/") {
+        return false;
+    }
+    let mut depth = i64::try_from(path.components().count()).unwrap_or(0) - 1;
+    for component in Path::new(OsStr::from_bytes(target)).components() {
+        match component {
+            Component::ParentDir => depth -= 1,
+            Component::Normal(_) => depth += 1,
+            _ => {}
+        }
+        if depth < 0 {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;
