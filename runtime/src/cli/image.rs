@@ -1,12 +1,48 @@
-//! Images for `run`: what a reference stands for, pulled if need be.
+//! Images for `run` and the verbs about images: what a reference stands for, pulled if need be.
 
 use anyhow::bail;
 
 use crate::cli::Context;
 use crate::cli::options::PullOption;
 use crate::cli::prepare::Source;
+use crate::image::Image;
+use crate::image::ImageSource;
+use crate::image::ImageStore;
+use crate::image::PullOptions;
+use crate::image::Terminal;
+
+/// The store of images.
+pub(super) fn store(context: &Context) -> anyhow::Result<ImageStore> {
+    Ok(ImageStore::open(&context.store.paths().root)?)
+}
 
 /// Finds an image, or gets it.
-pub(super) async fn source(_context: &Context, image: &str, _pull: PullOption) -> anyhow::Result<Source> {
-    bail!("image {image}: use --rootfs DIR")
+pub(super) async fn source(context: &Context, image: &str, pull: PullOption) -> anyhow::Result<Source> {
+    let store = store(context)?;
+    let found = match pull {
+        PullOption::Always => None,
+        PullOption::Missing | PullOption::Never => store.get(image)?,
+    };
+    let image = match found {
+        Some(found) => found,
+        None if matches!(pull, PullOption::Never) => bail!("image {image} is not here (--pull never)"),
+        None => get(&store, &ImageSource::parse(image)?, None, PullOptions::default()).await?,
+    };
+    let layers = store.layers(&image)?;
+    let config = image.config.config().clone().unwrap_or_default();
+    Ok(Source { name: image.name, digest: Some(image.digest), layers, config })
+}
+
+/// Pulls or imports.
+pub(super) async fn get(
+    store: &ImageStore,
+    source: &ImageSource,
+    name: Option<&str>,
+    options: PullOptions,
+) -> anyhow::Result<Image> {
+    let progress = Terminal::new();
+    Ok(match source {
+        ImageSource::Registry(reference) => store.pull(reference, &options, &progress).await?,
+        ImageSource::Layout { .. } | ImageSource::Archive(_) => store.import(source, name, &progress)?,
+    })
 }

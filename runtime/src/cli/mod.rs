@@ -16,6 +16,8 @@ mod failure;
 mod follow;
 mod format;
 mod image;
+mod images;
+mod import;
 mod inspect;
 mod kill;
 mod logs;
@@ -23,8 +25,10 @@ mod names;
 mod options;
 mod prepare;
 mod ps;
+mod pull;
 mod release;
 mod rm;
+mod rmi;
 mod run;
 mod session;
 mod signals;
@@ -87,6 +91,10 @@ enum Verb {
     Inspect(inspect::Inspect),
     Wait(wait::Wait),
     Stats(stats::Stats),
+    Pull(pull::Pull),
+    Import(import::Import),
+    Images(images::Images),
+    Rmi(rmi::Rmi),
     Check(check::Check),
     Version(version::Version),
     Completions(completions::Completions),
@@ -159,6 +167,10 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
         Verb::Inspect(inspect) => inspect.perform(context).await,
         Verb::Wait(wait) => wait.perform(context).await,
         Verb::Stats(stats) => stats.perform(context).await,
+        Verb::Pull(pull) => pull.perform(context).await,
+        Verb::Import(import) => import.perform(context).await,
+        Verb::Images(images) => images.perform(context),
+        Verb::Rmi(rmi) => rmi.perform(context).await,
         Verb::Check(check) => check.perform(context),
         Verb::Version(version) => version.perform(),
         Verb::Completions(completions) => completions.perform(),

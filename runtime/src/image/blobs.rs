@@ -15,6 +15,7 @@ use super::ImageError;
 use crate::store::file::Lock;
 
 /// The directory of blobs.
+#[derive(Clone)]
 pub(super) struct Blobs {
     root: PathBuf,
 }

@@ -118,7 +118,10 @@ impl Registry {
         let mut step = progress.step(&format!("pull {}", &digest.hex()[..12]), Some(descriptor.size()));
         // Another process may be at it: it holds the lock until the blob is here. The wait is flock's, on a
         // thread that may block.
-        let lock = tokio::task::block_in_place(|| blobs.lock(&digest))?;
+        let waiting = (blobs.clone(), digest.clone());
+        let lock = tokio::task::spawn_blocking(move || waiting.0.lock(&waiting.1))
+            .await
+            .map_err(|e| ImageError::Store(e.to_string()))??;
         if !blobs.has(&digest) {
             self.download(&blobs.partial(&digest), descriptor, &mut *step).await?;
             blobs.accept(&digest, descriptor.size())?;

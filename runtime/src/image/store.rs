@@ -100,14 +100,6 @@ pub enum ImageError {
     /// No image has this name.
     #[error("no image {0:?} (kiai images lists them)")]
     NotFound(String),
-    /// A container uses it.
-    #[error("image {name} is used by container {holder}")]
-    InUse {
-        /// The image.
-        name: String,
-        /// Who uses it.
-        holder: String,
-    },
 }
 
 /// An image in the store.
@@ -138,15 +130,11 @@ pub struct ImageStore {
 impl ImageStore {
     /// Opens (makes) the store in `root`.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
-        for name in ["blobs/sha256", "trees", "images", "tmp", "locks", "holds"] {
+        for name in ["blobs/sha256", "trees", "images", "tmp", "locks"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| ImageError::Io { action: "create", path, source })?;
         }
         Ok(Self { root: root.to_owned(), blobs: Blobs::new(root) })
-    }
-
-    pub(super) fn blobs(&self) -> &Blobs {
-        &self.blobs
     }
 
     /// Fetches an image from a registry and makes its files. What is here already is not fetched again.
@@ -267,28 +255,11 @@ impl ImageStore {
         Ok(vec![tree::path(&self.root, image)])
     }
 
-    /// Marks an image as used by `holder`, a container's id, until [`ImageStore::release`].
-    pub fn hold(&self, image: &Image, holder: &str) -> Result<(), ImageError> {
-        let path = self.root.join("holds").join(holder);
-        file::replace(&path, image.name.as_bytes()).map_err(|e| ImageError::Store(e.to_string()))
-    }
-
-    /// Undoes [`ImageStore::hold`].
-    pub fn release(&self, holder: &str) {
-        // Released already is released.
-        let _ = fs::remove_file(self.root.join("holds").join(holder));
-    }
-
-    /// Forgets an image, and deletes what no other image needs. Refused while a container uses it.
+    /// Forgets an image, and deletes what no other image needs. The caller sees
+    /// to it that no container uses it.
     pub fn remove(&self, text: &str) -> Result<Image, ImageError> {
         let _alone = self.exclusive_lock()?;
         let image = self.get(text)?.ok_or_else(|| ImageError::NotFound(text.to_owned()))?;
-        for hold in fs::read_dir(self.root.join("holds")).into_iter().flatten().flatten() {
-            if fs::read(hold.path()).is_ok_and(|name| name == image.name.as_bytes()) {
-                let holder = hold.file_name().to_string_lossy().into_owned();
-                return Err(ImageError::InUse { name: image.name, holder });
-            }
-        }
         let record = self.record(&image.name);
         fs::remove_file(&record).map_err(|source| ImageError::Io {
             action: "remove",

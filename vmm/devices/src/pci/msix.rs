@@ -35,14 +35,20 @@ struct Entry {
     /// Address low, address high, data, vector control.
     words: [u32; 4],
     pending: bool,
+    /// What the vector sends. Kept while masked: a driver masks a vector around each change of its message,
+    /// and taking a route away and setting it up again is slow. Only [`Msix::trigger`] raises the vector, and
+    /// not while it is masked.
     routed: Option<MsiMessage>,
+    /// Enabled, not masked, and its message is routed.
+    open: bool,
     vector: Arc<dyn MsiVector>,
 }
 
 impl Msix {
     /// One entry a vector, all masked, the capability disabled.
     pub fn new(vectors: Vec<Arc<dyn MsiVector>>) -> Self {
-        let entry = |vector| Entry { words: [0, 0, 0, MASK], pending: false, routed: None, vector };
+        let entry =
+            |vector| Entry { words: [0, 0, 0, MASK], pending: false, routed: None, open: false, vector };
         Self(Mutex::new(Table { control: 0, entries: vectors.into_iter().map(entry).collect() }))
     }
 
@@ -74,7 +80,7 @@ impl Msix {
         let mut table = self.0.lock();
         let enabled = table.control & ENABLE != 0;
         if let Some(entry) = table.entries.get_mut(usize::from(index)) {
-            if entry.routed.is_some() {
+            if entry.open {
                 entry.raise();
             } else if enabled {
                 entry.pending = true;
@@ -135,19 +141,20 @@ impl Msix {
             table.entries[index].words = [0, 0, 0, MASK];
             table.entries[index].pending = false;
             table.update(index);
+            table.entries[index].disconnect();
         }
     }
 }
 
 impl Table {
-    /// Brings the route of an entry in line with its masks, and delivers what was pending.
+    /// Brings an entry in line with its masks and its message, and delivers what was pending.
     fn update(&mut self, index: usize) {
         let open = self.control & (ENABLE | FUNCTION_MASK) == ENABLE;
         let entry = &mut self.entries[index];
         let [low, high, data, control] = entry.words;
         let address = u64::from(high) << 32 | u64::from(low);
         let wanted = (open && control & MASK == 0).then_some(MsiMessage { address, data });
-        if wanted != entry.routed {
+        if wanted.is_some() && wanted != entry.routed {
             match entry.vector.route(wanted) {
                 Ok(()) => entry.routed = wanted,
                 Err(e) => {
@@ -159,7 +166,8 @@ impl Table {
                 }
             }
         }
-        if entry.pending && entry.routed.is_some() {
+        entry.open = wanted.is_some() && wanted == entry.routed;
+        if entry.pending && entry.open {
             entry.pending = false;
             entry.raise();
         }
@@ -167,6 +175,14 @@ impl Table {
 }
 
 impl Entry {
+    fn disconnect(&mut self) {
+        if self.routed.take().is_some()
+            && let Err(e) = self.vector.route(None)
+        {
+            tracing::error!("an MSI-X vector stays routed: {e}");
+        }
+    }
+
     fn raise(&self) {
         // The only error is a full eventfd counter, and then the interrupt is on its way.
         let _ = self.vector.trigger();
@@ -252,6 +268,25 @@ mod tests {
     }
 
     const NO_SUCH: u16 = 0xffff;
+
+    #[test]
+    fn a_new_message_takes_effect_at_unmask_and_masking_costs_no_route() {
+        let (platform, msix) = table(1);
+        msix.set_control(ENABLE);
+        open(&msix, 0);
+        assert_eq!(platform.routes(), 1);
+        for _ in 0..10 {
+            write(&msix, 12, MASK);
+            write(&msix, 12, 0);
+        }
+        assert_eq!(platform.routes(), 1);
+        write(&msix, 12, MASK);
+        write(&msix, 8, 0x66);
+        msix.trigger(0);
+        write(&msix, 12, 0);
+        let new = MsiMessage { data: 0x66, ..MESSAGE };
+        assert_eq!((platform.routes(), platform.count(MESSAGE), platform.count(new)), (2, 0, 1));
+    }
 
     #[test]
     fn a_route_the_host_refuses_is_tried_again() {

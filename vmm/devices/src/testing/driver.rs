@@ -243,6 +243,12 @@ impl<'m> Driver<'m> {
         queue
     }
 
+    /// Step 7 for every queue, each as large as its device allows.
+    pub fn queues(&self) -> Vec<Virtqueue<'m>> {
+        let count = u16::try_from(self.function.read_common(0x12, 2)).unwrap();
+        (0..count).map(|index| self.queue(index, None)).collect()
+    }
+
     /// Step 8. The device is live afterwards.
     pub fn ready(&self) {
         self.function.set_status(self.function.status() | status::DRIVER_OK);

@@ -94,9 +94,10 @@ pub fn refuses_malformed_chains(
     for malformed in MALFORMED {
         println!("{}", malformed.name);
         let driver = Driver::negotiate(machine, slot, 0);
-        let mut queue = driver.queue(index, None);
+        let mut queues = driver.queues();
         driver.ready();
-        (malformed.offer)(&mut queue, flags);
+        let queue = &mut queues[usize::from(index)];
+        (malformed.offer)(queue, flags);
         queue.notify();
         driver.wait_needs_reset();
         driver.reset();

@@ -30,6 +30,7 @@ pub struct FakePlatform {
     mappings: Mutex<Vec<Mapping>>,
     refusing: Mutex<bool>,
     vectors: Mutex<usize>,
+    routes: Mutex<usize>,
 }
 
 /// Host memory in the guest's address space.
@@ -109,6 +110,11 @@ impl FakePlatform {
     /// Interrupt vectors alive.
     pub fn vectors(&self) -> usize {
         *self.vectors.lock()
+    }
+
+    /// How often a vector was given a message.
+    pub fn routes(&self) -> usize {
+        *self.routes.lock()
     }
 
     fn refused(&self) -> io::Result<()> {
@@ -194,6 +200,7 @@ impl MsiVector for FakeVector {
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
         if message.is_some() {
             self.platform.refused()?;
+            *self.platform.routes.lock() += 1;
         }
         *self.routed.lock() = message;
         Ok(())

@@ -1,7 +1,9 @@
 //! virtio 1.2 devices over a transport core that knows no PCI.
 
+pub mod balloon;
 pub mod block;
 pub(crate) mod buffers;
+pub mod console;
 pub mod device;
 pub mod net;
 pub mod queue;

@@ -1,0 +1,241 @@
+//! How a container comes to be: mount, locate, rewrite, build. All of it, or nothing is left.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use kiai_protocol::agent::{CreateContainerRequest, Device};
+use oci_spec::runtime::Spec;
+use tokio::net::unix::pipe;
+use tokio::sync::RwLock;
+
+use super::io::{Streams, Terminal, pipes, start_terminal};
+use super::localize::{Guest, LocalizeError, Localized, localize};
+use super::process::{Fresh, Process};
+use super::state::{Container, Phase};
+use super::{RUN, check_id};
+use crate::cgroup::Cgroup;
+use crate::device::{self, DeviceKind, LocateError, LocatedDevice, RewriteError};
+use crate::fault::{Fault, Result};
+use crate::oci::{OciError, Request};
+use crate::sandbox::Sandbox;
+use crate::uevent::Uevents;
+
+/// How long a located device may take to appear. The host attaches before it asks.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Builds a container up to the point where its program waits to be started.
+pub async fn create(sandbox: &Arc<Sandbox>, request: CreateContainerRequest) -> Result<Arc<Container>> {
+    check_id("container", &request.container_id)?;
+    let place = sandbox.reserve(&request.container_id)?;
+    let spec = serde_json::from_slice(&request.spec)
+        .map_err(|error| Fault::InvalidArgument(format!("OCI spec: {error}")))?;
+    // First of all, so that the host's end of each stream hears of every later failure.
+    let streams = Streams::connect(&request.stdio).await?;
+    let storages = sandbox.storages.mount(&request.storages).await?;
+    let cgroup = Cgroup::of(&request.container_id);
+    let directory = Path::new(RUN).join(&request.container_id);
+    match build(sandbox, &request, spec, streams, &cgroup, &directory, storages.clone()).await {
+        Ok(container) => {
+            place.fill(container.clone());
+            Ok(container)
+        }
+        Err(fault) => {
+            if let Err(error) = cgroup.remove().await {
+                tracing::error!("undo container {}: {error:#}", request.container_id);
+            }
+            sandbox.storages.release(&storages).await;
+            let _ = std::fs::remove_dir_all(&directory);
+            Err(fault)
+        }
+    }
+}
+
+async fn build(
+    sandbox: &Arc<Sandbox>,
+    request: &CreateContainerRequest,
+    spec: Spec,
+    streams: Streams,
+    cgroup: &Cgroup,
+    directory: &Path,
+    storages: Vec<PathBuf>,
+) -> Result<Arc<Container>> {
+    let id = &request.container_id;
+    let located = locate(&sandbox.uevents, &request.devices).await?;
+    let spec = device::rewrite(&spec, &located)?;
+    let guest = Guest { swap: Path::new("/proc/swaps").exists() };
+    let Localized { spec, sysctls, own_pids } =
+        localize(spec, Path::new(&request.rootfs), cgroup.within_hierarchy(), guest)?;
+    crate::guest::set_sysctls(sysctls.iter())?;
+
+    let process = spec.process().as_ref().ok_or(LocalizeError::Missing("process"))?;
+    let (owner, terminal) = (process.user().uid(), process.terminal().unwrap_or(false));
+    let state = directory.join("state");
+    std::fs::create_dir_all(&state).with_context(|| format!("make {state:?}"))?;
+    make_within(Path::new(&request.rootfs), process.cwd());
+    let config = directory.join("config.json");
+    std::fs::write(&config, serde_json::to_vec(&spec).context("encode the spec")?)
+        .with_context(|| format!("write {config:?}"))?;
+
+    let build = Request::Create { id: id.clone(), bundle: directory.to_owned(), state, terminal };
+    let (built, streams) = if terminal {
+        (sandbox.helper.create(build, &[]).await?, Plumbing::Terminal(streams))
+    } else {
+        let (theirs, ours) = pipes(streams, owner)?;
+        (sandbox.helper.create(build, &theirs).await?, Plumbing::Pipes(ours))
+    };
+    let started = built.started.context("a container is built with a start pipe")?;
+    let started = pipe::Receiver::from_owned_fd(started).context("watch the start pipe")?;
+    let fresh = streams.start(built.pid, built.exit, built.master, owner, request.rows, request.columns)?;
+
+    let of_init = cgroup.clone();
+    let init = Process::follow(fresh, cgroup.clone(), move || {
+        // Without a pid namespace the rest would outlive its init.
+        if !own_pids && let Err(error) = of_init.kill() {
+            tracing::error!("kill what an init has left: {error}");
+        }
+    });
+    Ok(Arc::new(Container {
+        id: id.clone(),
+        cgroup: cgroup.clone(),
+        directory: directory.to_owned(),
+        storages,
+        init,
+        phase: RwLock::new(Phase::Created(started)),
+        execs: Default::default(),
+        oom_watch: sandbox.ooms.watch(id.clone(), cgroup.clone()),
+    }))
+}
+
+/// What becomes of the streams depends on what the process is built with.
+pub(super) enum Plumbing {
+    Terminal(Streams),
+    Pipes(super::io::Pipes),
+}
+
+impl Plumbing {
+    /// Starts the copying for a process that has just been built.
+    pub(super) fn start(
+        self,
+        pid: i32,
+        exit: crate::reaper::ExitWatch,
+        master: Option<std::os::fd::OwnedFd>,
+        owner: u32,
+        rows: u32,
+        columns: u32,
+    ) -> anyhow::Result<Fresh> {
+        let (terminal, (copying, drained)) = match self {
+            Self::Pipes(pipes) => (None, pipes.start(&exit)),
+            Self::Terminal(streams) => {
+                let master = master.context("a process with a terminal is built with its master side")?;
+                let terminal = Terminal::new(master, owner)?;
+                terminal.resize(rows, columns)?;
+                let copying = start_terminal(streams, &terminal, &exit);
+                (Some(terminal), copying)
+            }
+        };
+        Ok(Fresh { pid, exit, terminal, copying, drained })
+    }
+}
+
+async fn locate(uevents: &Uevents, devices: &[Device]) -> Result<Vec<LocatedDevice>> {
+    let mut located = Vec::with_capacity(devices.len());
+    for device in devices {
+        let kind = match device.kind.as_str() {
+            "b" => DeviceKind::Block,
+            "c" | "u" => DeviceKind::Character,
+            other => {
+                return Err(Fault::InvalidArgument(format!("device type {other:?} is neither b nor c")));
+            }
+        };
+        let node = device::wait_for(uevents, &device.locator, DEVICE_TIMEOUT).await?;
+        located.push(LocatedDevice {
+            container_path: PathBuf::from(&device.container_path),
+            kind,
+            host_major: device.host_major,
+            host_minor: device.host_minor,
+            node,
+            guest_path: None,
+        });
+    }
+    Ok(located)
+}
+
+/// Makes the working directory in the root file system if it is not there, as other runtimes do.
+///
+/// Resolved within the root, so no link of an image leads out of it. What cannot be made is left for
+/// libcontainer to complain about: the directory may come with a mount.
+fn make_within(root: &Path, wanted: &Path) {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(root) = rustix::fs::open(root, flags, Mode::empty()) else { return };
+    let mut parent = PathBuf::from("/");
+    for part in wanted.components().skip(1) {
+        let next = parent.join(part);
+        if openat2(&root, &next, flags, Mode::empty(), ResolveFlags::IN_ROOT).is_err() {
+            let Ok(directory) = openat2(&root, &parent, flags, Mode::empty(), ResolveFlags::IN_ROOT) else {
+                return;
+            };
+            let name: &Path = part.as_ref();
+            if mkdirat(&directory, name, Mode::from_raw_mode(0o755)).is_err() {
+                return;
+            }
+        }
+        parent = next;
+    }
+}
+
+impl From<OciError> for Fault {
+    fn from(error: OciError) -> Self {
+        match error {
+            OciError::Refused(reason) if reason.contains("exec: \"") => Self::InvalidArgument(reason),
+            error => Self::Internal(anyhow::Error::new(error)),
+        }
+    }
+}
+
+impl From<LocalizeError> for Fault {
+    fn from(error: LocalizeError) -> Self {
+        match error {
+            LocalizeError::Unsupported(_) => Self::Unimplemented(error.to_string()),
+            _ => Self::InvalidArgument(error.to_string()),
+        }
+    }
+}
+
+impl From<RewriteError> for Fault {
+    fn from(error: RewriteError) -> Self {
+        Self::InvalidArgument(error.to_string())
+    }
+}
+
+impl From<LocateError> for Fault {
+    fn from(error: LocateError) -> Self {
+        match &error {
+            LocateError::Absent(..) => Self::NotFound(error.to_string()),
+            LocateError::Wait(..) => Self::Internal(anyhow::Error::new(error)),
+            _ => Self::InvalidArgument(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_working_directory_is_made_inside_the_root_whatever_the_links() {
+        let top = tempfile::tempdir().unwrap();
+        let root = top.path().join("root");
+        std::fs::create_dir_all(root.join("srv")).unwrap();
+        std::os::unix::fs::symlink("../../..", root.join("out")).unwrap();
+        std::os::unix::fs::symlink("/srv", root.join("data")).unwrap();
+        make_within(&root, Path::new("/data/a/b"));
+        make_within(&root, Path::new("/out/escaped"));
+        make_within(&root, Path::new("/"));
+        assert!(root.join("srv/a/b").is_dir());
+        assert!(root.join("escaped").is_dir());
+        assert!(!top.path().join("escaped").exists());
+    }
+}

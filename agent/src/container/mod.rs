@@ -1,0 +1,45 @@
+//! Containers and their processes.
+//!
+//! In reading order: [`create`] is the whole story of a container, [`exec`] of one more process in it;
+//! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
+//! its standard streams, [`localize`] makes the host's spec the guest's.
+
+mod create;
+mod exec;
+mod io;
+mod localize;
+mod process;
+mod state;
+
+use crate::fault::{Fault, Result};
+
+pub use create::create;
+pub use exec::exec;
+pub use process::{Ended, Process};
+pub use state::{Container, Phase};
+
+/// Where bundles and state are kept.
+const RUN: &str = "/run/kiai/containers";
+
+/// An id that is safe as a file name: letters, digits, `_`, `.`, `-`; 1 to 128 of them, no dot first.
+pub fn check_id(what: &str, id: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(plain) {
+        let shown: String = id.chars().take(128).collect();
+        return Err(Fault::InvalidArgument(format!("{shown:?} is not a {what} id")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ids_are_safe_as_file_names() {
+        for id in ["a", "web-1.2_x", &"x".repeat(128), "0123456789abcdef"] {
+            assert!(super::check_id("container", id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", ".x", "a/b", "a b", "ä", &"x".repeat(129), "a\0"] {
+            assert!(super::check_id("container", id).is_err(), "{id:?}");
+        }
+    }
+}

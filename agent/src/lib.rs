@@ -1,0 +1,25 @@
+//! The agent in the guest: PID 1 of a microVM, which runs OCI containers for the host.
+//!
+//! One process serves the host over vsock ([`server`]) on one thread, and reaps ([`reaper`]). It executes
+//! itself to do what a process with threads must not ([`oci`]). It decides nothing the host can decide, and
+//! the host never learns a name that only the guest has: device nodes, interface indices, mount sources are
+//! found here ([`device`], [`net`], [`storage`]).
+//!
+//! The contract is `protocol/proto/agent.proto`. The library is there for the program, its tests and fuzzing.
+
+pub mod cgroup;
+pub mod container;
+pub mod device;
+pub mod fault;
+pub mod guest;
+pub mod init;
+pub mod log;
+pub mod net;
+pub mod oci;
+pub mod reaper;
+pub mod sandbox;
+pub mod server;
+pub mod storage;
+pub mod uevent;
+
+mod sys;

@@ -1,0 +1,99 @@
+//! The agent's side of a helper: start one, ask it, take its answer.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use tokio::io::Interest;
+
+use super::{Answer, Request, channel};
+use crate::reaper::{ExitWatch, Reaper, ended};
+use crate::sys;
+
+/// Why a helper built nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// The helper could not be run or talked to.
+    #[error("OCI helper")]
+    Helper(#[source] std::io::Error),
+    /// The helper ended without an answer.
+    #[error("OCI helper ended with status {0} and no answer")]
+    Ended(u32),
+    /// What libcontainer said.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Starts helpers.
+#[derive(Debug)]
+pub struct Helper {
+    /// The agent's own program.
+    pub program: PathBuf,
+    /// Log level of the helpers.
+    pub level: tracing::Level,
+    /// Reaps the helpers and what they leave behind.
+    pub reaper: Arc<Reaper>,
+}
+
+/// What a helper has built.
+#[derive(Debug)]
+pub struct Built {
+    /// Pid in the guest's root namespace.
+    pub pid: i32,
+    /// The end of that process.
+    pub exit: ExitWatch,
+    /// Master side of its terminal, if it has one.
+    pub master: Option<OwnedFd>,
+    /// For a container: ends when the program runs; until then carries the reason why it cannot.
+    pub started: Option<OwnedFd>,
+}
+
+impl Helper {
+    /// Builds a container; `streams` are its standard streams, empty when it has a terminal.
+    pub async fn create(&self, request: Request, streams: &[OwnedFd]) -> Result<Built, OciError> {
+        let (started, theirs) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(helper_error)?;
+        let mut descriptors = vec![theirs.as_fd()];
+        descriptors.extend(streams.iter().map(AsFd::as_fd));
+        let built = self.ask(request, &descriptors).await?;
+        Ok(Built { started: Some(started), ..built })
+    }
+
+    /// Starts a process in a container; `streams` as above.
+    pub async fn exec(&self, request: Request, streams: &[OwnedFd]) -> Result<Built, OciError> {
+        let descriptors: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
+        self.ask(request, &descriptors).await
+    }
+
+    async fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Built, OciError> {
+        let (ours, theirs) = channel::pair().map_err(OciError::Helper)?;
+        channel::send(&ours, &request, descriptors).map_err(OciError::Helper)?;
+        let expectation = self.reaper.expect();
+        // No hook between fork and exec: the standard library uses posix_spawn, which copies no memory.
+        let child = Command::new(&self.program)
+            .args(["oci", self.level.as_str()])
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(OciError::Helper)?;
+        let helper = i32::try_from(child.id()).expect("a pid is a positive i32");
+        let mut helper = expectation.claim(helper);
+
+        let ours = sys::watch(ours, Interest::READABLE).map_err(OciError::Helper)?;
+        ours.readable().await.map_err(OciError::Helper)?.retain_ready();
+        match channel::receive::<Answer>(ours.get_ref()).map_err(OciError::Helper)? {
+            Some((Answer::Pid(pid), mut descriptors)) => {
+                Ok(Built { pid, exit: expectation.claim(pid), master: descriptors.pop(), started: None })
+            }
+            Some((Answer::Failed(reason), _)) => Err(OciError::Refused(reason)),
+            None => Err(OciError::Ended(ended(&mut helper).await.status)),
+        }
+    }
+}
+
+fn helper_error(errno: rustix::io::Errno) -> OciError {
+    OciError::Helper(errno.into())
+}

@@ -1,0 +1,59 @@
+//! The helper roles: the agent executes itself to build containers and to add processes to them.
+//!
+//! libcontainer clones with raw system calls, which a process with threads must not do. So the serving
+//! process never calls the parts of it that clone; it starts `kiai-agent oci`, a short-lived process with one
+//! thread, hands it a [`Request`] and descriptors on a socket ([`channel`]), and takes an [`Answer`]. The
+//! container's init and the processes of `exec` are left to PID 1, which reaps them.
+
+pub mod channel;
+mod execute;
+mod payload;
+mod role;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use execute::{Built, Helper, OciError};
+pub use role::main;
+
+/// What a helper is asked to do. Descriptors come with it, see each variant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Build a container up to the point where its init waits to be started (OCI `created`).
+    ///
+    /// Descriptors: first the write end of the start pipe (see [`Built::started`]), then stdin, stdout and
+    /// stderr unless the specification asks for a terminal.
+    Create {
+        /// The container's id.
+        id: String,
+        /// Directory of `config.json`.
+        bundle: PathBuf,
+        /// Directory in which libcontainer keeps its state, one folder per id.
+        state: PathBuf,
+        /// The specification asks for a terminal.
+        terminal: bool,
+    },
+    /// Start another process in a running container.
+    ///
+    /// Descriptors: stdin, stdout and stderr unless `terminal`.
+    Exec {
+        /// The container's id.
+        id: String,
+        /// As in [`Request::Create`], but of this request alone: libcontainer leaves sockets behind in it.
+        state: PathBuf,
+        /// A file with the OCI `process` as JSON.
+        process: PathBuf,
+        /// The process asks for a terminal.
+        terminal: bool,
+    },
+}
+
+/// What a helper has to say. With a terminal its master side comes with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Pid of the process in the guest's root namespace.
+    Pid(i32),
+    /// Nothing was built, and why.
+    Failed(String),
+}

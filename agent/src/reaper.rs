@@ -1,0 +1,177 @@
+//! Reaps every child of PID 1 and tells those who wait how it ended.
+//!
+//! The agent is the parent of its own helpers, of each container's init and of every orphan of the guest.
+//! One place calls `wait`; nobody else may. A process can end before anyone knows its pid (its helper has
+//! not answered yet), so an exit nobody has claimed is kept as long as an [`Expectation`] is alive.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use parking_lot::Mutex;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0..=255, or 128 + signal.
+    pub status: u32,
+    /// When it was reaped, CLOCK_REALTIME of the guest.
+    pub at: Timespec,
+}
+
+/// Becomes `Some` once the process has ended.
+pub type ExitWatch = watch::Receiver<Option<Exit>>;
+
+/// The one place that reaps.
+#[derive(Debug, Default)]
+pub struct Reaper {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    claimed: HashMap<i32, watch::Sender<Option<Exit>>>,
+    unclaimed: HashMap<i32, Exit>,
+    expectations: usize,
+}
+
+impl Table {
+    fn record(&mut self, pid: i32, exit: Exit) {
+        if let Some(sender) = self.claimed.remove(&pid) {
+            sender.send_replace(Some(exit));
+        } else if self.expectations > 0 {
+            self.unclaimed.insert(pid, exit);
+        }
+    }
+}
+
+impl Reaper {
+    /// Starts to reap; children that end before this are reaped as well.
+    ///
+    /// Must be called within a tokio runtime with I/O enabled, once.
+    pub fn start() -> std::io::Result<Arc<Self>> {
+        let reaper = Arc::new(Self::default());
+        let children = signal(SignalKind::child())?;
+        tokio::spawn(reaper.clone().run(children));
+        Ok(reaper)
+    }
+
+    /// Announces that a process will be started; to be held from before its start until its pid is claimed.
+    pub fn expect(self: &Arc<Self>) -> Expectation {
+        self.table.lock().expectations += 1;
+        Expectation { reaper: self.clone() }
+    }
+
+    async fn run(self: Arc<Self>, mut children: Signal) {
+        loop {
+            self.reap();
+            // Signals coalesce; `reap` takes all there is each time.
+            if children.recv().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn reap(&self) {
+        loop {
+            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, code.cast_unsigned() & 0xff),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + (signal as i32).cast_unsigned()),
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return,
+                Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => {
+                    tracing::error!("wait: {error}");
+                    return;
+                }
+            };
+            let exit = Exit { status, at: clock_gettime(ClockId::Realtime) };
+            self.table.lock().record(pid.as_raw(), exit);
+        }
+    }
+}
+
+/// Keeps exits nobody has claimed yet.
+#[derive(Debug)]
+pub struct Expectation {
+    reaper: Arc<Reaper>,
+}
+
+impl Expectation {
+    /// The end of process `pid`, which may have come already.
+    pub fn claim(&self, pid: i32) -> ExitWatch {
+        let mut table = self.reaper.table.lock();
+        let known = table.unclaimed.remove(&pid);
+        let (sender, receiver) = watch::channel(known);
+        if known.is_none() {
+            table.claimed.insert(pid, sender);
+        }
+        receiver
+    }
+}
+
+impl Drop for Expectation {
+    fn drop(&mut self) {
+        let mut table = self.reaper.table.lock();
+        table.expectations -= 1;
+        if table.expectations == 0 {
+            table.unclaimed.clear();
+        }
+    }
+}
+
+/// Waits for the end of a process.
+pub async fn ended(watch: &mut ExitWatch) -> Exit {
+    // The sender is dropped only after it has sent; an error with nothing sent cannot happen, and if the
+    // table itself were gone so would be the agent.
+    loop {
+        if let Some(exit) = *watch.borrow_and_update() {
+            return exit;
+        }
+        if watch.changed().await.is_err() && watch.borrow().is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(status: u32) -> Exit {
+        Exit { status, at: Timespec { tv_sec: 1, tv_nsec: 0 } }
+    }
+
+    #[tokio::test]
+    async fn an_exit_that_comes_before_its_claim_is_not_lost() {
+        let reaper = Arc::new(Reaper::default());
+        let expectation = reaper.expect();
+        reaper.table.lock().record(7, exit(3));
+        assert_eq!(ended(&mut expectation.claim(7)).await, exit(3));
+    }
+
+    #[tokio::test]
+    async fn an_exit_that_comes_after_its_claim_is_told() {
+        let reaper = Arc::new(Reaper::default());
+        let mut watch = reaper.expect().claim(7);
+        reaper.table.lock().record(8, exit(1));
+        assert!(watch.borrow().is_none());
+        reaper.table.lock().record(7, exit(137));
+        assert_eq!(ended(&mut watch).await, exit(137));
+    }
+
+    #[test]
+    fn nothing_is_kept_when_nobody_expects_anything() {
+        let reaper = Arc::new(Reaper::default());
+        reaper.table.lock().record(7, exit(0));
+        let first = reaper.expect();
+        let second = reaper.expect();
+        reaper.table.lock().record(8, exit(0));
+        drop(first);
+        assert_eq!(reaper.table.lock().unclaimed.len(), 1);
+        drop(second);
+        assert!(reaper.table.lock().unclaimed.is_empty());
+    }
+}

@@ -1,0 +1,268 @@
+//! The sandbox: everything the agent holds for its one pod, and the table of containers.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kiai_protocol::agent::CreateSandboxRequest;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::cgroup::{self, Cgroup};
+use crate::container::Container;
+use crate::fault::{Fault, Result};
+use crate::oci::Helper;
+use crate::storage::Storages;
+use crate::uevent::Uevents;
+use crate::{guest, net};
+
+/// One for the life of the agent.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Builds containers and processes.
+    pub helper: Helper,
+    /// Tells of devices.
+    pub uevents: Arc<Uevents>,
+    /// Mounts made for the host.
+    pub storages: Storages,
+    /// Tells of containers the OOM killer struck.
+    pub ooms: Ooms,
+    life: Mutex<Life>,
+    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+}
+
+#[derive(Debug)]
+enum Life {
+    /// Booted; nothing is known of the pod.
+    Fresh,
+    /// Being set up or torn down.
+    Changing,
+    /// Set up, with these storages.
+    Created(Vec<PathBuf>),
+    /// Torn down. The guest is about to power off.
+    Ended,
+}
+
+impl Sandbox {
+    /// Before the host has said anything of the pod.
+    pub fn new(helper: Helper) -> Arc<Self> {
+        let uevents = Arc::new(Uevents::default());
+        Arc::new(Self {
+            helper,
+            storages: Storages::new(uevents.clone()),
+            uevents,
+            ooms: Ooms::default(),
+            life: Mutex::new(Life::Fresh),
+            containers: Mutex::default(),
+        })
+    }
+
+    /// Sets the pod up. On an error the sandbox is as fresh as before, apart from kernel parameters.
+    pub async fn create(&self, request: CreateSandboxRequest) -> Result<()> {
+        self.begin(|life| matches!(life, Life::Fresh), "created")?;
+        match self.set_up(request).await {
+            Ok(storages) => {
+                *self.life.lock() = Life::Created(storages);
+                Ok(())
+            }
+            Err(fault) => {
+                *self.life.lock() = Life::Fresh;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn set_up(&self, request: CreateSandboxRequest) -> Result<Vec<PathBuf>> {
+        cgroup::delegate_controllers().map_err(anyhow::Error::new)?;
+        guest::lift_limits();
+        net::raise_loopback().await?;
+        let sysctls: BTreeMap<_, _> = request.sysctls.into_iter().collect();
+        guest::set_sysctls(sysctls.iter())?;
+        guest::set_hostname(&request.hostname)?;
+        guest::set_dns(&request.dns)?;
+        Ok(self.storages.mount(&request.storages).await?)
+    }
+
+    /// Ends the pod: every container, every mount. Errors are logged; there is nothing left to save.
+    pub async fn destroy(&self) -> Result<()> {
+        let before = self.begin(|life| matches!(life, Life::Fresh | Life::Created(_)), "destroyed")?;
+        let containers: Vec<_> = self.containers.lock().drain().filter_map(|(_, built)| built).collect();
+        let removals = containers.iter().map(|container| container.remove(&self.storages, true));
+        for (container, removed) in containers.iter().zip(futures::future::join_all(removals).await) {
+            if let Err(fault) = removed {
+                tracing::error!("remove container {}: {fault}", container.id());
+            }
+        }
+        if let Life::Created(storages) = before {
+            self.storages.release(&storages).await;
+        }
+        self.ooms.close();
+        // What is left mounted is made safe as well.
+        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+        *self.life.lock() = Life::Ended;
+        Ok(())
+    }
+
+    fn begin(&self, allowed: impl FnOnce(&Life) -> bool, verb: &str) -> Result<Life> {
+        let mut life = self.life.lock();
+        if !allowed(&life) {
+            let is = match *life {
+                Life::Fresh => "not there yet",
+                Life::Changing => "being set up or torn down",
+                Life::Created(_) => "there already",
+                Life::Ended => "over",
+            };
+            let message = format!("the sandbox cannot be {verb}: it is {is}");
+            return Err(match *life {
+                Life::Created(_) => Fault::AlreadyExists(message),
+                _ => Fault::FailedPrecondition(message),
+            });
+        }
+        Ok(std::mem::replace(&mut life, Life::Changing))
+    }
+
+    /// Takes a container id; see [`Place`].
+    pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Place> {
+        if !matches!(*self.life.lock(), Life::Created(_)) {
+            return Err(Fault::FailedPrecondition(format!("container {id}: there is no sandbox")));
+        }
+        let mut containers = self.containers.lock();
+        if containers.contains_key(id) {
+            return Err(Fault::AlreadyExists(format!("container {id} exists")));
+        }
+        containers.insert(id.to_owned(), None);
+        Ok(Place { sandbox: self.clone(), id: id.to_owned() })
+    }
+
+    /// The container of that id, once it is built.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self.containers.lock().get(id).cloned().flatten();
+        found.ok_or_else(|| {
+            Fault::NotFound(format!("container {:?}", id.chars().take(128).collect::<String>()))
+        })
+    }
+
+    /// Removes a container and forgets it.
+    pub async fn remove(&self, id: &str, force: bool) -> Result<()> {
+        self.container(id)?.remove(&self.storages, force).await?;
+        self.containers.lock().remove(id);
+        Ok(())
+    }
+}
+
+/// A container id that is taken; free again unless it is filled.
+#[derive(Debug)]
+pub struct Place {
+    sandbox: Arc<Sandbox>,
+    id: String,
+}
+
+impl Place {
+    /// Makes the container known.
+    pub fn fill(self, container: Arc<Container>) {
+        self.sandbox.containers.lock().insert(self.id.clone(), Some(container));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut containers = self.sandbox.containers.lock();
+        if containers.get(&self.id).is_some_and(Option::is_none) {
+            containers.remove(&self.id);
+        }
+    }
+}
+
+/// Most strikes kept for a host that does not ask.
+const MOST_OOMS: usize = 256;
+
+/// The containers the kernel's OOM killer struck, in order, until the host has been told.
+#[derive(Debug, Default)]
+pub struct Ooms {
+    queue: Arc<OomQueue>,
+}
+
+#[derive(Debug, Default)]
+struct OomQueue {
+    struck: Mutex<(VecDeque<String>, bool)>,
+    changed: Notify,
+}
+
+impl Ooms {
+    /// Watches a container's cgroup until aborted.
+    pub fn watch(&self, id: String, cgroup: Cgroup) -> AbortHandle {
+        let queue = self.queue.clone();
+        let watch = async move {
+            let mut seen = 0;
+            // An error is the end of the cgroup.
+            while let Ok(count) = cgroup.oom_killed(seen).await {
+                seen = count;
+                queue.push(id.clone());
+            }
+        };
+        tokio::spawn(watch).abort_handle()
+    }
+
+    /// The next container that was struck. `None` when the sandbox is over.
+    pub async fn next(&self) -> Option<String> {
+        loop {
+            let mut changed = std::pin::pin!(self.queue.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut struck = self.queue.struck.lock();
+                if let Some(id) = struck.0.pop_front() {
+                    return Some(id);
+                }
+                if struck.1 {
+                    return None;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn close(&self) {
+        self.queue.struck.lock().1 = true;
+        self.queue.changed.notify_waiters();
+    }
+}
+
+impl OomQueue {
+    fn push(&self, id: String) {
+        let mut struck = self.struck.lock();
+        if struck.0.len() < MOST_OOMS && struck.0.back() != Some(&id) {
+            struck.0.push_back(id);
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn strikes_are_told_in_order_and_kept_for_a_late_host() {
+        let ooms = Ooms::default();
+        ooms.queue.push("a".into());
+        ooms.queue.push("a".into());
+        ooms.queue.push("b".into());
+        assert_eq!(ooms.next().await.as_deref(), Some("a"));
+        assert_eq!(ooms.next().await.as_deref(), Some("b"));
+        ooms.close();
+        assert_eq!(ooms.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_strike_wakes_a_host_that_waits() {
+        let ooms = Arc::new(Ooms::default());
+        let waiting = tokio::spawn({
+            let ooms = ooms.clone();
+            async move { ooms.next().await }
+        });
+        tokio::task::yield_now().await;
+        ooms.queue.push("c".into());
+        assert_eq!(waiting.await.unwrap().as_deref(), Some("c"));
+    }
+}

@@ -1,0 +1,33 @@
+//! `kiai pull`: images from registries.
+
+use crate::cli::Context;
+use crate::cli::each::each;
+use crate::cli::failure::Failure;
+use crate::cli::format;
+use crate::cli::image;
+use crate::image::ImageSource;
+use crate::image::PullOptions;
+
+/// Pull images from registries
+#[derive(Debug, clap::Args)]
+pub(super) struct Pull {
+    /// Reference, as docker understands it; also oci:DIR[:TAG] or docker-archive:FILE
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Plain HTTP (registries on loopback are always spoken to so)
+    #[arg(long)]
+    insecure: bool,
+}
+
+impl Pull {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+        let store = image::store(context)?;
+        let options = PullOptions { plain_http: self.insecure };
+        each(&self.images, async |name| {
+            let source = ImageSource::parse(name)?;
+            let image = image::get(&store, &source, None, options).await?;
+            Ok(format::print(&format!("{}@{}\n", image.name, image.digest))?)
+        })
+        .await
+    }
+}

@@ -1,0 +1,111 @@
+//! virtio-balloon (virtio 1.2 §5.5): the guest gives memory back to the host, by inflating the balloon to the
+//! size the host asks for, and by reporting pages that are free anyway (§5.5.6.7).
+//!
+//! Either way the pages' contents are lost, and a page is there again as soon as the guest touches it. So the
+//! balloon is a favour of the guest's, never a limit. It must not be used together with devices that keep
+//! guest pages pinned (VFIO).
+//!
+//! `reclaim` returns pages to the host, `worker` takes them from the queues, `control` is what the host holds.
+
+mod control;
+mod reclaim;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::os::fd::AsRawFd;
+
+use super::device::ActivateError;
+use super::device::Activation;
+use super::device::VirtioDevice;
+use super::worker::Worker;
+use worker::Pages;
+
+pub use control::BalloonControl;
+
+/// Feature bits (§5.5.3).
+const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_REPORTING: u64 = 1 << 5;
+
+/// Inflate, deflate, reporting. Drivers count only the queues of features that are offered, so reporting comes
+/// third here.
+const QUEUE_SIZES: &[u16] = &[128, 128, 128];
+const INFLATE: u16 = 0;
+const DEFLATE: u16 = 1;
+
+/// Pages of the device's own size, whatever the guest's (§5.5).
+const PAGE: u64 = 4096;
+
+/// Offset of `actual`, the only configuration field a driver writes here (§5.5.4).
+const ACTUAL: u64 = 4;
+
+/// The device.
+#[derive(Default)]
+pub struct Balloon {
+    control: BalloonControl,
+    worker: Option<Worker<Pages>>,
+}
+
+impl Balloon {
+    /// An empty balloon.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The host's end. It outlives the device.
+    pub fn control(&self) -> BalloonControl {
+        self.control.clone()
+    }
+}
+
+impl VirtioDevice for Balloon {
+    fn device_id(&self) -> u16 {
+        5
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        F_DEFLATE_ON_OOM | F_REPORTING
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let [target, actual] = self.control.pages().map(u32::to_le_bytes);
+        let config = [target, actual].concat();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+        let count = (config.len() - from).min(data.len());
+        data[..count].copy_from_slice(&config[from..from + count]);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let (ACTUAL, &[a, b, c, d]) = (offset, data) {
+            self.control.set_actual(u32::from_le_bytes([a, b, c, d]));
+        }
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let queues = std::mem::take(&mut activation.queues);
+        for needed in [INFLATE, DEFLATE] {
+            if !queues.iter().any(|queue| queue.index == needed) {
+                return Err(ActivateError::QueueMissing(needed));
+            }
+        }
+        let descriptors: Vec<_> =
+            queues.iter().map(|queue| (queue.notification.as_raw_fd(), u64::from(queue.index))).collect();
+        let interrupt = activation.interrupt.clone();
+        let pages = Pages::new(queues, activation, self.control.clone());
+        let worker = Worker::spawn("virtio-balloon", pages, &descriptors)
+            .map_err(|source| ActivateError::Host { step: "spawn the balloon thread", source })?;
+        self.worker = Some(worker);
+        self.control.connect(Some(interrupt));
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.control.connect(None);
+        self.control.set_actual(0);
+        self.worker = None;
+    }
+}

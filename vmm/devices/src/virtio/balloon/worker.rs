@@ -1,0 +1,129 @@
+//! Takes pages from the queues and gives them back to the host.
+
+use std::io::Read;
+use std::ops::ControlFlow;
+
+use vm_memory::GuestAddressSpace;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+
+use super::BalloonControl;
+use super::DEFLATE;
+use super::INFLATE;
+use super::PAGE;
+use super::reclaim::reclaim;
+use crate::log_limit::LogLimit;
+use crate::virtio::device::Activation;
+use crate::virtio::device::ActiveQueue;
+use crate::virtio::queue;
+use crate::virtio::queue::Chain;
+use crate::virtio::queue::ChainError;
+use crate::virtio::worker::Handler;
+use crate::virtio::worker::Interest;
+
+/// Most page numbers in one request: a bound on the work it can ask for. Linux sends 256.
+const MOST: usize = 4096;
+
+/// What is on the device's thread.
+pub(super) struct Pages {
+    queues: Vec<ActiveQueue>,
+    activation: Activation,
+    control: BalloonControl,
+}
+
+impl Pages {
+    pub(super) fn new(queues: Vec<ActiveQueue>, activation: Activation, control: BalloonControl) -> Self {
+        Self { queues, activation, control }
+    }
+
+    fn serve(&mut self, index: u16) -> ControlFlow<()> {
+        let Some(queue) = self.queues.iter_mut().find(|queue| queue.index == index) else {
+            return ControlFlow::Continue(());
+        };
+        queue::clear(queue);
+        let memory = self.activation.memory.memory();
+        let control = &self.control;
+        let served = queue::serve(queue, &memory, &self.activation.interrupt, |memory, chain| {
+            match index {
+                INFLATE => inflate(memory, chain, control)?,
+                // The guest takes pages back by touching them; there is nothing to do.
+                DEFLATE => {}
+                _ => report(memory, chain, control)?,
+            }
+            Ok(0)
+        });
+        queue::stop_if_malformed("virtio-balloon", served, &self.activation.interrupt)
+    }
+}
+
+/// Page numbers, 32 bits each (§5.5.6.1).
+fn inflate(memory: &GuestMemoryMmap, chain: Chain<'_>, control: &BalloonControl) -> Result<(), ChainError> {
+    let mut reader = chain.reader(memory)?;
+    let count = reader.available_bytes() / 4;
+    if count > MOST {
+        return Err(ChainError::Layout("too many page numbers in one request"));
+    }
+    let mut run: Option<(u64, u64)> = None;
+    for _ in 0..count {
+        let mut number = [0; 4];
+        reader.read_exact(&mut number).map_err(ChainError::Memory)?;
+        let page = u64::from(u32::from_le_bytes(number)) * PAGE;
+        // Pages that follow each other are one system call.
+        run = match run {
+            Some((start, length)) if start + length == page => Some((start, length + PAGE)),
+            done => {
+                give_back(memory, done, control)?;
+                Some((page, PAGE))
+            }
+        };
+    }
+    give_back(memory, run, control)
+}
+
+/// Free memory as device-writable buffers (§5.5.6.7).
+fn report(memory: &GuestMemoryMmap, chain: Chain<'_>, control: &BalloonControl) -> Result<(), ChainError> {
+    for descriptor in chain {
+        if !descriptor.is_write_only() {
+            return Err(ChainError::Layout("free pages that the device may not write"));
+        }
+        give_back(memory, Some((descriptor.addr().0, u64::from(descriptor.len()))), control)?;
+    }
+    Ok(())
+}
+
+fn give_back(
+    memory: &GuestMemoryMmap,
+    range: Option<(u64, u64)>,
+    control: &BalloonControl,
+) -> Result<(), ChainError> {
+    let Some((start, length)) = range else { return Ok(()) };
+    if !vm_memory::GuestMemoryBackend::check_range(
+        memory,
+        vm_memory::GuestAddress(start),
+        usize::try_from(length).unwrap_or(usize::MAX),
+    ) {
+        return Err(ChainError::Layout("pages that are not RAM"));
+    }
+    match reclaim(memory, start, length) {
+        Ok(bytes) => control.count_returned(bytes),
+        // The host keeps memory it could have had; the guest has done its part.
+        Err(e) => {
+            static REPORTS: LogLimit = LogLimit::new();
+            if REPORTS.allows() {
+                tracing::warn!("virtio-balloon: {start:#x}+{length:#x} stays: {e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Handler for Pages {
+    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+        let indices: Vec<_> = self.queues.iter().map(|queue| queue.index).collect();
+        indices.into_iter().try_for_each(|index| self.serve(index))
+    }
+
+    fn ready(&mut self, token: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+        u16::try_from(token).map_or(ControlFlow::Continue(()), |index| self.serve(index))
+    }
+}
