@@ -5,11 +5,20 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::Code;
 
+use crate::agent::AgentError;
+use crate::container::CreateError;
+use crate::container::TaskError;
+use crate::container::io::StdioError;
+use crate::host::MountError;
+use crate::host::NetworkError;
 use crate::plan::PlanError;
+use crate::sandbox::BootError;
+use crate::sandbox::LendError;
 
 /// A failed request.
 #[derive(Debug, Clone)]
@@ -83,27 +92,164 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-impl From<PlanError> for Failure {
-    fn from(e: PlanError) -> Self {
-        match e {
-            PlanError::NoSource { .. } => Self::not_found(chain(&e)),
-            _ => Self::invalid(chain(&e)),
+/// The code that stands for an error, whatever its words.
+trait Coded: Error + Sized {
+    fn code(&self) -> Code;
+}
+
+impl Coded for CreateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Spec { source: oci_spec::OciSpecError::Io(error), .. } => of_io(error),
+            Self::Spec { .. } => Code::INVALID_ARGUMENT,
+            Self::Config(_) => Code::FAILED_PRECONDITION,
+            Self::NoSandbox(_) => Code::FAILED_PRECONDITION,
+            Self::Plan(error) => error.code(),
+            Self::Boot(error) => error.code(),
+            Self::Mount(error) => error.code(),
+            Self::Lend(error) => error.code(),
+            Self::Stdio(error) => error.code(),
+            Self::Agent(error) => error.code(),
+            Self::Task(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for TaskError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoContainer(_) | Self::NoProcess { .. } | Self::Finished(_) => Code::NOT_FOUND,
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::State { .. } | Self::SandboxEnded => Code::FAILED_PRECONDITION,
+            Self::Malformed { .. } => Code::INVALID_ARGUMENT,
+            Self::Panicked(_) => Code::INTERNAL,
+            Self::Stdio(error) => error.code(),
+            Self::Agent(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for PlanError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSource { .. } => Code::NOT_FOUND,
+            Self::Hooks(_) | Self::Namespace { .. } => Code::UNIMPLEMENTED,
+            _ => Code::INVALID_ARGUMENT,
+        }
+    }
+}
+
+impl Coded for BootError {
+    fn code(&self) -> Code {
+        match self {
+            Self::File { source, .. } => of_io(source),
+            // A damaged kernel or a size that cannot be had.
+            Self::Build(kiai_vmm::BootError::Load(_) | kiai_vmm::BootError::Config(_)) => {
+                Code::INVALID_ARGUMENT
+            }
+            Self::Network(NetworkError::Host(_) | NetworkError::Interface { .. }) => Code::INVALID_ARGUMENT,
+            Self::Network(NetworkError::Namespace { source, .. }) => of_io(source),
+            Self::Agent(error) => error.code(),
+            _ => Code::INTERNAL,
+        }
+    }
+}
+
+impl Coded for LendError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Open { source, .. } => of_io(source),
+            Self::Attach { .. } => Code::INTERNAL,
+            Self::Agent(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for MountError {
+    fn code(&self) -> Code {
+        of_io(&self.source)
+    }
+}
+
+impl Coded for StdioError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Uri { .. } => Code::INVALID_ARGUMENT,
+            Self::Open { source, .. } => of_io(source),
+            Self::Port { .. } => Code::INTERNAL,
         }
     }
 }
 
 /// What the agent answered keeps its code.
-impl From<ttrpc::Error> for Failure {
-    fn from(e: ttrpc::Error) -> Self {
-        match e {
-            ttrpc::Error::RpcStatus(status) => Self { code: status.code(), message: status.message },
-            other => Self::internal(format!("agent: {other}")),
+impl Coded for AgentError {
+    fn code(&self) -> Code {
+        self.answer().unwrap_or(Code::INTERNAL)
+    }
+}
+
+fn of_io(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::NotFound => Code::NOT_FOUND,
+        io::ErrorKind::InvalidInput | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            Code::INVALID_ARGUMENT
         }
+        io::ErrorKind::PermissionDenied => Code::PERMISSION_DENIED,
+        _ => Code::INTERNAL,
+    }
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        Self { code: error.code(), message: chain(&error) }
+    }
+}
+
+impl From<TaskError> for Failure {
+    fn from(error: TaskError) -> Self {
+        Self { code: error.code(), message: chain(&error) }
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        Self { code: error.code(), message: chain(&error) }
     }
 }
 
 impl From<Failure> for ttrpc::Error {
-    fn from(e: Failure) -> Self {
-        Self::RpcStatus(ttrpc::get_status(e.code, e.message))
+    fn from(error: Failure) -> Self {
+        Self::RpcStatus(ttrpc::get_status(error.code, error.message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_kernel_is_not_found_and_named() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = BootError::File { what: "kernel", path: "/k".into(), source };
+        let failure = Failure::from(CreateError::from(error));
+        assert_eq!(failure.code(), Code::NOT_FOUND);
+        assert!(failure.to_string().contains("kernel /k"), "{failure}");
+    }
+
+    #[test]
+    fn what_the_agent_answers_keeps_its_code() {
+        let refused = AgentError::Refused {
+            call: "StartContainer",
+            code: Code::INVALID_ARGUMENT,
+            message: "no such file: /bin/x".into(),
+        };
+        let failure = Failure::from(TaskError::from(refused));
+        assert_eq!(failure.code(), Code::INVALID_ARGUMENT);
+        assert!(failure.to_string().contains("/bin/x"));
+    }
+
+    #[test]
+    fn a_signal_to_what_has_ended_finds_nothing() {
+        assert_eq!(Failure::from(TaskError::Finished("container c".into())).code(), Code::NOT_FOUND);
     }
 }

@@ -1,76 +1,129 @@
-//! From a bundle to a created container: plan, put files in place, ask the agent.
+//! The whole story of a container's making: plan -> lend -> attach -> ask the agent.
 
-use std::collections::HashMap;
+use std::future::Future;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiai_protocol::agent::CreateContainerRequest;
-use oci_spec::runtime::Spec;
-use parking_lot::Mutex;
 
 use super::Container;
 use super::Process;
-use super::StdioPaths;
-use super::stdio;
-use crate::agent::Agent;
-use crate::failure::Failure;
-use crate::failure::Outcome;
-use crate::plan::Annotations;
-use crate::plan::HostFacts;
+use super::Report;
+use super::Reporter;
+use super::TaskError;
+use super::io::StdioError;
+use super::io::Streams;
+use super::io::Uris;
+use super::lend::Lent;
+use crate::agent::AgentError;
+use crate::host::MountError;
+use crate::host::rootfs::FsMount;
+use crate::plan::ContainerPlan;
+use crate::plan::PlanError;
 use crate::plan::container_directory;
-use crate::plan::plan_container;
-use crate::sandbox::RootMount;
+use crate::sandbox::BootError;
+use crate::sandbox::LendError;
 use crate::sandbox::Sandbox;
 
-/// What a client asks for.
-pub struct CreateContainer {
-    /// The container's id.
+/// What a client says about a container to be.
+#[derive(Debug, Clone, Default)]
+pub struct CreateOptions {
+    /// Its id, checked.
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
-    /// What to mount for its root; none: the bundle's `rootfs`.
-    pub root: Vec<RootMount>,
+    /// Mounts that make its root file system; none: `<bundle>/rootfs` is it.
+    pub rootfs: Vec<FsMount>,
     /// Its standard streams.
-    pub stdio: StdioPaths,
+    pub uris: Uris,
+    /// It has a terminal.
+    pub terminal: bool,
 }
 
-/// Creates a container in a running sandbox. On an error nothing of it is left, in the guest or here.
+/// Why there is no container; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The bundle's config.json.
+    #[error("OCI spec {path}")]
+    Spec {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: oci_spec::OciSpecError,
+    },
+    /// The configuration of the runtime.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The spec asks for what cannot be done.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A further container of a sandbox that is not here.
+    #[error("sandbox {0} is not running")]
+    NoSandbox(String),
+    /// The sandbox did not boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Root file system or volumes.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Devices.
+    #[error(transparent)]
+    Lend(#[from] LendError),
+    /// Standard streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Id or state.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+}
+
+/// Makes a container in a sandbox that may still be booting: while it does, the root file system and the volumes
+/// are mounted below `shared`.
 pub async fn create(
-    sandbox: &Arc<Sandbox>,
-    request: CreateContainer,
-    spec: &Spec,
-    annotations: &Annotations,
-    facts: &HostFacts,
-) -> Outcome<Container> {
-    let CreateContainer { id, bundle, root, stdio } = request;
-    let plan = plan_container(&id, spec, annotations, facts)?;
-    if let Some(disk) = plan.disks.first() {
-        let path = disk.container_path.display();
-        return Err(Failure::unimplemented(format!("device {path}: block devices cannot be attached yet")));
+    options: CreateOptions,
+    plan: ContainerPlan,
+    shared: &Path,
+    sandbox: impl Future<Output = Result<Arc<Sandbox>, CreateError>>,
+    reporter: Reporter,
+) -> Result<Arc<Container>, CreateError> {
+    let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
+    let devices = sandbox.lend(&plan.disks).await?;
+    let (streams, stdio) =
+        Streams::open(&options.uris, options.terminal, &sandbox.ports, &sandbox.port_numbers)?;
+
+    let mut request = CreateContainerRequest::new();
+    request.container_id.clone_from(&options.id);
+    request.spec = serde_json::to_vec(&plan.spec)
+        .map_err(|e| TaskError::Malformed { what: "OCI spec", reason: e.to_string() })?;
+    request.rootfs = container_directory(&options.id).join("rootfs").display().to_string();
+    request.devices = devices;
+    request.stdio = Some(stdio).into();
+    (request.rows, request.columns) = plan.terminal_size;
+    sandbox.agent.create_container(request).await?;
+
+    let init = Process::new(&options.id, "", options.uris, options.terminal);
+    init.set_streams(streams);
+    let container = Arc::new(Container::new(options.id, options.bundle, sandbox, init, lent, reporter));
+    container.report(Report::Created);
+    container.watch(container.init.clone());
+    Ok(container)
+}
+
+async fn lend(options: &CreateOptions, plan: &ContainerPlan, shared: &Path) -> Result<Lent, CreateError> {
+    let directory = shared.join(&options.id);
+    let rootfs = options.rootfs.clone();
+    let root = plan.spec.root().as_ref().map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
+    let fallback = options.bundle.join(root);
+    let volumes = plan.volumes.clone();
+    let mounting =
+        tokio::task::spawn_blocking(move || Lent::mount(directory, &rootfs, &fallback, &volumes)).await;
+    match mounting {
+        Ok(lent) => Ok(lent?),
+        Err(panic) => Err(TaskError::Panicked(format!("mounting: {panic}")).into()),
     }
-    sandbox
-        .shared()
-        .add(&id, &root, &bundle, &plan.volumes)
-        .map_err(|e| Failure::host(format!("container {id}"), &e))?;
-    let created = async {
-        let spec = serde_json::to_vec(&plan.spec).map_err(|e| Failure::host("encode the spec", &e))?;
-        let streams = stdio::Streams::listen(sandbox, &stdio, plan.terminal)?;
-        let (rows, columns) = plan.terminal_size;
-        let request = CreateContainerRequest {
-            container_id: id.clone(),
-            spec,
-            rootfs: container_directory(&id).join("rootfs").display().to_string(),
-            stdio: Some(streams.ports()).into(),
-            rows,
-            columns,
-            ..Default::default()
-        };
-        let call = sandbox.agent().service().create_container(Agent::call(), &request);
-        sandbox.alive(call).await?;
-        let connected = streams.connect(&stdio).await?;
-        Ok(Process::created(sandbox, &id, "", plan.terminal, stdio, connected))
-    }
-    .await
-    .inspect_err(|_: &Failure| sandbox.shared().remove(&id))?;
-    Ok(Container { id, bundle, init: Arc::new(created), execs: Mutex::new(HashMap::new()) })
 }

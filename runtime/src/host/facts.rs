@@ -1,7 +1,6 @@
-//! Reads the facts a plan asks for (`plan::HostFacts`).
+//! Reads the facts a plan asks for.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,41 +12,64 @@ use crate::plan::HostFacts;
 use crate::plan::SourceKind;
 use crate::plan::wanted_sources;
 
-/// Facts about everything `spec` names.
-pub fn read(spec: &Spec) -> HostFacts {
+/// Looks at every path and device the spec names. What cannot be looked at is left out: the plan refuses it by
+/// name.
+pub fn gather(spec: &Spec) -> HostFacts {
     let (sources, blocks) = wanted_sources(spec);
-    let sources = sources.into_iter().filter_map(|path| Some((path.to_path_buf(), kind(path)?))).collect();
-    let block_devices = blocks
-        .into_iter()
-        .filter_map(|(major, minor)| {
-            // /sys/dev/block has a link for each block device; its name is the node's.
-            let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
-            let node = Path::new("/dev").join(link.file_name()?);
-            Some(((major, minor), BlockDevice { node }))
-        })
-        .collect::<BTreeMap<_, _>>();
-    HostFacts { memory_mib: memory_mib(), sources, block_devices }
+    HostFacts {
+        memory_mib: memory_mib(),
+        sources: sources.into_iter().filter_map(|path| Some((path.into(), kind(path)?))).collect(),
+        block_devices: blocks
+            .into_iter()
+            .filter_map(|id| Some((id, block_device(id)?)))
+            .collect::<BTreeMap<_, _>>(),
+    }
 }
 
 fn memory_mib() -> u32 {
     let info = rustix::system::sysinfo();
-    let bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
+    #[expect(clippy::useless_conversion, reason = "the width of these fields depends on the target")]
+    let bytes = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
     u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
 fn kind(path: &Path) -> Option<SourceKind> {
-    let metadata = fs::metadata(path).ok()?;
-    let kind = metadata.file_type();
-    Some(if kind.is_dir() {
+    let metadata = std::fs::metadata(path).ok()?;
+    let typ = metadata.file_type();
+    Some(if typ.is_dir() {
         SourceKind::Directory
-    } else if kind.is_socket() {
+    } else if typ.is_socket() {
         SourceKind::Socket
-    } else if kind.is_block_device() {
+    } else if typ.is_block_device() {
         SourceKind::BlockDevice
-    } else if kind.is_char_device() {
+    } else if typ.is_char_device() {
         let device = metadata.rdev();
         SourceKind::CharacterDevice { major: rustix::fs::major(device), minor: rustix::fs::minor(device) }
     } else {
         SourceKind::File
     })
+}
+
+/// The node of a block device, by what the kernel calls it.
+fn block_device((major, minor): (i64, i64)) -> Option<BlockDevice> {
+    let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
+    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    Some(BlockDevice { node: Path::new("/dev").join(name) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_paths_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(kind(directory.path()), Some(SourceKind::Directory));
+        assert_eq!(kind(&socket), Some(SourceKind::Socket));
+        assert_eq!(kind(Path::new("/dev/null")), Some(SourceKind::CharacterDevice { major: 1, minor: 3 }));
+        assert_eq!(kind(&directory.path().join("none")), None);
+        assert!(memory_mib() > 0);
+    }
 }

@@ -1,114 +1,124 @@
-//! Mounts in the shim's own mount namespace: containerd's mount list, bind mounts, and taking them away.
+//! Mounts in the process's own mount namespace. Each one is undone when the value that stands for it is dropped.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
-use nix::mount::MntFlags;
-use nix::mount::MsFlags;
+use rustix::mount::MountFlags;
+use rustix::mount::MountPropagationFlags;
+use rustix::mount::UnmountFlags;
 
-/// A mount that could not be made; those before it stay.
+/// A mount that could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("mount {kind} {source_path} on {target}")]
+#[error("{step} {path}")]
 pub struct MountError {
-    kind: String,
-    source_path: String,
-    target: PathBuf,
+    /// What was being done.
+    pub step: &'static str,
+    /// To what.
+    pub path: PathBuf,
+    /// What the system said.
     #[source]
-    source: io::Error,
+    pub source: io::Error,
 }
 
-/// Gives the calling process a mount namespace of its own, from which no mount gets out: what is mounted in it
-/// goes when the process does. Call it before the process has threads.
-pub fn own_namespace() -> io::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
-    Ok(())
+pub(super) fn failed<E: Into<io::Error>>(step: &'static str, path: &Path) -> impl FnOnce(E) -> MountError {
+    move |source| MountError { step, path: path.into(), source: source.into() }
 }
 
-/// Mounts as containerd's mount list says: type, source and fstab-like options.
-pub fn mount(kind: &str, source: &str, options: &[String], target: &Path) -> Result<(), MountError> {
-    let (mut flags, mut data) = (MsFlags::empty(), Vec::new());
-    for option in options {
-        match flag(option) {
-            Some((flag, true)) => flags |= flag,
-            Some((flag, false)) => flags &= !flag,
-            None => data.push(option.as_str()),
+/// A mount point of ours; dropping it detaches what is mounted there.
+#[derive(Debug)]
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    pub(super) fn at(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    /// Where.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Detached: whatever still holds it open (the virtio-fs server, until the guest forgets) keeps only itself.
+        if let Err(error) = rustix::mount::unmount(&self.0, UnmountFlags::DETACH) {
+            tracing::warn!(path = %self.0.display(), %error, "unmount");
         }
     }
-    let data = data.join(",");
-    let bind = flags.contains(MsFlags::MS_BIND) || kind == "bind";
-    let error = |e: nix::Error| MountError {
-        kind: kind.to_owned(),
-        source_path: source.to_owned(),
-        target: target.to_owned(),
-        source: e.into(),
-    };
-    if bind {
-        let recursive = flags & MsFlags::MS_REC;
-        let none = None::<&str>;
-        nix::mount::mount(Some(source), target, none, MsFlags::MS_BIND | recursive, none).map_err(error)?;
-        // A bind mount takes its other flags only in a second step (mount(2)).
-        let rest = flags & !(MsFlags::MS_BIND | MsFlags::MS_REC);
-        if !rest.is_empty() {
-            let remount = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | rest;
-            nix::mount::mount(none, target, none, remount, none).map_err(error)?;
-        }
-        return Ok(());
-    }
-    nix::mount::mount(Some(source), target, Some(kind), flags, Some(data.as_str())).map_err(error)
 }
 
-/// Binds `source` on `target`, made for it; with what is mounted below, and read-only, if asked.
-pub fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Result<(), MountError> {
-    let error = |e: io::Error| MountError {
-        kind: "bind".to_owned(),
-        source_path: source.display().to_string(),
-        target: target.to_owned(),
-        source: e,
-    };
-    if source.is_dir() {
-        fs::create_dir_all(target).map_err(error)?;
+/// Gives this process a mount namespace of its own: mounts made here are seen nowhere else and go with the
+/// process, those of the host (and their going) still arrive. To be called while the process has one thread.
+pub fn enter_own_namespace() -> Result<(), MountError> {
+    let root = Path::new("/");
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(failed("make a mount namespace at", root))?;
+    rustix::mount::mount_change(root, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(failed("stop mounts from propagating from", root))
+}
+
+/// A tmpfs for directories only: too small to be worth filling.
+pub fn small_tmpfs(at: &Path) -> Result<Mounted, MountError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("kiai", at, "tmpfs", flags, c"size=4m,nr_inodes=65536,mode=0700")
+        .map_err(failed("mount a tmpfs on", at))?;
+    let mounted = Mounted::at(at);
+    // Shared, so that what is mounted below later appears in the guest's view of it.
+    rustix::mount::mount_change(at, MountPropagationFlags::SHARED)
+        .map_err(failed("share mounts below", at))?;
+    Ok(mounted)
+}
+
+/// A read-only view of `source` that follows every mount made below it later.
+pub fn read_only_view(source: &Path, at: &Path) -> Result<Mounted, MountError> {
+    rustix::mount::mount_bind_recursive(source, at).map_err(failed("bind to", at))?;
+    let mounted = Mounted::at(at);
+    rustix::mount::mount_change(at, MountPropagationFlags::DOWNSTREAM)
+        .map_err(failed("follow mounts below", at))?;
+    remount_read_only(at)?;
+    Ok(mounted)
+}
+
+/// Binds `source` (a file or a directory, as `at` is) to `at`.
+pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Result<Mounted, MountError> {
+    let bound = if recursive {
+        rustix::mount::mount_bind_recursive(source, at)
     } else {
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).map_err(error)?;
-        }
-        fs::File::create(target).map_err(error)?;
-    }
-    let mut options = vec![if recursive { "rbind".to_owned() } else { "bind".to_owned() }];
+        rustix::mount::mount_bind(source, at)
+    };
+    bound.map_err(failed("bind", source))?;
+    let mounted = Mounted::at(at);
     if read_only {
-        options.push("ro".to_owned());
+        remount_read_only(at)?;
     }
-    mount("bind", &source.display().to_string(), &options, target)
+    Ok(mounted)
 }
 
-/// Takes away whatever is mounted on `target`, as often as it is mounted. Busy mounts go when they are no
-/// longer used; a target that is no mount point is left alone.
-pub fn unmount(target: &Path) {
-    while nix::mount::umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
+/// Makes one mount read-only; the file system's other mounts stay as they are, and so do its other flags.
+fn remount_read_only(at: &Path) -> Result<(), MountError> {
+    let kept = kept_flags(at).map_err(failed("look at", at))?;
+    rustix::mount::mount_remount(at, MountFlags::BIND | MountFlags::RDONLY | kept, c"")
+        .map_err(failed("make read-only", at))
 }
 
-/// The flag an option stands for, and whether it sets or clears it.
-fn flag(option: &str) -> Option<(MsFlags, bool)> {
-    Some(match option {
-        "ro" => (MsFlags::MS_RDONLY, true),
-        "rw" => (MsFlags::MS_RDONLY, false),
-        "bind" => (MsFlags::MS_BIND, true),
-        "rbind" => (MsFlags::MS_BIND | MsFlags::MS_REC, true),
-        "nosuid" => (MsFlags::MS_NOSUID, true),
-        "suid" => (MsFlags::MS_NOSUID, false),
-        "nodev" => (MsFlags::MS_NODEV, true),
-        "dev" => (MsFlags::MS_NODEV, false),
-        "noexec" => (MsFlags::MS_NOEXEC, true),
-        "exec" => (MsFlags::MS_NOEXEC, false),
-        "noatime" => (MsFlags::MS_NOATIME, true),
-        "relatime" => (MsFlags::MS_RELATIME, true),
-        "strictatime" => (MsFlags::MS_STRICTATIME, true),
-        "nodiratime" => (MsFlags::MS_NODIRATIME, true),
-        "sync" => (MsFlags::MS_SYNCHRONOUS, true),
-        "dirsync" => (MsFlags::MS_DIRSYNC, true),
-        "defaults" => (MsFlags::empty(), true),
-        _ => return None,
-    })
+/// The flags a bind remount has to repeat, or it would drop them.
+fn kept_flags(at: &Path) -> io::Result<MountFlags> {
+    use rustix::fs::StatVfsMountFlags as Stat;
+    let have = rustix::fs::statvfs(at)?.f_flag;
+    let mut keep = MountFlags::empty();
+    for (stat, flag) in [
+        (Stat::NOSUID, MountFlags::NOSUID),
+        (Stat::NODEV, MountFlags::NODEV),
+        (Stat::NOEXEC, MountFlags::NOEXEC),
+        (Stat::NOATIME, MountFlags::NOATIME),
+        (Stat::NODIRATIME, MountFlags::NODIRATIME),
+        (Stat::RELATIME, MountFlags::RELATIME),
+    ] {
+        if have.contains(stat) {
+            keep |= flag;
+        }
+    }
+    Ok(keep)
 }

@@ -1,193 +1,220 @@
-//! Boots a sandbox as its plan says, and returns once the agent answers.
+//! From a plan to a microVM whose agent answers.
+//!
+//! The machine is built while the network is taken over; the guest boots while the caller prepares its first
+//! container. The agent's call ends the waiting: nothing polls.
 
 use std::fs::File;
 use std::io;
-use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use kiai_protocol::agent::CreateSandboxRequest;
-use kiai_protocol::agent::Storage;
-use kiai_protocol::agent::Tmpfs;
-use kiai_protocol::agent::VirtioFs;
-use kiai_protocol::agent::storage::Source;
-use kiai_protocol::ports;
+use kiai_protocol::ports::AGENT_PORT;
+use kiai_protocol::ports::SHARED_MOUNT;
+use kiai_protocol::ports::SHARED_TAG;
 use kiai_vmm::DeviceConfig;
 use kiai_vmm::NamedFile;
 use kiai_vmm::VmConfig;
 use kiai_vmm::VmHandle;
 use kiai_vmm::vsock::VsockPorts;
-use tokio::io::AsyncReadExt;
-use tokio::sync::oneshot;
 
+use super::Endings;
+use super::Machine;
 use super::Sandbox;
-use super::SharedDirectory;
-use super::first_port;
-use super::network;
-use super::watch_end;
+use super::ending::tail;
 use crate::agent::Agent;
-use crate::failure::Failure;
-use crate::failure::Outcome;
-use crate::failure::chain;
+use crate::agent::AgentError;
+use crate::agent::Ready;
+use crate::agent::ReadyError;
+use crate::agent::message;
+use crate::container::io::PortNumbers;
+use crate::host::Network;
+use crate::host::NetworkError;
+use crate::host::network;
 use crate::plan::GUEST_SHM;
 use crate::plan::SandboxPlan;
 
-/// Boots. On an error the microVM is gone, and with it all that was made.
-pub async fn boot(plan: SandboxPlan, bundle: &Path) -> Outcome<Sandbox> {
-    let shared = SharedDirectory::create(bundle).map_err(|e| Failure::host("shared directory", &e))?;
-    let ports = VsockPorts::new().map_err(|e| Failure::host("vsock", &e))?;
-    let ready = listen_for_ready(&ports)?;
+/// Bytes of a pod's /dev/shm.
+const SHM_BYTES: u64 = 64 << 20;
 
-    let (nics, network) = match &plan.network {
-        Some(path) => network::take_over(path, plan.vcpus).await?,
-        None => Default::default(),
-    };
-    let config = configure(&plan, &shared, &ports, nics)?;
-    let vm = tokio::task::spawn_blocking(move || {
-        let vm = VmHandle::build(config).map_err(|e| classify(&e))?;
-        vm.resume().map_err(|e| Failure::host("start the microVM", &e))?;
-        Ok::<_, Failure>(vm)
-    })
-    .await
-    .map_err(|e| Failure::host("build the microVM", &e))??;
-
-    let ending = Arc::new(AtomicBool::new(false));
-    let ended =
-        watch_end(vm.clone(), bundle, ending.clone()).map_err(|e| Failure::host("watch the microVM", &e))?;
-    let limit = Duration::from_secs(plan.boot_timeout_seconds.into());
-    let mut watched = ended.clone();
-    tokio::select! {
-        stream = ready => check_ready(stream).await?,
-        reason = super::reason(&mut watched) => {
-            return Err(Failure::internal(format!("{reason}{}", console(&vm))));
-        }
-        () = tokio::time::sleep(limit) => {
-            let waited = plan.boot_timeout_seconds;
-            return Err(Failure::internal(format!("no agent after {waited} s{}", console(&vm))));
-        }
-    }
-    let agent = ports.connect(ports::AGENT_PORT).and_then(Agent::new);
-    let agent = agent.map_err(|e| Failure::host("connect to the agent", &e))?;
-    let next_port = first_port();
-    let sandbox = Sandbox { vm, ports, agent, shared, next_port, ending, ended };
-    create(&sandbox, &plan).await?;
-    network.configure(&sandbox).await?;
-    Ok(sandbox)
+/// Why there is no sandbox; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Kernel, initrd or console file.
+    #[error("{what} {path}")]
+    File {
+        /// Which one.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine could not be built.
+    #[error("microVM")]
+    Build(#[source] kiai_vmm::BootError),
+    /// A NIC could not be attached.
+    #[error("network interface {name}")]
+    Nic {
+        /// Its name in the pod.
+        name: String,
+        /// The reason.
+        #[source]
+        source: kiai_vmm::AttachError,
+    },
+    /// The pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The host refused a thread, an eventfd or the like.
+    #[error("{step}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest ended before its agent called.
+    #[error("the guest ended while it booted: {ending}; its console ended with:\n{console}")]
+    Died {
+        /// How.
+        ending: kiai_vmm::Ending,
+        /// Its last lines.
+        console: String,
+    },
+    /// The guest runs, but its agent does not call.
+    #[error("the guest's agent did not call within {seconds} s; the console ended with:\n{console}")]
+    Silent {
+        /// How long was waited.
+        seconds: u32,
+        /// The last lines.
+        console: String,
+    },
+    /// The agent's call was none.
+    #[error(transparent)]
+    Ready(#[from] ReadyError),
+    /// The agent could not prepare the guest.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
 }
 
-/// The guest's console as the end of a message.
-fn console(vm: &VmHandle) -> String {
-    let tail = vm.console_tail();
-    let lines: Vec<&str> = tail.lines().rev().take(20).collect();
-    let lines: Vec<&str> = lines.into_iter().rev().collect();
-    if lines.is_empty() { String::new() } else { format!("; the guest's console:\n{}", lines.join("\n")) }
-}
+/// Boots the sandbox; `shared` is the directory its guest sees. Everything that can fail before the guest runs
+/// does.
+pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootError> {
+    let host = |step| move |source| BootError::Host { step, source };
+    let ports = VsockPorts::new().map_err(host("vsock ports"))?;
+    let ready = Ready::listen(&ports)?;
+    let config = machine(&plan, shared, ports.clone())?;
 
-fn listen_for_ready(ports: &VsockPorts) -> Outcome<oneshot::Receiver<UnixStream>> {
-    let (sender, receiver) = oneshot::channel();
-    let sender = std::sync::Mutex::new(Some(sender));
-    let accept = Box::new(move |stream: UnixStream| {
-        if let Some(sender) = sender.lock().ok().and_then(|mut sender| sender.take()) {
-            let _ = sender.send(stream);
-        }
+    let namespace = plan.network.clone();
+    let queues = usize::from(plan.vcpus);
+    let network = tokio::task::spawn_blocking(move || match namespace {
+        Some(path) => network::take_over(&path, queues),
+        None => Ok(Network::default()),
     });
-    ports.listen(ports::READY_PORT, accept).map_err(|e| Failure::host("vsock", &e))?;
-    Ok(receiver)
-}
+    let machine = tokio::task::spawn_blocking(|| VmHandle::build(config).map(Machine));
+    let (machine, network) = tokio::join!(machine, network);
+    let gone = |step| move |_| BootError::Host { step, source: io::Error::other("the thread panicked") };
+    let vm = machine.map_err(gone("build the microVM"))?.map_err(BootError::Build)?;
+    let mut network = network.map_err(gone("take over the network"))??;
 
-/// The agent says what it is before anything is asked of it.
-async fn check_ready(stream: Result<UnixStream, oneshot::error::RecvError>) -> Outcome<()> {
-    let stream = stream.map_err(|e| Failure::host("agent", &e))?;
-    let mut magic = [0; ports::READY_MAGIC.len()];
-    let read = async {
-        stream.set_nonblocking(true)?;
-        tokio::net::UnixStream::from_std(stream)?.read_exact(&mut magic).await
-    };
-    read.await.map_err(|e| Failure::host("agent", &e))?;
-    if magic != *ports::READY_MAGIC {
-        return Err(Failure::internal(format!("the guest's agent speaks another protocol: {magic:02x?}")));
+    let endings = Endings::of(&vm.0).map_err(host("wait for the microVM"))?;
+    for nic in &mut network.nics {
+        let taps = std::mem::take(&mut nic.taps);
+        let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
+        vm.0.attach(config).map_err(|source| BootError::Nic { name: nic.name.clone(), source })?;
     }
-    Ok(())
+    let died = |ended: super::Ended| BootError::Died { ending: ended.ending, console: tail(&ended.console) };
+    if vm.0.resume().is_err() {
+        return Err(died(endings.wait().await));
+    }
+
+    let deadline = Duration::from_secs(plan.boot_timeout_seconds.into());
+    tokio::select! {
+        called = ready.wait() => called?,
+        ended = endings.wait() => return Err(died(ended)),
+        () = tokio::time::sleep(deadline) => {
+            let console = tail(&vm.0.console_tail());
+            return Err(BootError::Silent { seconds: plan.boot_timeout_seconds, console });
+        }
+    }
+
+    let agent = ports.connect(AGENT_PORT).and_then(Agent::new).map_err(host("connect to the agent"))?;
+    let prepared = async {
+        tokio::try_join!(
+            agent.create_sandbox(request(&plan)),
+            agent.set_clock(),
+            agent.configure_network(&network)
+        )
+    };
+    tokio::select! {
+        // A guest that dies closes the connection as well; its own words say more.
+        biased;
+        ended = endings.wait() => return Err(died(ended)),
+        prepared = prepared => prepared?,
+    };
+    Ok(Sandbox { agent, ports, port_numbers: PortNumbers::default(), endings, vm })
 }
 
-fn configure(
+fn machine(
     plan: &SandboxPlan,
-    shared: &SharedDirectory,
-    ports: &Arc<VsockPorts>,
-    nics: Vec<DeviceConfig>,
-) -> Outcome<VmConfig> {
-    let mut devices = vec![
-        DeviceConfig::Vsock { ports: ports.clone() },
-        DeviceConfig::Fs { tag: ports::SHARED_TAG.to_owned(), directory: shared.path().to_owned() },
-        DeviceConfig::Rng,
-    ];
-    devices.extend(nics);
-    let console = plan.console.as_deref().map(open_console).transpose()?;
+    shared: PathBuf,
+    ports: std::sync::Arc<VsockPorts>,
+) -> Result<VmConfig, BootError> {
+    let console = match &plan.console {
+        None => None,
+        Some(path) => {
+            let file = File::options().append(true).create(true).open(path);
+            let file =
+                file.map_err(|source| BootError::File { what: "console", path: path.clone(), source })?;
+            Some(Box::new(file) as Box<dyn io::Write + Send>)
+        }
+    };
     Ok(VmConfig {
         vcpus: plan.vcpus,
         max_vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
         huge_pages: plan.huge_pages,
-        kernel: open("guest kernel", &plan.kernel)?,
-        initrd: Some(open("guest initrd", &plan.initrd)?),
+        kernel: open("kernel", &plan.kernel)?,
+        initrd: Some(open("initrd", &plan.initrd)?),
         command_line: plan.kernel_parameters.clone(),
         console,
-        devices,
+        devices: vec![
+            DeviceConfig::Vsock { ports },
+            DeviceConfig::Fs { tag: SHARED_TAG.into(), directory: shared },
+            DeviceConfig::Rng,
+        ],
     })
 }
 
-fn open(what: &str, path: &Path) -> Outcome<NamedFile> {
-    let name = path.display().to_string();
-    match File::open(path) {
-        Ok(file) => Ok(NamedFile { name, file }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            Err(Failure::not_found(format!("{what} {name} does not exist")))
-        }
-        Err(e) => Err(Failure::host(format!("{what} {name}"), &e)),
+fn open(what: &'static str, path: &Path) -> Result<NamedFile, BootError> {
+    let failed = |source| BootError::File { what, path: path.into(), source };
+    let file = File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
     }
+    Ok(NamedFile { name: path.display().to_string(), file })
 }
 
-/// A console that may be a fifo must not stop the guest: what it does not take at once is dropped.
-fn open_console(path: &Path) -> Outcome<Box<dyn Write + Send>> {
-    let failed = |e: io::Error| Failure::host(format!("console {}", path.display()), &e);
-    let mut options = File::options();
-    options.append(true).create(true);
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
-    Ok(Box::new(options.open(path).map_err(failed)?))
-}
-
-/// A damaged kernel is the caller's, everything else is ours.
-fn classify(e: &kiai_vmm::BootError) -> Failure {
-    match e {
-        kiai_vmm::BootError::Load(_) | kiai_vmm::BootError::Config(_) => Failure::invalid(chain(e)),
-        _ => Failure::internal(chain(e)),
-    }
-}
-
-async fn create(sandbox: &Sandbox, plan: &SandboxPlan) -> Outcome<()> {
-    let shared = Source::VirtioFs(VirtioFs { tag: ports::SHARED_TAG.to_owned(), ..Default::default() });
-    let mut storages = vec![Storage {
-        source: Some(shared),
-        mount_point: ports::SHARED_MOUNT.to_owned(),
-        ..Default::default()
-    }];
+fn request(plan: &SandboxPlan) -> message::CreateSandboxRequest {
+    let mut request = message::CreateSandboxRequest::new();
+    request.sandbox_id.clone_from(&plan.id);
+    request.hostname.clone_from(&plan.hostname);
+    let mut virtio_fs = message::VirtioFs::new();
+    virtio_fs.tag = SHARED_TAG.into();
+    let mut shared = message::Storage::new();
+    shared.set_virtio_fs(virtio_fs);
+    shared.mount_point = SHARED_MOUNT.into();
+    request.storages.push(shared);
     if plan.shared_memory {
-        storages.push(Storage {
-            source: Some(Source::Tmpfs(Tmpfs { mode: 0o1777, ..Default::default() })),
-            mount_point: GUEST_SHM.to_owned(),
-            options: ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec(),
-            ..Default::default()
-        });
+        let mut tmpfs = message::Tmpfs::new();
+        tmpfs.size = SHM_BYTES;
+        tmpfs.mode = 0o1777;
+        let mut storage = message::Storage::new();
+        storage.set_tmpfs(tmpfs);
+        storage.mount_point = GUEST_SHM.into();
+        request.storages.push(storage);
     }
-    let request = CreateSandboxRequest {
-        sandbox_id: plan.id.clone(),
-        hostname: plan.hostname.clone(),
-        storages,
-        ..Default::default()
-    };
-    let call = sandbox.agent.service().create_sandbox(Agent::call(), &request);
-    sandbox.alive(call).await.map(|_| ())
+    request
 }

@@ -1,177 +1,137 @@
-//! One sandbox: a microVM, the directory it shares with the host, the agent in it.
+//! The microVM of a pod: booted, asked through its agent, ended. One per process.
 //!
-//! ```text
-//!   boot ──► running ──┬── destroy ──► ended
-//!                      └── the guest dies ──► ended (reason and console in `sandbox-error.txt`)
-//! ```
-//! What it must not know: the Task service, standard streams of containers beyond handing out their ports.
+//! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent,
+//! and hands out vsock ports. Names no KVM type.
 
 mod boot;
-mod network;
+mod ending;
 mod shared;
 
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use kiai_protocol::agent::Empty;
-use kiai_protocol::ports;
 use kiai_vmm::VmHandle;
 use kiai_vmm::vsock::VsockPorts;
-use tokio::sync::oneshot;
-use tokio::sync::watch;
 
 use crate::agent::Agent;
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::agent::AgentError;
+use crate::agent::message;
+use crate::container::io::PortNumbers;
+use crate::plan::Disk;
 
+pub use boot::BootError;
 pub use boot::boot;
-pub use shared::RootMount;
+pub use ending::Ended;
+pub use ending::Endings;
 pub use shared::SharedDirectory;
-pub use shared::SharedError;
 
-/// File in the bundle that says why a sandbox died.
-pub const ERROR_FILE: &str = "sandbox-error.txt";
-
-/// How long the guest may take to shut down in order.
-const SHUTDOWN: Duration = Duration::from_secs(5);
-
-/// A running sandbox.
+/// A booted microVM whose agent answers. Dropping it stops the machine.
 pub struct Sandbox {
-    vm: VmHandle,
-    ports: Arc<VsockPorts>,
-    agent: Agent,
-    shared: SharedDirectory,
-    next_port: AtomicU32,
-    /// We end it ourselves: its end is no news.
-    ending: Arc<AtomicBool>,
-    /// Why it ended, once it has.
-    ended: watch::Receiver<Option<String>>,
+    /// Its agent.
+    pub agent: Agent,
+    /// The host's side of its vsock.
+    pub ports: Arc<VsockPorts>,
+    /// Ports for streams.
+    pub port_numbers: PortNumbers,
+    /// Its end, when that comes.
+    pub endings: Endings,
+    vm: Machine,
 }
 
-/// A stream to come: the guest connects to `port` once it was told of it.
-pub struct StreamPort {
-    /// The port on the host.
-    pub port: u32,
-    ports: Arc<VsockPorts>,
-    stream: oneshot::Receiver<UnixStream>,
+/// A device of the host that could not be lent to the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum LendError {
+    /// The node cannot be opened.
+    #[error("block device {path}")]
+    Open {
+        /// On the host.
+        path: std::path::PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine would not take it.
+    #[error("attach block device {path}")]
+    Attach {
+        /// On the host.
+        path: std::path::PathBuf,
+        /// The reason.
+        #[source]
+        source: kiai_vmm::AttachError,
+    },
+    /// The guest did not find it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
 }
 
 impl Sandbox {
-    /// The agent.
-    pub fn agent(&self) -> &Agent {
-        &self.agent
-    }
-
-    /// The shared directory.
-    pub fn shared(&self) -> &SharedDirectory {
-        &self.shared
-    }
-
-    /// Listens on a fresh port for one stream.
-    pub fn stream_port(&self) -> Outcome<StreamPort> {
-        let (sender, stream) = oneshot::channel();
-        let sender = std::sync::Mutex::new(Some(sender));
-        let accept = Box::new(move |stream: UnixStream| {
-            // The first connection is the one; a guest that connects again is not heard.
-            if let Some(sender) = sender.lock().ok().and_then(|mut sender| sender.take()) {
-                let _ = sender.send(stream);
-            }
-        });
-        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
-        self.ports.listen(port, accept).map_err(|e| Failure::host("standard stream", &e))?;
-        Ok(StreamPort { port, ports: self.ports.clone(), stream })
-    }
-
-    /// Resolves with the reason once the sandbox has ended.
-    pub async fn ended(&self) -> String {
-        reason(&mut self.ended.clone()).await
-    }
-
-    /// Runs a call to the agent, but not beyond the sandbox's end.
-    pub async fn alive<T>(
-        &self,
-        call: impl Future<Output = containerd_shim_protos::ttrpc::Result<T>>,
-    ) -> Outcome<T> {
-        tokio::select! {
-            result = call => result.map_err(Failure::from),
-            reason = self.ended() => Err(Failure::internal(reason)),
+    /// Puts block devices of the host on the guest's bus and has the guest find them.
+    pub async fn lend(&self, disks: &[Disk]) -> Result<Vec<message::Device>, LendError> {
+        let mut devices = Vec::new();
+        for disk in disks {
+            devices.push(self.attach(disk)?);
         }
+        if !devices.is_empty() {
+            let expect = devices.iter().filter_map(|device| device.locator.as_ref().cloned()).collect();
+            self.agent.rescan_pci(expect).await?;
+        }
+        Ok(devices)
     }
 
-    /// Ends it: in order if the agent answers in time, at once if not.
-    pub async fn destroy(&self) {
-        self.ending.store(true, Ordering::SeqCst);
-        let request = Empty::new();
-        let call = self.agent.service().destroy_sandbox(Agent::call(), &request);
-        if tokio::time::timeout(SHUTDOWN, self.alive(call)).await.is_err() {
-            tracing::warn!("the agent did not answer the request to shut down");
+    fn attach(&self, disk: &Disk) -> Result<message::Device, LendError> {
+        let path = &disk.node;
+        let file = std::fs::File::options()
+            .read(true)
+            .write(!disk.read_only)
+            .open(path)
+            .map_err(|source| LendError::Open { path: path.clone(), source })?;
+        let attached = self
+            .vm
+            .0
+            .attach(kiai_vmm::DeviceConfig::Block {
+                disk: kiai_vmm::NamedFile { name: path.display().to_string(), file },
+                read_only: disk.read_only,
+                serial: format!("disk-{}-{}", disk.major, disk.minor),
+            })
+            .map_err(|source| LendError::Attach { path: path.clone(), source })?;
+        let mut locator = message::DeviceLocator::new();
+        locator.set_pci_path(attached.pci_path);
+        let mut device = message::Device::new();
+        device.locator = Some(locator).into();
+        device.container_path = disk.container_path.display().to_string();
+        device.kind = "b".into();
+        device.host_major = disk.major;
+        device.host_minor = disk.minor;
+        Ok(device)
+    }
+
+    /// Ends the guest in good order: its file systems are synced before the machine stops. A guest that does not
+    /// answer is stopped all the same.
+    pub async fn shut_down(&self) {
+        self.endings.expect();
+        if self.endings.ended().is_none()
+            && let Err(error) = self.agent.destroy_sandbox().await
+        {
+            tracing::warn!(error = %crate::failure::chain(&error), "the guest did not end in good order");
         }
-        let vm = self.vm.clone();
-        // Joining threads blocks; the runtime's own threads must not.
-        let _ = tokio::task::spawn_blocking(move || vm.stop()).await;
+        let vm = self.vm.0.clone();
+        // Blocks while the threads of the machine end.
+        if tokio::task::spawn_blocking(move || vm.stop()).await.is_err() {
+            tracing::error!("stopping the microVM panicked");
+        }
     }
 }
 
-impl StreamPort {
-    /// The stream, once the agent has answered the call that named the port.
-    pub async fn accept(mut self) -> Outcome<tokio::net::UnixStream> {
-        let stream = (&mut self.stream)
-            .await
-            .map_err(|_| Failure::internal("the agent did not connect a standard stream"))?;
-        let convert = |stream: UnixStream| {
-            stream.set_nonblocking(true)?;
-            tokio::net::UnixStream::from_std(stream)
-        };
-        convert(stream).map_err(|e| Failure::host("standard stream", &e))
-    }
-}
+/// A machine that is stopped when it is let go, though somebody may still wait for its end.
+struct Machine(VmHandle);
 
-impl Drop for StreamPort {
+impl Drop for Machine {
     fn drop(&mut self) {
-        self.ports.unlisten(self.port);
-    }
-}
-
-/// Tells whoever waits, and the file in the bundle, why the guest is gone.
-fn watch_end(
-    vm: VmHandle,
-    bundle: &Path,
-    ending: Arc<AtomicBool>,
-) -> std::io::Result<watch::Receiver<Option<String>>> {
-    let (sender, receiver) = watch::channel(None);
-    let file: PathBuf = bundle.join(ERROR_FILE);
-    std::thread::Builder::new().name("vm-end".to_owned()).spawn(move || {
-        let how = vm.wait();
-        let reason = format!("the sandbox ended: {how}");
-        if !ending.load(Ordering::SeqCst) {
-            let console = vm.console_tail();
-            tracing::error!("{reason}");
-            let text = format!("{reason}\nlast lines of the guest's console:\n{console}\n");
-            if let Err(e) = std::fs::write(&file, text) {
-                tracing::error!("{}: {e}", file.display());
-            }
+        let vm = self.0.clone();
+        // Stopping joins threads, which an async task must not wait for.
+        let spawned = std::thread::Builder::new().name("stop".into()).spawn(move || vm.stop());
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread to stop the microVM on");
+            self.0.stop();
         }
-        // Nobody may be waiting any more.
-        let _ = sender.send(Some(reason));
-    })?;
-    Ok(receiver)
-}
-
-/// Resolves with the reason once there is one.
-async fn reason(ended: &mut watch::Receiver<Option<String>>) -> String {
-    match ended.wait_for(Option::is_some).await {
-        Ok(reason) => reason.clone().unwrap_or_default(),
-        Err(_) => "the sandbox is gone".to_owned(),
     }
-}
-
-/// First port for standard streams.
-const fn first_port() -> AtomicU32 {
-    AtomicU32::new(ports::FIRST_STREAM_PORT)
 }

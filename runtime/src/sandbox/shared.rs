@@ -1,115 +1,48 @@
-//! The directory a sandbox shares with its guest: a tmpfs in the shim's mount namespace, a folder a container.
+//! The directory the guest sees through virtio-fs: `<container>/rootfs`, `<container>/mounts/<n>`.
 //!
-//!     <container>/rootfs      its root file system
-//!     <container>/mounts/<n>  what its spec binds from the host
+//! A small tmpfs in the bundle, in this process's mount namespace only, holds the mount points; the guest gets a
+//! read-only view of it that follows what is mounted below, so it can write where a mount says so and nowhere
+//! else.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::host::MountError;
+use crate::host::Mounted;
 use crate::host::mount;
-use crate::host::mount::MountError;
-use crate::plan::Volume;
 
-/// Why a container's files could not be put in place.
-#[derive(Debug, thiserror::Error)]
-pub enum SharedError {
-    /// A directory.
-    #[error("create {path}")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// A mount.
-    #[error(transparent)]
-    Mount(#[from] MountError),
+/// The shared directory of one sandbox. Dropping it unmounts it.
+pub struct SharedDirectory {
+    // Dropped in this order.
+    view: Mounted,
+    host: Mounted,
 }
-
-/// A mount of a root file system, as containerd describes it.
-#[derive(Debug, Clone)]
-pub struct RootMount {
-    /// File system type, or `bind`.
-    pub kind: String,
-    /// Device, path or a word.
-    pub source: String,
-    /// As in fstab.
-    pub options: Vec<String>,
-}
-
-/// The directory.
-pub struct SharedDirectory(PathBuf);
 
 impl SharedDirectory {
-    /// Makes it in `bundle`. Its content is visible in this process's mount namespace only, and goes with it.
-    pub fn create(bundle: &Path) -> Result<Self, SharedError> {
-        let path = bundle.join("shared");
-        fs::create_dir_all(&path).map_err(|source| SharedError::Directory { path: path.clone(), source })?;
-        // Only directories and empty files are ever made in it.
-        let options = ["mode=0700", "size=16m", "nosuid", "nodev"].map(str::to_owned);
-        mount::mount("tmpfs", "kiai", &options, &path)?;
-        Ok(Self(path))
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Puts a container's root file system and volumes in place; on an error nothing stays.
-    pub fn add(
-        &self,
-        container: &str,
-        root: &[RootMount],
-        bundle: &Path,
-        volumes: &[Volume],
-    ) -> Result<(), SharedError> {
-        self.try_add(container, root, bundle, volumes).inspect_err(|_| self.remove(container))
-    }
-
-    fn try_add(
-        &self,
-        container: &str,
-        root: &[RootMount],
-        bundle: &Path,
-        volumes: &[Volume],
-    ) -> Result<(), SharedError> {
-        let folder = self.0.join(container);
-        let rootfs = folder.join("rootfs");
-        fs::create_dir_all(&rootfs)
-            .map_err(|source| SharedError::Directory { path: rootfs.clone(), source })?;
-        for RootMount { kind, source, options } in root {
-            mount::mount(kind, source, options, &rootfs)?;
-        }
-        if root.is_empty() {
-            mount::bind(&bundle.join("rootfs"), &rootfs, true, false)?;
-        }
-        for volume in volumes {
-            let target = folder.join(&volume.target);
-            mount::bind(&volume.source, &target, volume.recursive, volume.read_only)?;
-        }
-        Ok(())
-    }
-
-    /// Takes a container's mounts and folder away, whatever of them is there.
-    pub fn remove(&self, container: &str) {
-        let folder = self.0.join(container);
-        if let Ok(volumes) = fs::read_dir(folder.join("mounts")) {
-            volumes.flatten().for_each(|volume| mount::unmount(&volume.path()));
-        }
-        mount::unmount(&folder.join("rootfs"));
-        // What could not be unmounted must not be deleted: only empty places are removed.
-        if let Ok(volumes) = fs::read_dir(folder.join("mounts")) {
-            for volume in volumes.flatten() {
-                let path = volume.path();
-                let _ = fs::remove_dir(&path).or_else(|_| fs::remove_file(&path));
+    /// Makes it inside the bundle.
+    pub fn create(bundle: &Path) -> Result<Self, MountError> {
+        let directory = |name: &str| -> Result<PathBuf, MountError> {
+            let path = bundle.join(name);
+            match std::fs::create_dir(&path) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    Err(MountError { step: "create", path, source: e })
+                }
+                _ => Ok(path),
             }
-        }
-        for path in [folder.join("mounts"), folder.join("rootfs"), folder] {
-            let _ = fs::remove_dir(path);
-        }
+        };
+        let host = mount::small_tmpfs(&directory("shared")?)?;
+        let view = mount::read_only_view(host.path(), &directory("view")?)?;
+        Ok(Self { view, host })
+    }
+
+    /// Where things are mounted.
+    pub fn path(&self) -> &Path {
+        self.host.path()
+    }
+
+    /// What the guest is given.
+    pub fn view(&self) -> &Path {
+        self.view.path()
     }
 }

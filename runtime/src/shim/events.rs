@@ -12,13 +12,20 @@ use containerd_shim_protos::ttrpc;
 use std::time::Duration;
 use std::time::SystemTime;
 use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 
 /// How long containerd may take for one event.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where events are sent; without an address they go nowhere.
 #[derive(Clone)]
-pub(super) struct Events(Option<mpsc::UnboundedSender<Envelope>>, String);
+pub(super) struct Events(Option<mpsc::UnboundedSender<Word>>, String);
+
+enum Word {
+    Event(Envelope),
+    /// Answered when everything before it was sent.
+    Flush(oneshot::Sender<()>),
+}
 
 impl Events {
     /// Sends to the ttrpc socket containerd names in `TTRPC_ADDRESS`; the CLI names none.
@@ -43,13 +50,29 @@ impl Events {
             ..Default::default()
         };
         // The receiver lives as long as the process.
-        let _ = sender.send(envelope);
+        let _ = sender.send(Word::Event(envelope));
+    }
+
+    /// Returns once everything sent so far is with containerd, or lost.
+    pub(super) async fn flush(&self) {
+        let Some(sender) = &self.0 else { return };
+        let (flushed, wait) = oneshot::channel();
+        if sender.send(Word::Flush(flushed)).is_ok() {
+            let _ = wait.await;
+        }
     }
 }
 
-async fn forward(address: String, mut events: mpsc::UnboundedReceiver<Envelope>) {
+async fn forward(address: String, mut words: mpsc::UnboundedReceiver<Word>) {
     let mut client: Option<EventsClient> = None;
-    while let Some(envelope) = events.recv().await {
+    while let Some(word) = words.recv().await {
+        let envelope = match word {
+            Word::Event(envelope) => envelope,
+            Word::Flush(flushed) => {
+                let _ = flushed.send(());
+                continue;
+            }
+        };
         let topic = envelope.topic.clone();
         if client.is_none() {
             match Client::connect(&format!("unix://{address}")).await {

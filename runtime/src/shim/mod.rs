@@ -1,18 +1,51 @@
-//! The shim: one process a pod, serving containerd's Task service on a socket (containerd `core/runtime/v2`).
+//! containerd's shim (runtime v2): one process a pod, serving the Task service on a socket.
 //!
-//! `bootstrap` gets the process going, `task` decodes requests, `service` holds what there is, `events` tells
-//! containerd. The CLI is one more client of the same service.
+//! `arguments`, `launch`, `start`, `serve`, `delete` are the binary's roles; `pod` is what it serves, `task` the
+//! service (decodes, calls, encodes), `report` and `events` what it tells containerd. containerd's
+//! `core/runtime/v2/README.md`.
 
-mod bootstrap;
+mod arguments;
+mod delete;
 mod events;
-mod metrics;
-mod service;
+mod launch;
+mod pod;
+mod report;
+mod serve;
+mod start;
 mod task;
 
-pub use bootstrap::LaunchOptions;
-pub use bootstrap::delete;
-pub use bootstrap::launch;
-pub use bootstrap::main;
+use std::io;
+use std::io::Write;
+use std::process::ExitCode;
 
-/// Name by which the binary knows that it is the shim.
+use arguments::Action;
+use arguments::Arguments;
+
+pub use delete::delete;
+pub use launch::LaunchOptions;
+pub use launch::launch;
+
+/// The name under which the binary is the shim.
 pub const SHIM_NAME: &str = "containerd-shim-kiai-v2";
+
+/// Files of the shim in its bundle.
+const ADDRESS_FILE: &str = "address";
+const PID_FILE: &str = "shim.pid";
+const LOG_FILE: &str = "shim.log";
+
+/// The binary in its shim role; `arguments` are those after the program's name.
+pub fn main(arguments: &[String]) -> ExitCode {
+    let result = Arguments::parse(arguments).and_then(|arguments| match arguments.action {
+        Action::Start => start::start(&arguments),
+        Action::Delete => delete::delete_role(&arguments),
+        Action::Serve => serve::serve(&arguments),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // Best effort: whoever started us reads it, or nobody does.
+            let _ = writeln!(io::stderr(), "{SHIM_NAME}: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

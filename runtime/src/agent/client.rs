@@ -1,0 +1,259 @@
+//! Calls to the agent.
+
+use std::future::Future;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use kiai_protocol::agent::AddNeighboursRequest;
+use kiai_protocol::agent::ContainerRequest;
+use kiai_protocol::agent::CreateContainerRequest;
+use kiai_protocol::agent::CreateSandboxRequest;
+use kiai_protocol::agent::DeviceLocator;
+use kiai_protocol::agent::Empty;
+use kiai_protocol::agent::ExecProcessRequest;
+use kiai_protocol::agent::ProcessRequest;
+use kiai_protocol::agent::RemoveContainerRequest;
+use kiai_protocol::agent::RescanPciRequest;
+use kiai_protocol::agent::ResizeTerminalRequest;
+use kiai_protocol::agent::SetClockRequest;
+use kiai_protocol::agent::SignalProcessRequest;
+use kiai_protocol::agent::StatsContainerResponse;
+use kiai_protocol::agent::UpdateContainerRequest;
+use kiai_protocol::agent::UpdateInterfaceRequest;
+use kiai_protocol::agent::UpdateRoutesRequest;
+use kiai_protocol::agent::WaitProcessResponse;
+use kiai_protocol::service::AgentClient;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context::Context;
+
+use super::convert;
+use crate::host::Network;
+
+/// How long a call may take whose work is bounded. A guest that is gone is noticed at once, by its connection;
+/// this is for one that hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to find a device that was put on its bus.
+const RESCAN_TIMEOUT_MS: u32 = 20_000;
+
+/// A call that did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent said no.
+    #[error("agent: {message}")]
+    Refused {
+        /// Which call.
+        call: &'static str,
+        /// The status code.
+        code: ttrpc::Code,
+        /// Its words; they name the thing.
+        message: String,
+    },
+    /// The connection ended.
+    #[error("agent: {call}: connection lost")]
+    Lost {
+        /// Which call.
+        call: &'static str,
+        /// What ttrpc says.
+        #[source]
+        source: ttrpc::Error,
+    },
+    /// No answer in time.
+    #[error("agent: {call}: no answer within {} s", DEADLINE.as_secs())]
+    Silent {
+        /// Which call.
+        call: &'static str,
+    },
+}
+
+impl AgentError {
+    /// The agent's own code, when it answered.
+    pub fn answer(&self) -> Option<ttrpc::Code> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            Self::Lost { .. } | Self::Silent { .. } => None,
+        }
+    }
+
+    fn of(call: &'static str, error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => {
+                Self::Refused { call, code: status.code(), message: status.message }
+            }
+            source => Self::Lost { call, source },
+        }
+    }
+}
+
+/// A connection to the agent. Clones share it.
+#[derive(Clone)]
+pub struct Agent(AgentClient);
+
+impl Agent {
+    /// Speaks ttrpc over a stream to the guest's agent port. Needs a tokio runtime.
+    pub fn new(stream: UnixStream) -> std::io::Result<Self> {
+        Ok(Self(AgentClient::new(ttrpc::r#async::Client::new(Socket::try_from(stream)?))))
+    }
+
+    /// Prepares the guest for containers. Once, first of all.
+    pub async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), AgentError> {
+        bounded("CreateSandbox", self.0.create_sandbox(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Ends every container, syncs and powers the guest off; the answer comes before the power-off.
+    pub async fn destroy_sandbox(&self) -> Result<(), AgentError> {
+        bounded("DestroySandbox", self.0.destroy_sandbox(Context::default(), &Empty::new())).await.map(drop)
+    }
+
+    /// Gives the guest the host's wall clock.
+    pub async fn set_clock(&self) -> Result<(), AgentError> {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let mut request = SetClockRequest::new();
+        request.seconds = now.tv_sec;
+        request.nanoseconds = now.tv_nsec;
+        bounded("SetClock", self.0.set_clock(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Makes the guest's network that of the pod: interfaces, then routes, then neighbours.
+    pub async fn configure_network(&self, network: &Network) -> Result<(), AgentError> {
+        for nic in &network.nics {
+            let mut request = UpdateInterfaceRequest::new();
+            request.interface = Some(convert::interface(nic)).into();
+            bounded("UpdateInterface", self.0.update_interface(Context::default(), &request)).await?;
+        }
+        if !network.routes.is_empty() {
+            let mut request = UpdateRoutesRequest::new();
+            request.routes = network.routes.iter().map(convert::route).collect();
+            bounded("UpdateRoutes", self.0.update_routes(Context::default(), &request)).await?;
+        }
+        if !network.neighbours.is_empty() {
+            let mut request = AddNeighboursRequest::new();
+            request.neighbours = network.neighbours.iter().map(convert::neighbour).collect();
+            bounded("AddNeighbours", self.0.add_neighbours(Context::default(), &request)).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the guest look for devices that were put on its bus; returns once each has its node.
+    pub async fn rescan_pci(&self, expect: Vec<DeviceLocator>) -> Result<(), AgentError> {
+        let mut request = RescanPciRequest::new();
+        request.expect = expect;
+        request.timeout_ms = RESCAN_TIMEOUT_MS;
+        bounded("RescanPci", self.0.rescan_pci(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Builds a container, its process not yet started.
+    pub async fn create_container(&self, request: CreateContainerRequest) -> Result<(), AgentError> {
+        bounded("CreateContainer", self.0.create_container(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Lets the container's process go.
+    pub async fn start_container(&self, container_id: &str) -> Result<(), AgentError> {
+        bounded("StartContainer", self.0.start_container(Context::default(), &container(container_id)))
+            .await
+            .map(drop)
+    }
+
+    /// Runs a further process in a container.
+    pub async fn exec_process(&self, request: ExecProcessRequest) -> Result<(), AgentError> {
+        bounded("ExecProcess", self.0.exec_process(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Sends a signal to a process, or to all of the container.
+    pub async fn signal(&self, of: &ProcessRequest, signal: u32, all: bool) -> Result<(), AgentError> {
+        let mut request = SignalProcessRequest::new();
+        request.container_id.clone_from(&of.container_id);
+        request.exec_id.clone_from(&of.exec_id);
+        request.signal = signal;
+        request.all = all;
+        bounded("SignalProcess", self.0.signal_process(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Answers when the process has exited, however long that takes.
+    pub async fn wait_process(&self, of: &ProcessRequest) -> Result<WaitProcessResponse, AgentError> {
+        let answer = self.0.wait_process(Context::default(), of).await;
+        answer.map_err(|error| AgentError::of("WaitProcess", error))
+    }
+
+    /// Tells a terminal its size.
+    pub async fn resize_terminal(
+        &self,
+        of: &ProcessRequest,
+        (rows, columns): (u32, u32),
+    ) -> Result<(), AgentError> {
+        let mut request = ResizeTerminalRequest::new();
+        request.container_id.clone_from(&of.container_id);
+        request.exec_id.clone_from(&of.exec_id);
+        request.rows = rows;
+        request.columns = columns;
+        bounded("ResizeTerminal", self.0.resize_terminal(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Pids of a container, as the guest numbers them.
+    pub async fn list_processes(&self, container_id: &str) -> Result<Vec<u32>, AgentError> {
+        let request = container(container_id);
+        bounded("ListProcesses", self.0.list_processes(Context::default(), &request)).await.map(|a| a.pids)
+    }
+
+    /// Freezes a container.
+    pub async fn pause_container(&self, container_id: &str) -> Result<(), AgentError> {
+        bounded("PauseContainer", self.0.pause_container(Context::default(), &container(container_id)))
+            .await
+            .map(drop)
+    }
+
+    /// Thaws it.
+    pub async fn resume_container(&self, container_id: &str) -> Result<(), AgentError> {
+        bounded("ResumeContainer", self.0.resume_container(Context::default(), &container(container_id)))
+            .await
+            .map(drop)
+    }
+
+    /// Changes a container's resources; `resources` is the OCI object as JSON.
+    pub async fn update_container(&self, container_id: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let mut request = UpdateContainerRequest::new();
+        request.container_id = container_id.into();
+        request.resources = resources;
+        bounded("UpdateContainer", self.0.update_container(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Figures of a container's cgroup.
+    pub async fn stats(&self, container_id: &str) -> Result<StatsContainerResponse, AgentError> {
+        bounded("StatsContainer", self.0.stats_container(Context::default(), &container(container_id))).await
+    }
+
+    /// Removes a container; `force` kills it first.
+    pub async fn remove_container(&self, container_id: &str, force: bool) -> Result<(), AgentError> {
+        let mut request = RemoveContainerRequest::new();
+        request.container_id = container_id.into();
+        request.force = force;
+        bounded("RemoveContainer", self.0.remove_container(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Forgets a process that was run in a container and has exited.
+    pub async fn remove_process(&self, of: &ProcessRequest) -> Result<(), AgentError> {
+        bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
+    }
+
+    /// Answers with the next container the guest's OOM killer strikes.
+    pub async fn next_oom(&self) -> Result<String, AgentError> {
+        let answer = self.0.next_oom(Context::default(), &Empty::new()).await;
+        answer.map(|a| a.container_id).map_err(|error| AgentError::of("NextOom", error))
+    }
+}
+
+fn container(id: &str) -> ContainerRequest {
+    let mut request = ContainerRequest::new();
+    request.container_id = id.into();
+    request
+}
+
+async fn bounded<T>(
+    call: &'static str,
+    work: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(answer) => answer.map_err(|error| AgentError::of(call, error)),
+        Err(_) => Err(AgentError::Silent { call }),
+    }
+}

@@ -1,0 +1,343 @@
+//! What can be asked of a container that was created.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use kiai_protocol::agent::ExecProcessRequest;
+use kiai_protocol::agent::StatsContainerResponse;
+use oci_spec::runtime::Process as ProcessSpec;
+use parking_lot::Mutex;
+
+use super::Exit;
+use super::Process;
+use super::ProcessState;
+use super::Report;
+use super::Reporter;
+use super::TaskError;
+use super::io::Streams;
+use super::io::Uris;
+use super::lend::Lent;
+use crate::plan::check_id;
+use crate::sandbox::Sandbox;
+
+/// File in the bundle that says why the sandbox ended by the guest's fault.
+const SANDBOX_ERROR: &str = "sandbox-error.txt";
+/// File in the bundle that says that memory ran out.
+const OOM: &str = "oom";
+
+/// A container of a sandbox.
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Arc<Process>,
+    sandbox: Arc<Sandbox>,
+    execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    lent: Mutex<Option<Lent>>,
+    reporter: Reporter,
+    /// Told already that memory ran out.
+    out_of_memory: AtomicBool,
+}
+
+/// A further process: registered first, run later.
+struct Exec {
+    process: Arc<Process>,
+    /// The OCI `process` object.
+    spec: ProcessSpec,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// How it had ended.
+    pub exit: Exit,
+}
+
+impl Container {
+    pub(super) fn new(
+        id: String,
+        bundle: PathBuf,
+        sandbox: Arc<Sandbox>,
+        init: Process,
+        lent: Lent,
+        reporter: Reporter,
+    ) -> Self {
+        Self {
+            id,
+            bundle,
+            init: Arc::new(init),
+            sandbox,
+            execs: Mutex::default(),
+            lent: Mutex::new(Some(lent)),
+            reporter,
+            out_of_memory: AtomicBool::default(),
+        }
+    }
+
+    pub(super) fn report(&self, report: Report) {
+        (self.reporter)(report);
+    }
+
+    /// The init when `exec_id` is empty, else the process of that name.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, TaskError> {
+        if exec_id.is_empty() { Ok(self.init.clone()) } else { Ok(self.find(exec_id)?.process.clone()) }
+    }
+
+    fn find(&self, exec_id: &str) -> Result<Arc<Exec>, TaskError> {
+        self.execs
+            .lock()
+            .get(exec_id)
+            .cloned()
+            .ok_or_else(|| TaskError::NoProcess { container_id: self.id.clone(), exec_id: exec_id.into() })
+    }
+
+    /// Registers a process to be run; `spec` is the OCI `process` object as JSON.
+    pub fn exec(&self, exec_id: &str, uris: Uris, terminal: bool, spec: &[u8]) -> Result<(), TaskError> {
+        check_id(exec_id).map_err(|e| TaskError::Malformed { what: "exec", reason: e.to_string() })?;
+        let mut spec: ProcessSpec = serde_json::from_slice(spec)
+            .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
+        spec.set_terminal(Some(terminal));
+        self.init.alive("exec")?;
+        let process = Arc::new(Process::new(&self.id, exec_id, uris, terminal));
+        let mut execs = self.execs.lock();
+        if execs.contains_key(exec_id) {
+            return Err(TaskError::Exists(process.name()));
+        }
+        execs.insert(exec_id.into(), Arc::new(Exec { process, spec }));
+        self.report(Report::ExecAdded { exec_id: exec_id.into() });
+        Ok(())
+    }
+
+    /// Starts the init, or a registered process.
+    pub async fn start(self: &Arc<Self>, exec_id: &str) -> Result<(), TaskError> {
+        if exec_id.is_empty() {
+            let _telling = self.init.telling.lock().await;
+            self.expect_created(&self.init)?;
+            self.sandbox.agent.start_container(&self.id).await?;
+            self.init.advance(ProcessState::Created, ProcessState::Running);
+            self.report(Report::Started);
+            return Ok(());
+        }
+        let exec = self.find(exec_id)?;
+        let process = &exec.process;
+        let _telling = process.telling.lock().await;
+        self.expect_created(process)?;
+        let ports = &self.sandbox.ports;
+        let (streams, stdio) =
+            Streams::open(&process.uris, process.terminal, ports, &self.sandbox.port_numbers)?;
+        let mut request = ExecProcessRequest::new();
+        request.container_id.clone_from(&self.id);
+        request.exec_id = exec_id.into();
+        request.process = serde_json::to_vec(&exec.spec)
+            .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
+        request.stdio = Some(stdio).into();
+        if let Some(size) = exec.spec.console_size() {
+            request.rows = u32::try_from(size.height()).unwrap_or(0);
+            request.columns = u32::try_from(size.width()).unwrap_or(0);
+        }
+        self.sandbox.agent.exec_process(request).await?;
+        process.set_streams(streams);
+        process.advance(ProcessState::Created, ProcessState::Running);
+        self.report(Report::ExecStarted { exec_id: exec_id.into() });
+        self.watch(process.clone());
+        Ok(())
+    }
+
+    fn expect_created(&self, process: &Process) -> Result<(), TaskError> {
+        if self.sandbox.endings.ended().is_some() {
+            return Err(TaskError::SandboxEnded);
+        }
+        match process.state() {
+            ProcessState::Created => Ok(()),
+            state => Err(process.wrong_state("start", state)),
+        }
+    }
+
+    /// Waits for a process's end and tells it, once its output is handed on.
+    pub(super) fn watch(self: &Arc<Self>, process: Arc<Process>) {
+        let container = self.clone();
+        tokio::spawn(async move {
+            let (exit, out_of_memory) = container.end(&process).await;
+            process.drain().await;
+            let _telling = process.telling.lock().await;
+            if out_of_memory {
+                container.out_of_memory();
+            }
+            let exec_id = process.id.exec_id.clone();
+            tracing::debug!(process = process.name(), status = exit.status, "exited");
+            container.report(Report::Exited { exec_id, exit });
+            process.stop(exit);
+        });
+    }
+
+    /// How the process ended, and whether memory ran out.
+    async fn end(&self, process: &Process) -> (Exit, bool) {
+        let endings = &self.sandbox.endings;
+        let answer = tokio::select! {
+            answer = self.sandbox.agent.wait_process(&process.id) => answer,
+            ended = endings.wait() => return (self.sandbox_ended(&ended), false),
+        };
+        match answer {
+            // The guest's clock says when, but a client compares with the host's.
+            Ok(answer) => (Exit::now(answer.exit_status & 0xff), answer.out_of_memory),
+            // The agent's answer would have come: the guest is going, or gone.
+            Err(error) if error.answer().is_none() => (self.sandbox_ended(&endings.wait().await), false),
+            Err(error) => {
+                tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "wait");
+                (Exit::now(255), false)
+            }
+        }
+    }
+
+    /// The sandbox ended under the process: by its own fault that is told in the bundle.
+    fn sandbox_ended(&self, ended: &crate::sandbox::Ended) -> Exit {
+        if ended.expected {
+            return Exit::now(137);
+        }
+        let path = self.bundle.join(SANDBOX_ERROR);
+        if let Err(error) = std::fs::write(&path, ended.report()) {
+            tracing::warn!(path = %path.display(), %error, "cannot be written");
+        }
+        Exit::now(255)
+    }
+
+    /// Memory ran out: told once, and left in the bundle.
+    pub fn out_of_memory(&self) {
+        if !self.out_of_memory.swap(true, Ordering::AcqRel) {
+            if let Err(error) = std::fs::write(self.bundle.join(OOM), "") {
+                tracing::warn!(%error, "the bundle's oom file cannot be written");
+            }
+            self.report(Report::OutOfMemory);
+        }
+    }
+
+    /// Sends a signal to the init or a process, or to every process of the container.
+    pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
+        let process = self.process(exec_id)?;
+        process.alive("kill")?;
+        self.guest()?.agent.signal(&process.id, signal, all).await.map_err(|error| match error.answer() {
+            Some(ttrpc::Code::NOT_FOUND) => TaskError::Finished(process.name()),
+            _ => error.into(),
+        })
+    }
+
+    /// Removes the container, or forgets one process of it. Only what has ended or never started can go.
+    pub async fn delete(&self, exec_id: &str) -> Result<Removed, TaskError> {
+        let process = self.process(exec_id)?;
+        // An end that is being told is told first.
+        let _telling = process.telling.lock().await;
+        let state = process.state();
+        let exit = match state {
+            ProcessState::Running | ProcessState::Paused => return Err(process.wrong_state("delete", state)),
+            ProcessState::Stopped(exit) => exit,
+            ProcessState::Created => Exit::now(137),
+        };
+        if exec_id.is_empty() {
+            self.remove(state == ProcessState::Created).await;
+            self.report(Report::Removed { exit });
+        } else {
+            if state != ProcessState::Created
+                && let Ok(sandbox) = self.guest()
+                && let Err(error) = sandbox.agent.remove_process(&process.id).await
+            {
+                tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "remove");
+            }
+            self.execs.lock().remove(exec_id);
+        }
+        process.stop(exit);
+        process.drop_streams();
+        Ok(Removed { exit })
+    }
+
+    async fn remove(&self, force: bool) {
+        if let Ok(sandbox) = self.guest()
+            && let Err(error) = sandbox.agent.remove_container(&self.id, force).await
+        {
+            // What the host lent goes all the same; the guest's remains end with the guest.
+            tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
+        }
+        let lent = self.lent.lock().take();
+        if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
+            tracing::error!(container = self.id, "unmounting panicked");
+        }
+    }
+
+    /// Freezes every process.
+    pub async fn pause(&self) -> Result<(), TaskError> {
+        match self.init.state() {
+            ProcessState::Running => {
+                self.guest()?.agent.pause_container(&self.id).await?;
+                self.init.advance(ProcessState::Running, ProcessState::Paused);
+                self.report(Report::Paused);
+                Ok(())
+            }
+            ProcessState::Stopped(_) => Err(TaskError::Finished(self.init.name())),
+            state => Err(self.init.wrong_state("pause", state)),
+        }
+    }
+
+    /// Thaws them.
+    pub async fn resume(&self) -> Result<(), TaskError> {
+        match self.init.state() {
+            ProcessState::Paused => {
+                self.guest()?.agent.resume_container(&self.id).await?;
+                self.init.advance(ProcessState::Paused, ProcessState::Running);
+                self.report(Report::Resumed);
+                Ok(())
+            }
+            ProcessState::Stopped(_) => Err(TaskError::Finished(self.init.name())),
+            state => Err(self.init.wrong_state("resume", state)),
+        }
+    }
+
+    /// Changes resources; `resources` is the OCI object as JSON.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
+        self.init.alive("update")?;
+        serde_json::from_slice::<oci_spec::runtime::LinuxResources>(&resources)
+            .map_err(|e| TaskError::Malformed { what: "resources", reason: e.to_string() })?;
+        Ok(self.guest()?.agent.update_container(&self.id, resources).await?)
+    }
+
+    /// Figures of its cgroup.
+    pub async fn stats(&self) -> Result<StatsContainerResponse, TaskError> {
+        self.init.alive("stats")?;
+        Ok(self.guest()?.agent.stats(&self.id).await?)
+    }
+
+    /// Its processes, as the guest numbers them.
+    pub async fn pids(&self) -> Result<Vec<u32>, TaskError> {
+        self.init.alive("pids")?;
+        Ok(self.guest()?.agent.list_processes(&self.id).await?)
+    }
+
+    /// Tells a process's terminal its size.
+    pub async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), TaskError> {
+        let process = self.process(exec_id)?;
+        process.alive("resize")?;
+        if !process.terminal {
+            return Err(TaskError::Malformed {
+                what: "resize",
+                reason: format!("{} has no terminal", process.name()),
+            });
+        }
+        Ok(self.guest()?.agent.resize_terminal(&process.id, (rows, columns)).await?)
+    }
+
+    /// Returns once the end of every process that ran is told; for the end of the sandbox.
+    pub async fn ended(&self) {
+        let execs: Vec<Arc<Process>> = self.execs.lock().values().map(|exec| exec.process.clone()).collect();
+        for process in execs.into_iter().filter(|process| process.state() != ProcessState::Created) {
+            process.wait().await;
+        }
+        self.init.wait().await;
+    }
+
+    fn guest(&self) -> Result<&Sandbox, TaskError> {
+        if self.sandbox.endings.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
+    }
+}

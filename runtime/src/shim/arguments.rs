@@ -1,0 +1,127 @@
+//! The shim's command line, as containerd and Go's flag package write it: one dash or two, the value apart or
+//! after `=`.
+
+use std::path::PathBuf;
+
+use crate::failure::Failure;
+use crate::failure::Outcome;
+
+/// Which role the binary plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Start a shim for a bundle, or find the pod's, and print its address.
+    Start,
+    /// Clear up after a shim that is gone, and print how its task ended.
+    Delete,
+    /// Serve. Ours alone: `start` runs it.
+    Serve,
+}
+
+/// What the shim was called with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Arguments {
+    pub(super) namespace: String,
+    pub(super) id: String,
+    /// containerd's socket; empty for the CLI.
+    pub(super) address: String,
+    /// The working directory when it is not given.
+    bundle: Option<PathBuf>,
+    pub(super) debug: bool,
+    pub(super) action: Action,
+}
+
+impl Arguments {
+    pub(super) fn parse(words: &[String]) -> Outcome<Self> {
+        let mut parsed = Self {
+            namespace: String::new(),
+            id: String::new(),
+            address: String::new(),
+            bundle: None,
+            debug: false,
+            action: Action::Start,
+        };
+        let mut action = None;
+        let mut rest = words.iter();
+        while let Some(word) = rest.next() {
+            let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+                action = Some(word.as_str());
+                continue;
+            };
+            let (name, value) = match flag.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (flag, None),
+            };
+            if name == "debug" {
+                parsed.debug = value.as_deref() != Some("false");
+                continue;
+            }
+            let mut value = || {
+                let value = value.clone().or_else(|| rest.next().cloned());
+                value.ok_or_else(|| Failure::invalid(format!("flag -{name} has no value")))
+            };
+            match name {
+                "namespace" => parsed.namespace = value()?,
+                "id" => parsed.id = value()?,
+                "address" => parsed.address = value()?,
+                "bundle" => parsed.bundle = Some(value()?.into()),
+                // Not needed: events go over ttrpc, and the socket's path is our choice.
+                "publish-binary" | "socket" => drop(value()?),
+                _ => return Err(Failure::invalid(format!("unknown flag -{name}"))),
+            }
+        }
+        parsed.action = match action {
+            Some("start") => Action::Start,
+            Some("delete") => Action::Delete,
+            Some("serve") => Action::Serve,
+            Some(other) => return Err(Failure::invalid(format!("unknown action {other:?}"))),
+            None => return Err(Failure::invalid("no action: start or delete")),
+        };
+        Ok(parsed)
+    }
+
+    /// The bundle, which is the working directory unless a flag names it.
+    pub(super) fn bundle(&self) -> Outcome<PathBuf> {
+        match &self.bundle {
+            Some(bundle) => Ok(bundle.clone()),
+            None => std::env::current_dir().map_err(|e| Failure::host("working directory", &e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Outcome<Arguments> {
+        Arguments::parse(&words.split(' ').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn flags_are_read_as_go_writes_them() {
+        let words = "-namespace k8s.io --id=abc -address /run/c.sock -publish-binary /bin/c -debug start";
+        let expected = Arguments {
+            namespace: "k8s.io".into(),
+            id: "abc".into(),
+            address: "/run/c.sock".into(),
+            bundle: None,
+            debug: true,
+            action: Action::Start,
+        };
+        assert_eq!(parse(words).unwrap(), expected);
+        let delete = parse("-namespace n -id x -bundle /b delete").unwrap();
+        assert_eq!((delete.action, delete.bundle().unwrap()), (Action::Delete, "/b".into()));
+    }
+
+    #[test]
+    fn what_is_unknown_or_incomplete_is_named() {
+        for (words, named) in [
+            ("-frobnicate x start", "-frobnicate"),
+            ("start -id", "-id"),
+            ("-id x stop", "stop"),
+            ("-id x", "start"),
+        ] {
+            let error = parse(words).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `delete`: clearing up after a shim that is gone, or is to go.
+//!
+//! Its mounts, its microVM and its taps go with its process; what stays is a socket, a cgroup and a few files.
+
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::Message;
+use oci_spec::runtime::Spec;
+
+use super::ADDRESS_FILE;
+use super::PID_FILE;
+use super::arguments::Arguments;
+use super::events::timestamp;
+use crate::failure::Failure;
+use crate::failure::Outcome;
+use crate::host::cgroup;
+use crate::plan::check_id;
+
+/// Status of a task whose shim died: as if it had been killed.
+const KILLED: u32 = 137;
+
+/// Clears up what the shim of `bundle` left if it is gone. A shim that still answers is left alone; call it after
+/// that one has ended. The bundle itself is its maker's.
+pub fn delete(bundle: &Path, id: &str) -> Outcome<()> {
+    check_id(id)?;
+    // A further container of a pod has its sandbox's address and no shim of its own.
+    if bundle.join(PID_FILE).exists() {
+        if let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE))
+            && let Some(socket) = address.trim().strip_prefix("unix://")
+        {
+            if UnixStream::connect(socket).is_ok() {
+                return Err(Failure::precondition(format!("the shim of {id} is running")));
+            }
+            // Gone already, or never made.
+            let _ = fs::remove_file(socket);
+        }
+        if let Ok(spec) = Spec::load(bundle.join("config.json"))
+            && let Some(path) = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref())
+        {
+            cgroup::remove(&cgroup::relative_path(path));
+        }
+    }
+    for name in [ADDRESS_FILE, PID_FILE] {
+        let _ = fs::remove_file(bundle.join(name));
+    }
+    Ok(())
+}
+
+pub(super) fn delete_role(arguments: &Arguments) -> Outcome<()> {
+    delete(&arguments.bundle()?, &arguments.id)?;
+    let response = DeleteResponse {
+        exit_status: KILLED,
+        exited_at: Some(timestamp(SystemTime::now())).into(),
+        ..Default::default()
+    };
+    let bytes = response.write_to_bytes().map_err(|e| Failure::host("encode the answer", &e))?;
+    io::stdout().write_all(&bytes).map_err(|e| Failure::host("print the answer", &e))
+}

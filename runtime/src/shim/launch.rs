@@ -1,0 +1,129 @@
+//! Starting a serving shim: this program again, with its listening socket as standard input.
+//!
+//! The socket is made here, so that its address is known at once; the shim says on its standard output that it
+//! serves, or why it cannot.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use sha2::Digest;
+use sha2::Sha256;
+
+use super::ADDRESS_FILE;
+use super::LOG_FILE;
+use super::PID_FILE;
+use super::SHIM_NAME;
+use crate::config::state_root;
+use crate::failure::Failure;
+use crate::failure::Outcome;
+use crate::plan::check_id;
+
+/// What the serving shim says when it serves; anything else is a reason why not.
+pub(super) const SERVING: &str = "serving\n";
+
+/// What a shim is started with.
+#[derive(Debug, Clone, Default)]
+pub struct LaunchOptions {
+    /// Id of the first container, which names the sandbox.
+    pub id: String,
+    /// containerd's namespace, or the CLI's.
+    pub namespace: String,
+    /// The first container's bundle.
+    pub bundle: PathBuf,
+    /// containerd's socket; none for the CLI.
+    pub address: Option<PathBuf>,
+    /// Log more.
+    pub debug: bool,
+}
+
+/// Starts a shim and returns its socket once it serves. Leaves `address`, `shim.pid` and `shim.log` in the
+/// bundle. Blocks for the time it takes this program to start.
+pub fn launch(options: &LaunchOptions) -> Outcome<PathBuf> {
+    check_id(&options.id)?;
+    let socket = socket_path(options);
+    let failed = |step: &str, e: io::Error| Failure::host(format!("{step} {}", socket.display()), &e);
+    if let Some(parent) = socket.parent() {
+        fs::create_dir_all(parent).map_err(|e| failed("create the directory of", e))?;
+    }
+    let listener = match UnixListener::bind(&socket) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            // A socket nobody listens on is what a killed shim leaves; one that answers is a running shim's.
+            if UnixStream::connect(&socket).is_ok() {
+                return Err(Failure::already_exists(format!("a shim of {} is running", options.id)));
+            }
+            fs::remove_file(&socket).map_err(|e| failed("remove", e))?;
+            UnixListener::bind(&socket)
+        }
+        other => other,
+    }
+    .map_err(|e| failed("listen on", e))?;
+    // Before there is a process: whoever finds the bundle later finds the socket, too.
+    let file = options.bundle.join(ADDRESS_FILE);
+    fs::write(&file, address(&socket))
+        .map_err(|e| Failure::host(file.display(), &e))
+        .and_then(|()| spawn(options, listener))
+        .inspect_err(|_| drop(fs::remove_file(&socket)))?;
+    Ok(socket)
+}
+
+fn spawn(options: &LaunchOptions, listener: UnixListener) -> Outcome<()> {
+    let bundle = &options.bundle;
+    let failed = |e: io::Error| Failure::host(format!("start the shim in {}", bundle.display()), &e);
+    let program = std::env::current_exe().map_err(|e| Failure::host("find this program", &e))?;
+    let log = File::options().append(true).create(true).open(bundle.join(LOG_FILE)).map_err(failed)?;
+    let (mut says, told) = io::pipe().map_err(failed)?;
+    let mut command = Command::new(program);
+    command.arg0(SHIM_NAME).args(["-namespace", &options.namespace, "-id", &options.id]);
+    if let Some(address) = &options.address {
+        command.arg("-address").arg(address);
+    }
+    if options.debug {
+        command.arg("-debug");
+    }
+    command
+        .arg("serve")
+        .current_dir(bundle)
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::from(told))
+        .stderr(Stdio::from(log));
+    let child = command.spawn().map_err(failed)?;
+    // The command holds our copies of its ends: with them gone, a shim that dies ends the reading.
+    drop(command);
+    fs::write(bundle.join(PID_FILE), child.id().to_string()).map_err(failed)?;
+    let mut word = String::new();
+    let read = says.by_ref().take(64 << 10).read_to_string(&mut word);
+    // Not waited for: it outlives us, and init reaps it.
+    match (word.as_str(), read) {
+        (SERVING, _) => Ok(()),
+        (_, Err(e)) => Err(failed(e)),
+        ("", Ok(_)) => {
+            let log = bundle.join(LOG_FILE);
+            Err(Failure::internal(format!("the shim ended before it served; see {}", log.display())))
+        }
+        (reason, Ok(_)) => Err(Failure::internal(format!("the shim cannot serve: {}", reason.trim_end()))),
+    }
+}
+
+/// A socket as containerd writes it.
+pub(super) fn address(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}
+
+/// Short whatever the names are: the path of a socket has at most 107 bytes.
+fn socket_path(options: &LaunchOptions) -> PathBuf {
+    // Two containerds, or two state directories, may know the same names.
+    let whose = options.address.as_deref().unwrap_or(&options.bundle);
+    let name = format!("{}/{}/{}", whose.display(), options.namespace, options.id);
+    let hash = hex::encode(Sha256::digest(name));
+    state_root().join("s").join(&hash[..32])
+}

@@ -1,0 +1,210 @@
+//! What the shim serves: one sandbox and its containers.
+//!
+//! The sandbox boots with the first container. Knows no message of containerd.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci_spec::runtime::Spec;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use tokio::sync::watch;
+
+use super::events::Events;
+use crate::agent::AgentError;
+use crate::config::Config;
+use crate::container;
+use crate::container::Container;
+use crate::container::CreateError;
+use crate::container::CreateOptions;
+use crate::container::Process;
+use crate::container::Removed;
+use crate::container::Reporter;
+use crate::container::TaskError;
+use crate::failure::chain;
+use crate::host::MountError;
+use crate::host::facts;
+use crate::plan::Annotations;
+use crate::plan::HostFacts;
+use crate::plan::Role;
+use crate::plan::check_id;
+use crate::plan::plan_container;
+use crate::plan::plan_sandbox;
+use crate::sandbox;
+use crate::sandbox::Sandbox;
+use crate::sandbox::SharedDirectory;
+
+/// The pod of this process.
+pub(super) struct Pod {
+    pub(super) events: Events,
+    /// Of the first container: the shared directory is in it.
+    bundle: PathBuf,
+    shared: Mutex<Option<Arc<SharedDirectory>>>,
+    /// Made by the first create; the others wait for it.
+    sandbox: OnceCell<Arc<Sandbox>>,
+    /// `None` while a container is being made: its id is taken.
+    containers: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Pod {
+    pub(super) fn new(namespace: &str, bundle: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            events: Events::new(namespace),
+            bundle,
+            shared: Mutex::default(),
+            sandbox: OnceCell::new(),
+            containers: Mutex::default(),
+            stop: watch::channel(false).0,
+        })
+    }
+
+    /// Resolves when the process is to end.
+    pub(super) async fn stopped(&self) {
+        let mut stop = self.stop.subscribe();
+        // `self` holds the sender.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    pub(super) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        let found = self.containers.lock().get(id).cloned().flatten();
+        found.ok_or_else(|| TaskError::NoContainer(id.into()))
+    }
+
+    pub(super) fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, TaskError> {
+        self.container(id)?.process(exec_id)
+    }
+
+    /// Creates a container, and with the first one the sandbox. On an error nothing of the container is left.
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        options: CreateOptions,
+        reporter: Reporter,
+    ) -> Result<(), CreateError> {
+        let id = options.id.clone();
+        check_id(&id)?;
+        match self.containers.lock().entry(id.clone()) {
+            Entry::Occupied(_) => return Err(TaskError::Exists(format!("container {id}")).into()),
+            Entry::Vacant(vacant) => drop(vacant.insert(None)),
+        }
+        let made = self.make(options, reporter).await;
+        let mut containers = self.containers.lock();
+        match made {
+            Ok(container) => {
+                containers.insert(id, Some(container));
+                Ok(())
+            }
+            Err(error) => {
+                containers.remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        options: CreateOptions,
+        reporter: Reporter,
+    ) -> Result<Arc<Container>, CreateError> {
+        let path = options.bundle.join("config.json");
+        let spec = Spec::load(&path).map_err(|source| CreateError::Spec { path, source })?;
+        let config = Config::load()?;
+        let all = spec.annotations().clone().unwrap_or_default();
+        let annotations = Annotations::parse(&all, &config.pod_annotations)?;
+        let facts = facts::gather(&spec);
+        let plan = plan_container(&options.id, &spec, &annotations, &facts)?;
+        let shared = self.shared()?;
+        let id = options.id.clone();
+        let sandbox = self.sandbox(&id, (&spec, &annotations, &facts), &config, &shared);
+        container::create(options, plan, shared.path(), sandbox, reporter).await
+    }
+
+    fn shared(&self) -> Result<Arc<SharedDirectory>, MountError> {
+        let mut shared = self.shared.lock();
+        match &*shared {
+            Some(shared) => Ok(shared.clone()),
+            None => Ok(shared.insert(Arc::new(SharedDirectory::create(&self.bundle)?)).clone()),
+        }
+    }
+
+    /// The sandbox, booted as the first container asks.
+    async fn sandbox(
+        self: &Arc<Self>,
+        id: &str,
+        (spec, annotations, facts): (&Spec, &Annotations, &HostFacts),
+        config: &Config,
+        shared: &SharedDirectory,
+    ) -> Result<Arc<Sandbox>, CreateError> {
+        let boot = async {
+            if let Role::Container { sandbox_id } = &annotations.role {
+                return Err(CreateError::NoSandbox(sandbox_id.clone()));
+            }
+            let plan = plan_sandbox(id, spec, annotations, config, facts)?;
+            let sandbox = Arc::new(sandbox::boot(plan, shared.view().into()).await?);
+            self.attend(&sandbox);
+            Ok(sandbox)
+        };
+        let sandbox = self.sandbox.get_or_try_init(|| boot).await?;
+        if sandbox.endings.ended().is_some() {
+            return Err(TaskError::SandboxEnded.into());
+        }
+        Ok(sandbox.clone())
+    }
+
+    /// Listens for what the guest has to say of itself: that memory ran out in a container, and that it ended.
+    fn attend(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let (pod, agent) = (self.clone(), sandbox.agent.clone());
+        tokio::spawn(async move {
+            loop {
+                match agent.next_oom().await {
+                    Ok(id) => {
+                        if let Ok(container) = pod.container(&id) {
+                            container.out_of_memory();
+                        }
+                    }
+                    // The guest is gone, which is told elsewhere.
+                    Err(AgentError::Lost { .. }) => return,
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "out-of-memory events");
+                        return;
+                    }
+                }
+            }
+        });
+        let endings = sandbox.endings.clone();
+        tokio::spawn(async move {
+            let ended = endings.wait().await;
+            if !ended.expected {
+                tracing::error!("{}", ended.report());
+            }
+        });
+    }
+
+    /// Removes a container, or forgets one process of it.
+    pub(super) async fn delete(&self, id: &str, exec_id: &str) -> Result<Removed, TaskError> {
+        let removed = self.container(id)?.delete(exec_id).await?;
+        if exec_id.is_empty() {
+            self.containers.lock().remove(id);
+        }
+        Ok(removed)
+    }
+
+    /// Has the process end if nothing is left to serve, or anyway.
+    pub(super) fn shut_down(&self, now: bool) {
+        if now || self.containers.lock().is_empty() {
+            self.stop.send_replace(true);
+        }
+    }
+
+    /// Ends the sandbox, and with it every process in it; returns once their ends are told.
+    pub(super) async fn end(&self) {
+        let Some(sandbox) = self.sandbox.get() else { return };
+        sandbox.shut_down().await;
+        let containers: Vec<Arc<Container>> = self.containers.lock().values().flatten().cloned().collect();
+        for container in containers {
+            container.ended().await;
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The serving role: a process of its own session and mount namespace, the Task service on its socket, until it
+//! is asked to end.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_shim_protos::ttrpc::asynchronous::Server;
+use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
+use oci_spec::runtime::Spec;
+use tokio::signal::unix::SignalKind;
+
+use super::arguments::Arguments;
+use super::launch::SERVING;
+use super::pod::Pod;
+use super::task;
+use crate::failure::Failure;
+use crate::failure::Outcome;
+use crate::failure::chain;
+use crate::host::cgroup;
+use crate::host::mount;
+use crate::host::process;
+
+/// How long the last answers and events may take to get out.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(super) fn serve(arguments: &Arguments) -> Outcome<()> {
+    let (listener, mut told) = inherited()?;
+    let result = prepare(arguments).and_then(|prepared| run(arguments, listener, prepared, &mut told));
+    if let Err(e) = &result {
+        tracing::error!("{e}");
+        // Read by `launch`, as long as we have not said that we serve.
+        let _ = told.write_all(e.to_string().as_bytes());
+    }
+    // Without waiting for KVM to take its VM apart: the kernel does that on the way out.
+    std::process::exit(i32::from(result.is_err()));
+}
+
+/// The socket and the pipe `launch` left as standard input and output, which become /dev/null.
+fn inherited() -> Outcome<(UnixListener, File)> {
+    let failed = |e: rustix::io::Errno| Failure::host("standard streams of the shim", &io::Error::from(e));
+    let close_on_exec = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(failed);
+    let listener = close_on_exec(rustix::stdio::stdin())?;
+    let told = close_on_exec(rustix::stdio::stdout())?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|e| Failure::host("/dev/null", &e))?;
+    rustix::stdio::dup2_stdin(&null).map_err(failed)?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed)?;
+    Ok((UnixListener::from(listener), File::from(told)))
+}
+
+/// What belongs to the process before it has threads.
+struct Prepared {
+    bundle: PathBuf,
+    cgroup: Option<cgroup::Joined>,
+}
+
+fn prepare(arguments: &Arguments) -> Outcome<Prepared> {
+    // Fails only for a session leader, which then is what we want to be.
+    let _ = rustix::process::setsid();
+    log(arguments.debug);
+    // A namespace belongs to a thread and is inherited by those it starts.
+    mount::enter_own_namespace().map_err(|e| Failure::host("mount namespace", &e))?;
+    process::protect_from_oom();
+    let bundle = arguments.bundle()?;
+    // A spec that cannot be read is the first create's to refuse.
+    let cgroup = Spec::load(bundle.join("config.json")).ok().and_then(|spec| {
+        let path = spec.linux().as_ref()?.cgroups_path().clone()?;
+        (!path.as_os_str().is_empty()).then(|| cgroup::join(&cgroup::relative_path(&path)))
+    });
+    Ok(Prepared { bundle, cgroup })
+}
+
+fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: &mut File) -> Outcome<()> {
+    let address = listener.local_addr().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::host("tokio runtime", &e))?;
+    let result = runtime.block_on(async {
+        let pod = Pod::new(&arguments.namespace, prepared.bundle);
+        let listener = Listener::try_from(listener).map_err(|e| Failure::host("listening socket", &e))?;
+        let mut server = Server::new().add_listener(listener).register_service(task::services(&pod));
+        let signal =
+            |kind| tokio::signal::unix::signal(kind).map_err(|e| Failure::host("signal handler", &e));
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        server.start().await.map_err(|e| Failure::internal(format!("serve: {}", chain(&e))))?;
+        told.write_all(SERVING.as_bytes()).map_err(|e| Failure::host("say that the shim serves", &e))?;
+        // Closed: whoever waits for the end of our words waits no longer.
+        *told = null_file()?;
+        tokio::select! {
+            () = pod.stopped() => {}
+            _ = terminate.recv() => tracing::info!("asked to terminate"),
+            _ = interrupt.recv() => tracing::info!("interrupted"),
+        }
+        pod.end().await;
+        // Lets the answers of the last calls and containerd's last events out.
+        let last_words = async { tokio::join!(server.shutdown(), pod.events.flush()) };
+        if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
+            tracing::debug!("a client or containerd takes no last words");
+        }
+        Ok(())
+    });
+    if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
+        let _ = fs::remove_file(path);
+    }
+    if let Some(cgroup) = prepared.cgroup {
+        cgroup.leave();
+    }
+    result
+}
+
+fn null_file() -> Outcome<File> {
+    File::options().write(true).open("/dev/null").map_err(|e| Failure::host("/dev/null", &e))
+}
+
+/// To standard error, which `launch` made the bundle's shim.log, and to containerd's fifo where there is one.
+fn log(debug: bool) {
+    let level = if debug { "debug" } else { "info" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KIAI_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let fifo = File::options().write(true).custom_flags(libc::O_NONBLOCK).open("log").ok();
+    let fifo = fifo.map(std::sync::Arc::new);
+    let writer = move || Log { fifo: fifo.clone() };
+    // Set already only in tests.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer).try_init();
+}
+
+struct Log {
+    /// containerd's; it may read, or be gone.
+    fifo: Option<std::sync::Arc<File>>,
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(fifo) = &self.fifo {
+            // Full or unread: the file has it.
+            let _ = fifo.as_ref().write(bytes);
+        }
+        io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
