@@ -230,6 +230,7 @@ impl Layer<'_> {
                 rustix::fs::mknodat(&directory, &name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
                     .map_err(failed)?;
             }
+            EntryType::Char if path.starts_with("dev") && is_standard(entry.header()) => return Ok(()),
             EntryType::Block | EntryType::Char => {
                 return Err(self.error(&raw, "a device node; devices come from the runtime, not from images"));
             }
@@ -412,6 +413,13 @@ impl Layer<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a device node is one of those every container gets in its own /dev, which is mounted over the
+/// image's: many images bring them, and none needs them.
+fn is_standard(header: &tar::Header) -> bool {
+    let number = (header.device_major().ok().flatten(), header.device_minor().ok().flatten());
+    matches!(number, (Some(1), Some(3 | 5 | 7 | 8 | 9)) | (Some(5), Some(0 | 1 | 2)))
 }
 
 /// Whether a symbolic link at `path` leads above the root by its own text.
