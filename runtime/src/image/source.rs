@@ -67,7 +67,7 @@ mod tests {
         let layout = ImageSource::parse("oci:/a/b:12").unwrap();
         assert_eq!(layout, ImageSource::Layout { directory: "/a/b".into(), tag: Some("12".into()) });
         assert_eq!(ImageSource::parse("docker-archive:x.tar").unwrap(), ImageSource::Archive("x.tar".into()));
-        assert!(ImageSource::parse("UPPER/case").is_err());
+        assert!(ImageSource::parse("library/UPPER").is_err());
         assert!(ImageSource::parse("").is_err());
     }
 }
