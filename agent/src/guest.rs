@@ -113,7 +113,7 @@ pub fn details() -> GuestDetailsResponse {
     GuestDetailsResponse {
         agent_version: env!("CARGO_PKG_VERSION").into(),
         kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
-        memory_bytes: u64::from(info.totalram) * u64::from(info.mem_unit.max(1)),
+        memory_bytes: info.totalram * u64::from(info.mem_unit.max(1)),
         online_cpus: count(&cpus("online")),
         present_cpus: count(&cpus("present")),
         ..Default::default()

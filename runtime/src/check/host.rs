@@ -25,7 +25,7 @@ pub(super) fn directory(name: &'static str, path: &Path) -> Finding {
     }
     let writable = rustix::fs::access(&existing, Access::WRITE_OK | Access::EXEC_OK);
     // A mounted /proc or a read-only file system lets itself be asked, but not written.
-    let kind = rustix::fs::statfs(&existing).map(|stat| stat.f_type as i64);
+    let kind = rustix::fs::statfs(&existing).map(|stat| stat.f_type);
     match (writable, kind) {
         (Err(errno), _) | (_, Err(errno)) => {
             Finding::failed(name, format!("{}: {errno}", existing.display()), hint)
@@ -54,7 +54,7 @@ pub(super) fn overlay(root: &Path) -> Finding {
         return Finding::failed(NAME, "not in this kernel", "use a kernel with CONFIG_OVERLAY_FS");
     }
     let on_overlay =
-        rustix::fs::statfs(nearest_existing(root)).is_ok_and(|stat| stat.f_type as i64 == OVERLAY_MAGIC);
+        rustix::fs::statfs(nearest_existing(root)).is_ok_and(|stat| stat.f_type == OVERLAY_MAGIC);
     if on_overlay {
         return Finding::failed(
             NAME,

@@ -81,7 +81,7 @@ impl Streams {
             let fifo = self.directory.join("stdin");
             carry("stdin", move || {
                 let to = OpenOptions::new().write(true).open(&fifo)?;
-                copy(&mut io::stdin().as_fd(), &to)
+                copy(io::stdin(), &to)
             })
         });
         let output = |name: &'static str, uri: &str| {
@@ -89,7 +89,7 @@ impl Streams {
             (!uri.is_empty()).then(|| {
                 carry(name, move || {
                     let from = File::open(&fifo)?;
-                    if name == "stdout" { copy(&from, &io::stdout()) } else { copy(&from, &io::stderr()) }
+                    if name == "stdout" { copy(&from, io::stdout()) } else { copy(&from, io::stderr()) }
                 })
             })
         };

@@ -18,7 +18,7 @@ pub(super) const DEEPEST_INDEX: usize = 4;
 
 /// What a document named by a descriptor is.
 pub(super) enum Document {
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
     Index(ImageIndex),
 }
 
@@ -34,7 +34,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
     if manifest.layers().len() > MOST_LAYERS {
         return Err(failed(format!("{} layers, at most {MOST_LAYERS}", manifest.layers().len())));
     }
-    Ok(Document::Manifest(manifest))
+    Ok(Document::Manifest(Box::new(manifest)))
 }
 
 /// The entry of an index for linux/amd64; an entry without a platform will do if it is the only one.

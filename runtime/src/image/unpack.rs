@@ -419,7 +419,7 @@ impl Layer<'_> {
 /// image's: many images bring them, and none needs them.
 fn is_standard(header: &tar::Header) -> bool {
     let number = (header.device_major().ok().flatten(), header.device_minor().ok().flatten());
-    matches!(number, (Some(1), Some(3 | 5 | 7 | 8 | 9)) | (Some(5), Some(0 | 1 | 2)))
+    matches!(number, (Some(1), Some(3 | 5 | 7 | 8 | 9)) | (Some(5), Some(0..=2)))
 }
 
 /// Whether a symbolic link at `path` leads above the root by its own text.

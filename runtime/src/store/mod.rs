@@ -146,7 +146,7 @@ impl Store {
                 found.push((container, record));
             }
         }
-        found.sort_by(|(_, a), (_, b)| a.created.cmp(&b.created));
+        found.sort_by_key(|(_, record)| record.created);
         Ok(found)
     }
 

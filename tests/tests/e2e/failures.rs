@@ -33,7 +33,7 @@ fn a_command_waiting_for_a_killed_shim_ends() {
 #[test]
 fn a_panic_of_the_guests_kernel_is_told_with_the_end_of_its_console() {
     scenario(|kiai| {
-        let script = "mount -t proc proc /mnt && echo c > /mnt/sysrq-trigger; sleep 3600";
+        let script = "mkdir /mnt && mount -t proc proc /mnt && echo c > /mnt/sysrq-trigger; sleep 60";
         let words = ["run", "--rm", "--cap-add", "SYS_ADMIN", &busybox(), "sh", "-c", script];
         let finished = kiai.call(&words);
         let message = finished.failure(255);
