@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use kiai_agent::oci::Helper;
+use kiai_agent::oci::RoleProcess;
 use kiai_agent::reaper::Reaper;
 use kiai_agent::sandbox::Sandbox;
 use kiai_agent::server::Server;
@@ -52,7 +52,7 @@ fn main() -> anyhow::Result<()> {
 /// Serves until the sandbox is destroyed.
 async fn serve(level: Level) -> anyhow::Result<()> {
     let reaper = Reaper::start().context("watch for children that end")?;
-    let sandbox = Sandbox::new(Helper { program: "/proc/self/exe".into(), level, reaper });
+    let sandbox = Sandbox::new(RoleProcess { program: "/proc/self/exe".into(), level, reaper });
     let over = Arc::new(Notify::new());
     let service = create_agent(Arc::new(Server { sandbox, over: over.clone() }));
     let mut server = ttrpc::r#async::Server::new()

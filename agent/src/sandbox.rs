@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use crate::cgroup::{self, Cgroup};
 use crate::container::Container;
 use crate::fault::{Fault, Result};
-use crate::oci::Helper;
+use crate::oci::RoleProcess;
 use crate::storage::Storages;
 use crate::uevent::Uevents;
 use crate::{guest, net};
@@ -21,7 +21,7 @@ use crate::{guest, net};
 #[derive(Debug)]
 pub struct Sandbox {
     /// Builds containers and processes.
-    pub helper: Helper,
+    pub helper: RoleProcess,
     /// Tells of devices.
     pub uevents: Arc<Uevents>,
     /// Mounts made for the host.
@@ -46,7 +46,7 @@ enum Life {
 
 impl Sandbox {
     /// Before the host has said anything of the pod.
-    pub fn new(helper: Helper) -> Arc<Self> {
+    pub fn new(helper: RoleProcess) -> Arc<Self> {
         let uevents = Arc::new(Uevents::default());
         Arc::new(Self {
             helper,

@@ -16,7 +16,7 @@ use crate::sys;
 pub enum OciError {
     /// The helper could not be run or talked to.
     #[error("OCI helper")]
-    Helper(#[source] std::io::Error),
+    RoleProcess(#[source] std::io::Error),
     /// The helper ended without an answer.
     #[error("OCI helper ended with status {0} and no answer")]
     Ended(u32),
@@ -27,7 +27,7 @@ pub enum OciError {
 
 /// Starts helpers.
 #[derive(Debug)]
-pub struct Helper {
+pub struct RoleProcess {
     /// The agent's own program.
     pub program: PathBuf,
     /// Log level of the helpers.
@@ -49,7 +49,7 @@ pub struct Built {
     pub started: Option<OwnedFd>,
 }
 
-impl Helper {
+impl RoleProcess {
     /// Builds a container; `streams` are its standard streams, empty when it has a terminal.
     pub async fn create(&self, request: Request, streams: &[OwnedFd]) -> Result<Built, OciError> {
         let (started, theirs) =
@@ -67,8 +67,8 @@ impl Helper {
     }
 
     async fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Built, OciError> {
-        let (ours, theirs) = channel::pair().map_err(OciError::Helper)?;
-        channel::send(&ours, &request, descriptors).map_err(OciError::Helper)?;
+        let (ours, theirs) = channel::pair().map_err(OciError::RoleProcess)?;
+        channel::send(&ours, &request, descriptors).map_err(OciError::RoleProcess)?;
         let expectation = self.reaper.expect();
         // No hook between fork and exec: the standard library uses posix_spawn, which copies no memory.
         let child = Command::new(&self.program)
@@ -78,13 +78,13 @@ impl Helper {
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
-            .map_err(OciError::Helper)?;
+            .map_err(OciError::RoleProcess)?;
         let helper = i32::try_from(child.id()).expect("a pid is a positive i32");
         let mut helper = expectation.claim(helper);
 
-        let ours = sys::watch(ours, Interest::READABLE).map_err(OciError::Helper)?;
-        ours.readable().await.map_err(OciError::Helper)?.retain_ready();
-        match channel::receive::<Answer>(ours.get_ref()).map_err(OciError::Helper)? {
+        let ours = sys::watch(ours, Interest::READABLE).map_err(OciError::RoleProcess)?;
+        ours.readable().await.map_err(OciError::RoleProcess)?.retain_ready();
+        match channel::receive::<Answer>(ours.get_ref()).map_err(OciError::RoleProcess)? {
             Some((Answer::Pid(pid), mut descriptors)) => {
                 Ok(Built { pid, exit: expectation.claim(pid), master: descriptors.pop(), started: None })
             }
@@ -95,5 +95,5 @@ impl Helper {
 }
 
 fn helper_error(errno: rustix::io::Errno) -> OciError {
-    OciError::Helper(errno.into())
+    OciError::RoleProcess(errno.into())
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use execute::{Built, Helper, OciError};
+pub use execute::{Built, OciError, RoleProcess};
 pub use role::main;
 
 /// What a helper is asked to do. Descriptors come with it, see each variant.

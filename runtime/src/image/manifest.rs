@@ -19,7 +19,7 @@ pub(super) const DEEPEST_INDEX: usize = 4;
 /// What a document named by a descriptor is.
 pub(super) enum Document {
     Manifest(Box<ImageManifest>),
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 /// Tells by content, as media types are optional in places: an index has `manifests`, a manifest `layers`.
@@ -28,7 +28,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| failed(e.to_string()))?;
     if value.get("manifests").is_some() {
         let index = serde_json::from_value(value).map_err(|e| failed(e.to_string()))?;
-        return Ok(Document::Index(index));
+        return Ok(Document::Index(Box::new(index)));
     }
     let manifest: ImageManifest = serde_json::from_value(value).map_err(|e| failed(e.to_string()))?;
     if manifest.layers().len() > MOST_LAYERS {

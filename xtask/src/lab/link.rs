@@ -18,7 +18,7 @@ use crate::step;
 /// The exit code when the time ran out, as `timeout` has it.
 const TIMED_OUT: u8 = 124;
 /// The exit code when the lab failed rather than the command in it.
-const LAB_FAILED: u8 = 125;
+pub(crate) const LAB_FAILED: u8 = 125;
 /// How much of the console's end is shown when the lab did not end as it should.
 const TAIL_BYTES: u64 = 6 << 10;
 

@@ -8,6 +8,8 @@ mod link;
 mod machine;
 pub(crate) mod root;
 
+pub(crate) use link::LAB_FAILED as FAILED;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! What a driver may do to the segment, right and wrong, and what comes of it.
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;

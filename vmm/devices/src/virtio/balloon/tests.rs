@@ -1,3 +1,5 @@
+//! What a driver may do to the balloon, right and wrong, and what comes of it.
+
 use std::fs::File;
 use std::sync::Arc;
 

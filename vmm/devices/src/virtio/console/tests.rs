@@ -1,3 +1,5 @@
+//! What a driver may do to the console, right and wrong, and what comes of it.
+
 use std::io;
 use std::io::Write;
 use std::sync::Arc;

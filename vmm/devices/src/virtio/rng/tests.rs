@@ -1,3 +1,5 @@
+//! What a driver may do to the rng, right and wrong, and what comes of it.
+
 use crate::testing::Buffer;
 use crate::testing::Descriptor;
 use crate::testing::Driver;

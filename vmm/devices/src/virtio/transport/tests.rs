@@ -1,3 +1,5 @@
+//! What a driver may do to the transport, right and wrong, and what comes of it.
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
