@@ -133,7 +133,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let message: Vec<&str> = text
         .lines()
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        // What follows the first blank line is advice and usage.
+        .take_while(|line| !line.trim().is_empty())
         .flat_map(str::split_whitespace)
         .collect();
     let message = message.join(" ");
