@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::StatsContainerResponse;
@@ -188,8 +189,9 @@ impl Container {
             // The agent's answer would have come: the guest is going, or gone.
             Err(error) if error.answer().is_none() => (self.sandbox_ended(&endings.wait().await), false),
             Err(error) => {
-                tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "wait");
-                (Exit::now(255), false)
+                // Its container was removed under it.
+                tracing::debug!(process = process.name(), error = %crate::failure::chain(&error), "wait");
+                (Exit::now(137), false)
             }
         }
     }
@@ -239,6 +241,7 @@ impl Container {
         };
         if exec_id.is_empty() {
             self.remove(state == ProcessState::Created).await;
+            self.exec_ends().await;
             self.report(Report::Removed { exit });
         } else {
             if state != ProcessState::Created
@@ -252,6 +255,18 @@ impl Container {
         process.stop(exit);
         process.drop_streams();
         Ok(Removed { exit })
+    }
+
+    /// Returns once the end of every process that was run in the container is told. Its removal killed them; a
+    /// guest that does not say so is not waited for longer than this.
+    async fn exec_ends(&self) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let execs: Vec<Arc<Process>> = self.execs.lock().values().map(|exec| exec.process.clone()).collect();
+        let ran = execs.iter().filter(|process| process.state() != ProcessState::Created);
+        let ends = futures::future::join_all(ran.map(|process| process.wait()));
+        if tokio::time::timeout(PATIENCE, ends).await.is_err() {
+            tracing::warn!(container = self.id, "a process of a removed container does not end");
+        }
     }
 
     async fn remove(&self, force: bool) {
@@ -330,10 +345,7 @@ impl Container {
 
     /// Returns once the end of every process that ran is told; for the end of the sandbox.
     pub async fn ended(&self) {
-        let execs: Vec<Arc<Process>> = self.execs.lock().values().map(|exec| exec.process.clone()).collect();
-        for process in execs.into_iter().filter(|process| process.state() != ProcessState::Created) {
-            process.wait().await;
-        }
+        self.exec_ends().await;
         self.init.wait().await;
     }
 

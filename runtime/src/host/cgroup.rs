@@ -31,18 +31,24 @@ pub fn relative_path(spec: &Path) -> PathBuf {
 
 /// The cgroup a process joined, in every hierarchy that took it.
 #[derive(Debug, Default)]
-pub struct Joined(Vec<PathBuf>);
+pub struct Joined(Vec<Membership>);
+
+#[derive(Debug)]
+struct Membership {
+    /// Where the hierarchy is mounted.
+    root: PathBuf,
+    /// Directories that were not there before, from the outermost to the group itself.
+    made: Vec<PathBuf>,
+}
 
 impl Joined {
     /// Moves the process to the root of each hierarchy again and removes what is empty.
     pub fn leave(self) {
-        for path in self.0 {
-            let hierarchy = hierarchies().into_iter().find(|root| path.starts_with(root));
-            if let Some(root) = hierarchy {
-                let left = std::fs::write(root.join("cgroup.procs"), "0");
-                tracing::debug!(path = %path.display(), ?left, "leave cgroup");
-                remove_empty(&path);
-            }
+        for Membership { root, made } in self.0 {
+            let left = std::fs::write(root.join("cgroup.procs"), "0");
+            tracing::debug!(root = %root.display(), ?left, "leave cgroup");
+            // A parent of ours that another sandbox uses by now is not empty, and stays.
+            made.iter().rev().for_each(|group| remove_empty(group));
         }
     }
 }
@@ -52,18 +58,33 @@ pub fn join(path: &Path) -> Joined {
     let mut joined = Joined::default();
     for root in hierarchies() {
         let group = root.join(path);
-        let result = std::fs::create_dir_all(&group)
+        let mut made = Vec::new();
+        let result = make(&root, path, &mut made)
             .and_then(|()| inherit_cpuset(&root, path))
             .and_then(|()| std::fs::write(group.join("cgroup.procs"), "0"));
         match result {
-            Ok(()) => joined.0.push(group),
+            Ok(()) => joined.0.push(Membership { root, made }),
             Err(error) => {
                 tracing::info!(group = %group.display(), %error, "the sandbox stays in its parent's cgroup");
-                remove_empty(&group);
+                made.iter().rev().for_each(|group| remove_empty(group));
             }
         }
     }
     joined
+}
+
+/// Makes the group and its parents; `made` gets those that were not there.
+fn make(root: &Path, path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
+    let mut group = root.to_path_buf();
+    for part in path.components() {
+        group.push(part);
+        match std::fs::create_dir(&group) {
+            Ok(()) => made.push(group.clone()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Removes what a dead sandbox left, as far as it is empty.

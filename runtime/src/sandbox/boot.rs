@@ -76,16 +76,22 @@ pub enum BootError {
         source: io::Error,
     },
     /// The guest ended before its agent called.
-    #[error("the guest ended while it booted: {ending}; its console ended with:\n{console}")]
+    #[error("the guest ended while it booted ({images}): {ending}; its console ended with:\n{console}")]
     Died {
+        /// What it booted: one of these may be damaged.
+        images: String,
         /// How.
         ending: kiai_vmm::Ending,
         /// Its last lines.
         console: String,
     },
     /// The guest runs, but its agent does not call.
-    #[error("the guest's agent did not call within {seconds} s; the console ended with:\n{console}")]
+    #[error(
+        "the guest's agent did not call within {seconds} s ({images}); the console ended with:\n{console}"
+    )]
     Silent {
+        /// What was booted.
+        images: String,
         /// How long was waited.
         seconds: u32,
         /// The last lines.
@@ -125,7 +131,12 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
         vm.0.attach(config).map_err(|source| BootError::Nic { name: nic.name.clone(), source })?;
     }
-    let died = |ended: super::Ended| BootError::Died { ending: ended.ending, console: tail(&ended.console) };
+    let images = format!("kernel {}, initrd {}", plan.kernel.display(), plan.initrd.display());
+    let died = |ended: super::Ended| BootError::Died {
+        images: images.clone(),
+        ending: ended.ending,
+        console: tail(&ended.console),
+    };
     if vm.0.resume().is_err() {
         return Err(died(endings.wait().await));
     }
@@ -136,7 +147,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         ended = endings.wait() => return Err(died(ended)),
         () = tokio::time::sleep(deadline) => {
             let console = tail(&vm.0.console_tail());
-            return Err(BootError::Silent { seconds: plan.boot_timeout_seconds, console });
+            let images = images.clone();
+            return Err(BootError::Silent { images, seconds: plan.boot_timeout_seconds, console });
         }
     }
 

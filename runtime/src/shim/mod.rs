@@ -5,6 +5,7 @@
 //! `core/runtime/v2/README.md`.
 
 mod arguments;
+mod connections;
 mod delete;
 mod events;
 mod launch;

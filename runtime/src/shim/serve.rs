@@ -11,11 +11,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_shim_protos::ttrpc::asynchronous::Server;
-use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use oci_spec::runtime::Spec;
 use tokio::signal::unix::SignalKind;
+use tokio::sync::mpsc;
 
 use super::arguments::Arguments;
+use super::connections;
 use super::launch::SERVING;
 use super::pod::Pod;
 use super::task;
@@ -85,7 +86,9 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
         .map_err(|e| Failure::host("tokio runtime", &e))?;
     let result = runtime.block_on(async {
         let pod = Pod::new(&arguments.namespace, prepared.bundle);
-        let listener = Listener::try_from(listener).map_err(|e| Failure::host("listening socket", &e))?;
+        let (open, mut closed) = mpsc::channel(1);
+        let listener =
+            connections::listen(listener, open).map_err(|e| Failure::host("listening socket", &e))?;
         let mut server = Server::new().add_listener(listener).register_service(task::services(&pod));
         let signal =
             |kind| tokio::signal::unix::signal(kind).map_err(|e| Failure::host("signal handler", &e));
@@ -102,7 +105,11 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
         }
         pod.end().await;
         // Lets the answers of the last calls and containerd's last events out.
-        let last_words = async { tokio::join!(server.shutdown(), pod.events.flush()) };
+        let last_words = async {
+            let _ = tokio::join!(server.shutdown(), pod.events.flush());
+            // Nothing is ever sent: it ends with the last connection, whose answers are written then.
+            closed.recv().await
+        };
         if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
             tracing::debug!("a client or containerd takes no last words");
         }

@@ -9,6 +9,8 @@ mod fifo;
 mod log;
 mod sink;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod uri;
 
 pub use streams::PortNumbers;
