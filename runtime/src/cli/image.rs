@@ -1,5 +1,6 @@
 //! Images for `run` and the verbs about images: what a reference stands for, pulled if need be.
 
+use anyhow::Context as _;
 use anyhow::bail;
 
 use crate::cli::Context;
@@ -26,7 +27,11 @@ pub(super) async fn source(context: &Context, image: &str, pull: PullOption) -> 
     let image = match found {
         Some(found) => found,
         None if matches!(pull, PullOption::Never) => bail!("image {image} is not here (--pull never)"),
-        None => get(&store, &ImageSource::parse(image)?, None, PullOptions::default()).await?,
+        None => {
+            let source = ImageSource::parse(image)?;
+            let got = get(&store, &source, None, PullOptions::default()).await;
+            got.with_context(|| format!("image {image}"))?
+        }
     };
     let layers = store.layers(&image)?;
     let config = image.config.config().clone().unwrap_or_default();

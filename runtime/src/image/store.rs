@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -134,6 +135,13 @@ impl ImageStore {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| ImageError::Io { action: "create", path, source })?;
         }
+        // Images hold programs that run as root for whoever starts them: not for users of the host.
+        let trees = root.join("trees");
+        fs::set_permissions(&trees, fs::Permissions::from_mode(0o700)).map_err(|source| ImageError::Io {
+            action: "close to others",
+            path: trees,
+            source,
+        })?;
         Ok(Self { root: root.to_owned(), blobs: Blobs::new(root) })
     }
 
@@ -190,6 +198,9 @@ impl ImageStore {
             config_digest: config_digest.to_string(),
         };
         tree::make(&self.root, &self.blobs, &image, progress)?;
+        // Two processes may give the same name at once.
+        let names = self.root.join("locks/names");
+        let _lock = Lock::exclusive(&names).map_err(|e| ImageError::Store(e.to_string()))?;
         file::write_json(&self.record(name), &image).map_err(|e| ImageError::Store(e.to_string()))?;
         Ok(image)
     }

@@ -45,6 +45,10 @@ pub(super) fn make(
     }
     let making = root.join("tmp").join(format!("tree-{}", chain.hex()));
     let result = fill(&making, blobs, image, progress).and_then(|()| {
+        // On disk before it has its name: a power failure must not leave a tree that only looks whole.
+        File::open(&making)
+            .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
+            .map_err(|source| ImageError::Io { action: "write out", path: making.clone(), source })?;
         fs::rename(&making, &place).map_err(|source| ImageError::Io {
             action: "rename to",
             path: place.clone(),

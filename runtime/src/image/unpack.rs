@@ -192,7 +192,7 @@ impl Layer<'_> {
                     rustix::fs::mkdirat(&directory, &name, PRIVATE).map_err(failed)?;
                 }
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous => {
                 self.remove(&raw, &directory, &name)?;
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -331,12 +331,18 @@ impl Layer<'_> {
         path: &Path,
     ) -> Result<(), ImageError> {
         let header = entry.header();
-        let number = |value: io::Result<u64>, what: &str| {
+        // Some writers leave the fields empty, which tar reads as root.
+        let empty = |field: &[u8]| field.iter().all(|byte| matches!(byte, 0 | b' '));
+        let old = header.as_old();
+        let number = |value: io::Result<u64>, field: &[u8], what: &str| {
+            if empty(field) {
+                return Ok(0);
+            }
             value
                 .and_then(|v| u32::try_from(v).map_err(io::Error::other))
                 .map_err(|e| self.error(raw, format!("its {what}: {e}")))
         };
-        let (uid, gid) = (number(header.uid(), "owner")?, number(header.gid(), "group")?);
+        let (uid, gid) = (number(header.uid(), &old.uid, "owner")?, number(header.gid(), &old.gid, "group")?);
         let mode = header.mode().map_err(|e| self.error(raw, format!("its mode: {e}")))?;
         let mtime = header.mtime().unwrap_or(0);
         let kind = header.entry_type();
