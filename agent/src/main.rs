@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
     // Helpers, and what a panic has to say, go there as well.
     rustix::stdio::dup2_stderr(kmsg.as_fd())?;
     let level = log_level();
-    log::start(kmsg, level);
+    log::start(kmsg, level, None);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Err(error) = runtime.block_on(serve(level)) {
