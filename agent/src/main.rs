@@ -64,7 +64,7 @@ async fn serve(level: Level) -> anyhow::Result<()> {
 
     over.notified().await;
     // Lets calls under way end and their answers be written.
-    server.disconnect().await;
+    server.shutdown().await.context("stop serving")?;
     // What was written goes through the same queue before this; once the host has answered this, in whatever
     // way, it has the rest.
     let barrier = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT));
