@@ -4,9 +4,11 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -58,17 +60,20 @@ impl<'a> MakeWriter<'a> for Kmsg {
     }
 }
 
-/// Sends everything of `level` and above to `file`; of libraries only errors, unless the level is DEBUG or
-/// lower. To be called once.
-pub fn start(file: File, level: Level) {
-    let others = if level >= Level::DEBUG { level } else { Level::ERROR };
+/// Sends everything of `level` and above to `file`. To be called once.
+///
+/// Libraries are heard from DEBUG on. `reasons`, of a helper, takes the errors libcontainer logs: it logs at
+/// every level an error passes, and returns only the last and vaguest.
+pub fn start(file: File, level: Level, reasons: Option<File>) {
+    let others = if level >= Level::DEBUG { LevelFilter::from_level(level) } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(others).with_target("kiai_agent", level);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(Kmsg(file))
-        .with_ansi(false)
-        .with_target(false)
-        .with_level(false)
-        .without_time();
+    let lines = fmt::layer().with_ansi(false).with_target(false).with_level(false).without_time();
+    let lines = lines.with_writer(Kmsg(file)).with_filter(targets);
+    let errors = Targets::new().with_target("libcontainer", Level::ERROR);
+    let reasons = reasons.map(|file| {
+        let lines = fmt::layer().with_ansi(false).with_target(false).with_level(false).without_time();
+        lines.with_writer(Arc::new(file)).with_filter(errors)
+    });
     // A second subscriber in one process means a test harness, which keeps its own.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(targets)).try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(reasons).try_init();
 }

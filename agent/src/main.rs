@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
     // Helpers, and what a panic has to say, go there as well.
     rustix::stdio::dup2_stderr(kmsg.as_fd())?;
     let level = log_level();
-    log::start(kmsg, level);
+    log::start(kmsg, level, None);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Err(error) = runtime.block_on(serve(level)) {
@@ -64,7 +64,7 @@ async fn serve(level: Level) -> anyhow::Result<()> {
 
     over.notified().await;
     // Lets calls under way end and their answers be written.
-    server.disconnect().await;
+    server.shutdown().await.context("stop serving")?;
     // What was written goes through the same queue before this; once the host has answered this, in whatever
     // way, it has the rest.
     let barrier = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT));

@@ -1,5 +1,5 @@
 //! The few system calls that neither rustix nor nix offers safely. The agent's only unsafe code.
-#![expect(unsafe_code, reason = "kill(2) with any number, random(4) and AsyncFd have no safe wrapper")]
+#![expect(unsafe_code, reason = "signals by number, random(4) and AsyncFd have no safe wrapper")]
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,6 +37,12 @@ pub(crate) fn credit_entropy(random: &File, data: &[u8]) -> std::io::Result<()> 
     // SAFETY: the descriptor is open for the call and the request takes no argument.
     unsafe { rnd_reseed_crng(random.as_raw_fd()) }?;
     Ok(())
+}
+
+/// Gives SIGPIPE its default action back, which every Rust program ignores and every other expects.
+pub(crate) fn restore_sigpipe() {
+    // SAFETY: SIG_DFL is no function of ours, so nothing can run in the middle of other code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Has the runtime watch a descriptor. Within a tokio runtime only.

@@ -62,6 +62,9 @@ async fn build(
     storages: Vec<PathBuf>,
 ) -> Result<Arc<Container>> {
     let id = &request.container_id;
+    if !Path::new(&request.rootfs).is_dir() {
+        return Err(Fault::InvalidArgument(format!("rootfs {:?} is not a directory", request.rootfs)));
+    }
     let located = locate(&sandbox.uevents, &request.devices).await?;
     let spec = device::rewrite(&spec, &located)?;
     let guest = Guest { swap: Path::new("/proc/swaps").exists() };
@@ -189,7 +192,10 @@ fn make_within(root: &Path, wanted: &Path) {
 impl From<OciError> for Fault {
     fn from(error: OciError) -> Self {
         match error {
-            OciError::Refused(reason) if reason.contains("exec: \"") => Self::InvalidArgument(reason),
+            // Deep in what libcontainer says is what the payload said: the program cannot be executed.
+            OciError::Refused(reason) if reason.contains("exec: \"") => {
+                Self::InvalidArgument(reason[reason.find("exec: \"").unwrap_or(0)..].to_owned())
+            }
             error => Self::Internal(anyhow::Error::new(error)),
         }
     }

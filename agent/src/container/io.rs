@@ -270,11 +270,18 @@ async fn copy_input(mut from: VsockStream, mut to: pipe::Sender) {
     loop {
         let length = tokio::select! {
             read = from.read(&mut buffer) => match read {
-                Ok(0) | Err(_) => return,
+                Ok(0) => return,
                 Ok(length) => length,
+                Err(error) => {
+                    tracing::debug!("the host has left an input: {error}");
+                    return;
+                }
             },
             // The process and all who share its input have closed it.
-            _ = to.ready(Interest::ERROR) => return,
+            _ = to.ready(Interest::ERROR) => {
+                tracing::debug!("a process has closed its input");
+                return;
+            }
         };
         match to.write_all(&buffer[..length]).await {
             Ok(()) => {}

@@ -5,17 +5,19 @@
 //! can need CAP_SYS_ADMIN the capabilities are dropped here too, after it (the order runc has). And it
 //! reports a program that cannot be executed only by the exit status; we say so on the start pipe.
 
+use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec};
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+
+use crate::sys;
 
 /// Where a bare program name is looked for when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -51,9 +53,18 @@ impl Payload {
         if let Err(reason) = self.confine() {
             return reason;
         }
-        // `exec` also gives SIGPIPE and the signal mask back to their defaults, which Rust has changed.
-        let error = Command::new(&program).arg0(&arguments[0]).args(&arguments[1..]).exec();
-        format!("exec {program:?}: {error}")
+        let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_| String::from("an argument has a NUL"));
+        let path = c_string(program.as_os_str().as_bytes());
+        let arguments =
+            arguments.iter().map(|argument| c_string(argument.as_bytes())).collect::<Result<Vec<_>, _>>();
+        let (path, arguments) = match (path, arguments) {
+            (Ok(path), Ok(arguments)) => (path, arguments),
+            (Err(reason), _) | (_, Err(reason)) => return reason,
+        };
+        sys::restore_sigpipe();
+        // Not execvp, which runs what it cannot execute as a shell script.
+        let Err(error) = nix::unistd::execv(&path, &arguments);
+        format!("exec: {:?}: {}", program.display().to_string(), error.desc())
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a helper does: one request, one answer, and the end. Runs as a process of its own with one thread.
 
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,17 +26,18 @@ use super::{Answer, Request, channel};
 pub fn main(level: tracing::Level) -> anyhow::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take the helper channel")?;
     let log = std::io::stderr().as_fd().try_clone_to_owned().context("take the log")?;
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    crate::log::start(log.into(), level);
+    let reasons = Reasons::new().context("make room for reasons")?;
+    crate::log::start(log.into(), level, Some(reasons.0.try_clone()?));
 
     let (request, descriptors) =
         channel::receive::<Request>(&socket)?.context("the agent closed the helper channel")?;
     let (answer, master) = match serve(request, descriptors) {
         Ok((pid, master)) => (Answer::Pid(pid), master),
-        Err(error) => (Answer::Failed(truncate(format!("{error:#}"))), None),
+        Err(error) => (Answer::Failed(reasons.explain(&error)), None),
     };
     let descriptors: Vec<_> = master.iter().map(AsFd::as_fd).collect();
     channel::send(&socket, &answer, &descriptors).context("answer the agent")
@@ -166,11 +169,25 @@ impl Console {
     }
 }
 
-fn truncate(mut reason: String) -> String {
-    const LONGEST: usize = 8 * 1024;
-    if reason.len() > LONGEST {
-        let end = (0..=LONGEST).rev().find(|&at| reason.is_char_boundary(at)).unwrap_or(0);
-        reason.truncate(end);
+/// What libcontainer has logged as errors, in whichever of its processes: a file in memory they all inherit.
+struct Reasons(File);
+
+impl Reasons {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(rustix::fs::memfd_create("reasons", rustix::fs::MemfdFlags::CLOEXEC)?.into()))
     }
-    reason
+
+    /// The error, and the first things that were logged: the first is where it went wrong.
+    fn explain(&self, error: &anyhow::Error) -> String {
+        let mut logged = vec![0; 2048];
+        let length = self.0.read_at(&mut logged, 0).unwrap_or(0);
+        let logged = String::from_utf8_lossy(&logged[..length]);
+        let mut explained = format!("{error:#}");
+        explained.truncate(explained.floor_char_boundary(4096));
+        for line in logged.lines().take(2) {
+            explained.push_str("; ");
+            explained.push_str(line);
+        }
+        explained
+    }
 }
