@@ -26,7 +26,9 @@ pub fn take(root: &Path) -> Census {
     let mut census = Census::new();
     census.extend(processes().into_iter().map(|(pid, name)| format!("process {pid} {name}")));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    census.extend(mounts.lines().filter_map(|line| Some(format!("mount {}", line.split(' ').nth(4)?))));
+    // The folder of named network namespaces is made a mount once, as ip-netns(8) does, and stays.
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    census.extend(points.filter(|point| *point != "/run/netns").map(|point| format!("mount {point}")));
     // A bridge serves all containers and stays.
     let links = names("/sys/class/net").into_iter();
     census.extend(
