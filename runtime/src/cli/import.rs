@@ -12,7 +12,7 @@ use crate::image::PullOptions;
 /// Import an image from an OCI layout or from a file written by `docker save`
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
-    /// oci:DIR[:TAG] or docker-archive:FILE
+    /// oci:DIR, oci:DIR:TAG or docker-archive:FILE
     #[arg(value_name = "SOURCE")]
     source: String,
     /// What to call it [default: SOURCE]

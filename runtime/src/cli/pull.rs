@@ -11,7 +11,7 @@ use crate::image::PullOptions;
 /// Pull images from registries
 #[derive(Debug, clap::Args)]
 pub(super) struct Pull {
-    /// Reference, as docker understands it; also oci:DIR[:TAG] or docker-archive:FILE
+    /// Reference, as docker understands it; also oci:DIR, oci:DIR:TAG or docker-archive:FILE
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
     /// Plain HTTP (registries on loopback are always spoken to so)

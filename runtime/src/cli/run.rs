@@ -67,7 +67,7 @@ pub(super) struct Run {
     /// When to pull the image
     #[arg(long, value_enum, default_value = "missing")]
     pull: PullOption,
-    /// Image (a registry reference, oci:DIR[:TAG] or docker-archive:FILE; none with --rootfs), then the
+    /// Image (a registry reference, oci:DIR:TAG or docker-archive:FILE; none with --rootfs), then the
     /// command and its arguments
     #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]...")]
     words: Vec<String>,
