@@ -20,7 +20,7 @@ pub(crate) fn all() -> Result<()> {
     step::run(
         "documentation",
         cargo("doc --workspace --no-deps --document-private-items")
-            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
+            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links -A rustdoc::broken-intra-doc-links"),
     )?;
     step::say("unit tests");
     step::show(&mut cargo(&format!("test --quiet --workspace --exclude {END_TO_END}")))
