@@ -1,9 +1,11 @@
 //! Images: where they come from, how they are kept, how their layers become a directory.
 //!
+//! ```text
 //!     KIAI_ROOT/blobs/sha256/<digest>   what was fetched, verified
 //!     KIAI_ROOT/trees/<chain>/fs        the layers of an image, applied one over the other
 //!     KIAI_ROOT/images/<name>.json      what is called what
 //!     KIAI_ROOT/tmp/                    being made; KIAI_ROOT/locks/
+//! ```
 //!
 //! Everything is made in `tmp` and renamed into place when it is whole and verified, so that nothing
 //! half-made is ever used and two processes can work on one store. Reading order: [`ImageSource`], `pull` and
