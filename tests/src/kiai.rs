@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -98,15 +99,18 @@ impl Kiai {
 
     /// Kills the one shim of this scenario as the kernel would, and waits until it is gone.
     pub fn kill_shim(&self) {
+        let pidfd = self.shim();
+        rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
+        await_end(&pidfd);
+    }
+
+    /// The process of the one shim of this scenario.
+    pub fn shim(&self) -> OwnedFd {
         let mut found = Vec::new();
         find(self.state.path(), "shim.pid", &mut found);
         let [file] = &found[..] else { panic!("not one shim.pid but {found:?}") };
         let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        let pid = Pid::from_raw(pid).unwrap();
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
-        let mut ready = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        rustix::event::poll(&mut ready, None).unwrap();
+        rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap()
     }
 
     /// Containers the state directory still knows.
@@ -126,6 +130,12 @@ impl Kiai {
             let _ = self.command(&["rm", "-f", name]).output();
         }
     }
+}
+
+/// Waits until a process is gone.
+pub fn await_end(pidfd: &OwnedFd) {
+    let mut ready = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut ready, None).unwrap();
 }
 
 /// Words that name the image of busybox.

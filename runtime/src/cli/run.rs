@@ -227,7 +227,7 @@ impl Run {
             }
         };
         let started = tokio::select! {
-            started = making.start(&streams.uris, |_| streams.start()) => started,
+            started = making.start(&streams.uris, Vec::new(), |_| streams.start()) => started,
             number = interrupted(&mut signals) => {
                 making.undo().await;
                 return Ok(status_of_signal(number));
@@ -261,7 +261,8 @@ impl Run {
             stderr: if self.process.tty { String::new() } else { uri },
             terminal: self.process.tty,
         };
-        match making.start(&uris, |_| Ok(())).await {
+        let afterwards = release::words(making.context, making.container.id());
+        match making.start(&uris, afterwards, |_| Ok(())).await {
             Ok(_) => {
                 crate::cli::format::print(&format!("{}\n", making.record.id))?;
                 Ok(0)
@@ -276,6 +277,7 @@ impl Making<'_> {
     async fn start<T>(
         &mut self,
         uris: &StreamUris,
+        afterwards: Vec<String>,
         flow: impl FnOnce(&Task) -> std::io::Result<T>,
     ) -> Result<(Task, T), Failure> {
         let bundle = self.container.bundle();
@@ -285,6 +287,7 @@ impl Making<'_> {
             bundle: bundle.clone(),
             address: None,
             debug: self.context.debug,
+            afterwards,
         })
         .context("cannot start the shim")?;
         let shim = shim_process(&bundle)?;

@@ -28,6 +28,8 @@ pub(super) struct Arguments {
     bundle: Option<PathBuf>,
     pub(super) debug: bool,
     pub(super) action: Action,
+    /// What follows `--`: words for this program, to be run once the container has ended. The CLI's alone.
+    pub(super) afterwards: Vec<String>,
 }
 
 impl Arguments {
@@ -39,10 +41,15 @@ impl Arguments {
             bundle: None,
             debug: false,
             action: Action::Start,
+            afterwards: Vec::new(),
         };
         let mut action = None;
         let mut rest = words.iter();
         while let Some(word) = rest.next() {
+            if word == "--" {
+                parsed.afterwards = rest.cloned().collect();
+                break;
+            }
             let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
                 action = Some(word.as_str());
                 continue;
@@ -106,8 +113,12 @@ mod tests {
             bundle: None,
             debug: true,
             action: Action::Start,
+            afterwards: Vec::new(),
         };
         assert_eq!(parse(words).unwrap(), expected);
+        let serve = parse("-id x serve -- release --debug x").unwrap();
+        assert_eq!((serve.action, serve.afterwards.join(" ")), (Action::Serve, "release --debug x".into()));
+        assert!(!serve.debug, "those words are not the shim's");
         let delete = parse("-namespace n -id x -bundle /b delete").unwrap();
         assert_eq!((delete.action, delete.bundle().unwrap()), (Action::Delete, "/b".into()));
     }

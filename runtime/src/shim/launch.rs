@@ -44,6 +44,9 @@ pub struct LaunchOptions {
     pub address: Option<PathBuf>,
     /// Log more.
     pub debug: bool,
+    /// Words for this program, which the shim runs once its first container has ended; none if somebody waits
+    /// for that end.
+    pub afterwards: Vec<String>,
 }
 
 /// Starts a shim and returns its socket once it serves. Leaves `address`, `shim.pid` and `shim.log` in the
@@ -90,8 +93,11 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> Outcome<()> {
     if options.debug {
         command.arg("-debug");
     }
+    command.arg("serve");
+    if !options.afterwards.is_empty() {
+        command.arg("--").args(&options.afterwards);
+    }
     command
-        .arg("serve")
         .current_dir(bundle)
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::from(told))
