@@ -24,7 +24,7 @@ pub struct DeviceOption {
 /// Why a text names no device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
-    /// Not HOST[:CONTAINER[:PERMISSIONS]].
+    /// Not `HOST[:CONTAINER[:PERMISSIONS]]`.
     #[error("{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths")]
     Form(String),
     /// A letter other than r, w, m.

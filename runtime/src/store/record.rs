@@ -38,7 +38,7 @@ pub struct Record {
     pub stop_signal: String,
     /// Ports of the host that lead to it, as `-p` words.
     pub ports: Vec<String>,
-    /// Volumes, as SOURCE:DESTINATION[:ro].
+    /// Volumes, as `SOURCE:DESTINATION[:ro]`.
     pub volumes: Vec<String>,
     /// Addresses in the sandbox's network.
     pub addresses: Vec<String>,

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kiai_lab::PORT_NAME;
@@ -28,6 +29,8 @@ pub(crate) struct Files {
 /// A started machine. Dropping it stops it.
 pub(crate) struct Running {
     qemu: Child,
+    /// When.
+    pub(crate) started: Instant,
     /// Our end of the virtio-serial port.
     pub(crate) port: UnixStream,
     /// The kernel's console so far.
@@ -103,7 +106,13 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     qemu.process_group(0);
     die_with_parent(&mut qemu, qemu_port.as_raw_fd());
     let child = qemu.spawn().context("qemu-system-x86_64")?;
-    Ok(Running { qemu: child, port, console: File::open(console)?, complaints: File::open(complaints)? })
+    Ok(Running {
+        qemu: child,
+        started: Instant::now(),
+        port,
+        console: File::open(console)?,
+        complaints: File::open(complaints)?,
+    })
 }
 
 fn command_line(machine: &Machine) -> String {
