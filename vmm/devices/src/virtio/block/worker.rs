@@ -128,10 +128,7 @@ impl Requests {
             .write_obj(end as u8, status)
             .map_err(|e| ChainError::Memory(io::Error::other(e.to_string())))?;
         self.queue.queue.add_used(memory, head, written.saturating_add(1))?;
-        if self.queue.queue.needs_notification(memory)? {
-            self.activation.interrupt.used_buffers(self.queue.index);
-        }
-        Ok(())
+        queue::notify(&mut self.queue, memory, &self.activation.interrupt)
     }
 
     fn serve(&mut self, completions: bool) -> ControlFlow<()> {
