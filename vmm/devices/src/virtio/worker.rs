@@ -142,9 +142,12 @@ fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
                 return handler;
             }
         };
+        // Before anything else that is ready: whoever stops the worker waits for it.
+        if events[..count].iter().any(|event| event.data() == KILL) {
+            return handler;
+        }
         for event in &events[..count] {
             let flow = match event.data() {
-                KILL => ControlFlow::Break(()),
                 AGAIN => {
                     // Before the work: what is asked for during it is asked for anew.
                     let _ = interest.again.read();
