@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use kiai_devices::log_limit::LogLimit;
 use kiai_devices::platform::GuestMemory;
 use kiai_devices::virtio::device::VirtioInterrupt;
 use kiai_devices::virtio::worker::Handler;
@@ -62,10 +63,13 @@ impl Service {
     /// Serves the queue at `place` until it is empty; on a failure the device asks to be reset.
     fn serve(&mut self, place: usize) -> ControlFlow<()> {
         // The server behind us is large and not ours: should it panic, the device fails, not the machine.
+        // A driver can reset the device and break the rules again, for ever.
+        static REPORTS: LogLimit = LogLimit::new();
         match catch_unwind(AssertUnwindSafe(|| self.drain(place))) {
             Ok(Ok(())) => return ControlFlow::Continue(()),
-            Ok(Err(failure)) => tracing::warn!(error = %failure, "virtio-fs stopped"),
-            Err(_) => tracing::error!("virtio-fs stopped: the FUSE server panicked"),
+            Ok(Err(failure)) if REPORTS.allows() => tracing::warn!(error = %failure, "virtio-fs stopped"),
+            Err(_) if REPORTS.allows() => tracing::error!("virtio-fs stopped: the FUSE server panicked"),
+            _ => {}
         }
         self.interrupt.needs_reset();
         ControlFlow::Break(())
