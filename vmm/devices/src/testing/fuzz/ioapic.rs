@@ -9,12 +9,24 @@ use crate::testing::FakePlatform;
 
 #[derive(Debug, Arbitrary)]
 enum Operation {
-    Write { offset: u8, bytes: [u8; 8], width: u8 },
-    Read { offset: u8, width: u8 },
-    Entry { register: u8, value: u32 },
+    Write {
+        offset: u8,
+        bytes: [u8; 8],
+        width: u8,
+    },
+    Read {
+        offset: u8,
+        width: u8,
+    },
+    Entry {
+        register: u8,
+        value: u32,
+    },
     Pulse(u32),
     Level(u8, bool),
     EndOfInterrupt(u8),
+    /// The host refuses routes, or does not any more.
+    Refuse(bool),
 }
 
 /// Runs operations; afterwards every pin can be set up and sends what its entry says.
@@ -40,12 +52,14 @@ pub fn ioapic(bytes: &[u8]) {
             Operation::Pulse(pin) => apic.pulse(pin).unwrap(),
             Operation::Level(pin, active) => apic.set_level(pin.into(), active).unwrap(),
             Operation::EndOfInterrupt(vector) => apic.eoi(vector),
+            Operation::Refuse(refuse) => platform.refuse(refuse),
         }
     }
     for message in platform.received() {
         assert_eq!(message.address >> 20, 0xfee, "{message:x?} goes to no local APIC");
         assert!(message.data < 0x1_0000, "{message:x?}");
     }
+    platform.refuse(false);
     for pin in 0..24u8 {
         apic.set_level(pin.into(), false).unwrap();
         for (register, value) in [(0x11 + 2 * pin, 7 << 24), (0x10 + 2 * pin, 0x40 + u32::from(pin))] {
