@@ -46,6 +46,9 @@ pub(crate) struct Service {
     pub(crate) stop: Arc<AtomicBool>,
 }
 
+/// A driver can reset the device and break the rules again, for ever.
+static REPORTS: LogLimit = LogLimit::new();
+
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -63,8 +66,6 @@ impl Service {
     /// Serves the queue at `place` until it is empty; on a failure the device asks to be reset.
     fn serve(&mut self, place: usize) -> ControlFlow<()> {
         // The server behind us is large and not ours: should it panic, the device fails, not the machine.
-        // A driver can reset the device and break the rules again, for ever.
-        static REPORTS: LogLimit = LogLimit::new();
         match catch_unwind(AssertUnwindSafe(|| self.drain(place))) {
             Ok(Ok(())) => return ControlFlow::Continue(()),
             Ok(Err(failure)) if REPORTS.allows() => tracing::warn!(error = %failure, "virtio-fs stopped"),
@@ -103,7 +104,9 @@ impl Service {
 impl Handler for Service {
     fn start(&mut self, _: &Interest) -> ControlFlow<()> {
         if let Err(error) = identity::prepare_thread() {
-            tracing::error!(%error, "virtio-fs: cannot give the thread its own umask");
+            if REPORTS.allows() {
+                tracing::error!(%error, "virtio-fs: cannot give the thread its own umask");
+            }
             self.interrupt.needs_reset();
             return ControlFlow::Break(());
         }
