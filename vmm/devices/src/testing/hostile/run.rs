@@ -21,38 +21,63 @@ const MOST: usize = 200;
 /// - after a reset the device works for a driver that keeps the rules,
 /// - and it leaves nothing behind on the bus when it is taken away.
 pub fn survives(subject: &Subject, bytes: &[u8]) {
-    if let Ok(session) = Session::arbitrary_take_rest(Unstructured::new(bytes)) {
-        outlives(subject, &session);
-    }
+    let stage = Stage::set(subject);
+    stage.play(bytes);
+    stage.strike();
 }
 
-fn outlives(subject: &Subject, session: &Session) {
-    let machine = Machine::new();
-    let other = machine.beside();
-    let others_slot = other.plug(Rng::new());
-    let neighbour = Driver::negotiate(&other, others_slot, 0);
-    let mut queue = neighbour.queue(0, Some(8));
-    neighbour.ready();
-    let buffer = other.allocate(64);
-    let quiet = machine.platform.doorbells();
+/// A machine with a device to attack, and another guest's beside it.
+pub struct Stage<'s> {
+    subject: &'s Subject,
+    plugged: Plugged,
+    others_slot: u8,
+    other: Machine,
+    machine: Machine,
+    /// Doorbells of the other guest's device.
+    quiet: Vec<u64>,
+}
 
-    let Plugged { slot, host } = (subject.plug)(&machine);
-    let bar = neighbour.function.bar(0);
-    let mut hostile = Hostile::new(&machine, slot, &mut queue, bar, buffer);
-    hostile.begin(session.start);
-    for operation in session.operations.iter().take(MOST) {
-        hostile.perform(operation);
+impl<'s> Stage<'s> {
+    /// Plugs both in.
+    pub fn set(subject: &'s Subject) -> Self {
+        let machine = Machine::new();
+        let other = machine.beside();
+        let others_slot = other.plug(Rng::new());
+        Driver::negotiate(&other, others_slot, 0);
+        let quiet = machine.platform.doorbells();
+        let plugged = (subject.plug)(&machine);
+        Self { subject, plugged, others_slot, other, machine, quiet }
     }
-    hostile.neighbour_works();
-    let in_a_window = |at: &u64| Machine::MMIO32.contains(at) || Machine::MMIO64.contains(at);
-    assert!(machine.platform.doorbells().iter().all(in_a_window), "{:x?}", machine.platform.doorbells());
-    hostile.recover();
-    (subject.works)(&machine, slot);
-    hostile.neighbour_works();
 
-    machine.segment.remove(slot);
-    drop(host);
-    assert_eq!(machine.platform.doorbells(), quiet, "a device that is gone left doorbells behind");
-    hostile.neighbour_works();
-    machine.assert_unharmed();
+    /// The session: what the guests do, no more.
+    pub fn play(&self, bytes: &[u8]) {
+        let Ok(session) = Session::arbitrary_take_rest(Unstructured::new(bytes)) else { return };
+        let Self { subject, plugged, others_slot, other, machine, .. } = self;
+        let neighbour = Driver::negotiate(other, *others_slot, 0);
+        let mut queue = neighbour.queue(0, Some(8));
+        neighbour.ready();
+        let bar = neighbour.function.bar(0);
+        let mut hostile = Hostile::new(machine, plugged.slot, &mut queue, bar, other.allocate(64));
+        hostile.begin(session.start);
+        for operation in session.operations.iter().take(MOST) {
+            hostile.perform(operation);
+        }
+        hostile.neighbour_works();
+        let in_a_window = |at: &u64| Machine::MMIO32.contains(at) || Machine::MMIO64.contains(at);
+        let doorbells = machine.platform.doorbells();
+        assert!(doorbells.iter().all(in_a_window), "{doorbells:x?}");
+        hostile.recover();
+        (subject.works)(machine, plugged.slot);
+        hostile.neighbour_works();
+        neighbour.reset();
+    }
+
+    /// Takes the device away and looks at what is left.
+    pub fn strike(self) {
+        let Self { plugged, machine, quiet, .. } = self;
+        machine.segment.remove(plugged.slot);
+        drop(plugged.host);
+        assert_eq!(machine.platform.doorbells(), quiet, "a device that is gone left doorbells behind");
+        machine.assert_unharmed();
+    }
 }

@@ -191,8 +191,8 @@ fn panics() -> usize {
     PANICS.load(Ordering::SeqCst)
 }
 
-/// xorshift64: reproducible.
-fn random_bytes(seed: u64) -> Vec<u8> {
+/// What random session number `seed` is made of (xorshift64: reproducible).
+pub fn random_bytes(seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;

@@ -32,7 +32,7 @@ pub struct Plugged {
     /// The slot.
     pub slot: u8,
     /// The host's side of it, for as long as it is there.
-    pub host: Box<dyn Any>,
+    pub host: Box<dyn Any + Send + Sync>,
 }
 
 /// Calls the macro `$each` with the name of each device of this crate.
