@@ -1,0 +1,357 @@
+//! Carries out [`Operation`]s.
+
+use super::operation::Area;
+use super::operation::Operation;
+use super::operation::Part;
+use super::operation::Place;
+use super::operation::Register;
+use super::operation::Start;
+use super::operation::Value;
+use super::operation::Width;
+use crate::testing::Descriptor;
+use crate::testing::Function;
+use crate::testing::Machine;
+use crate::testing::Virtqueue;
+use crate::virtio::spec::feature;
+use crate::virtio::spec::status;
+
+const COMMAND: u16 = 0x04;
+const BAR: u8 = 0;
+const BAR_SIZE: u64 = 0x8000;
+/// Where each queue's rings are: so far apart, and their areas in it.
+const RINGS: u64 = 1 << 20;
+const APART: u64 = 0x1_0000;
+const AVAILABLE: u64 = 0x6000;
+const USED: u64 = 0x8000;
+/// Descriptors there is room for.
+const MOST_DESCRIPTORS: u16 = 1024;
+/// Buffers and indirect tables are in the second piece of RAM.
+const BUFFERS: u64 = Machine::RAM[1].0;
+/// Room of a buffer with its table.
+const BUFFER: u64 = 0x4000;
+const TABLE: u64 = 0x3000;
+/// Queues it knows, at most.
+const MOST_QUEUES: u16 = 16;
+
+/// The driver of one function, and another guest's device on the same bus.
+pub struct Hostile<'m, 'n> {
+    function: Function<'m>,
+    /// The BAR as the firmware placed it.
+    home: u64,
+    queues: Vec<Rings>,
+    neighbour: &'n mut Virtqueue<'m>,
+    neighbours_bar: u64,
+    buffer: u64,
+    next_buffer: u64,
+}
+
+/// The driver's side of a queue.
+#[derive(Clone, Copy)]
+struct Rings {
+    most: u16,
+    size: u16,
+    base: u64,
+    /// What the available index says.
+    offered: u16,
+    /// The next descriptor to use.
+    next: u16,
+}
+
+impl<'m, 'n> Hostile<'m, 'n> {
+    /// Drives the function in `slot`. `neighbour` is a live queue of an entropy device with `buffer` in its
+    /// RAM; its registers are at `neighbours_bar`.
+    pub fn new(
+        machine: &'m Machine,
+        slot: u8,
+        neighbour: &'n mut Virtqueue<'m>,
+        neighbours_bar: u64,
+        buffer: u64,
+    ) -> Self {
+        let function = Function::probe(machine, slot);
+        let home = function.bar(BAR);
+        let count = u16::try_from(function.read_common(0x12, 2)).unwrap().min(MOST_QUEUES);
+        let queue = |index: u16| {
+            function.write_common(0x16, 2, u64::from(index));
+            let most = u16::try_from(function.read_common(0x18, 2)).unwrap().min(MOST_DESCRIPTORS);
+            let base = RINGS + APART * u64::from(index);
+            Rings { most, size: most, base, offered: 0, next: 0 }
+        };
+        let queues = (0..count).map(queue).collect();
+        Self { function, home, queues, neighbour, neighbours_bar, buffer, next_buffer: 0 }
+    }
+
+    /// Goes as far as `start` by the rules.
+    pub fn begin(&mut self, start: Start) {
+        if !matches!(start, Start::Fresh) {
+            self.negotiate(u64::MAX);
+        }
+        if matches!(start, Start::Ready) {
+            (0..self.queues.len()).for_each(|index| self.set_up(index, None, None));
+            self.ready();
+        }
+    }
+
+    /// Does it.
+    pub fn perform(&mut self, operation: &Operation) {
+        match *operation {
+            Operation::Load(register, width) => {
+                self.load(self.address(register), width.bytes());
+            }
+            Operation::Store(register, width, value) => {
+                self.store(self.address(register), width.bytes(), self.value(value));
+            }
+            Operation::LoadConfig(offset, width) => {
+                self.function.read_config(aligned(offset, width), width.bytes());
+            }
+            Operation::StoreConfig(offset, width, value) => {
+                self.function.write_config(aligned(offset, width), width.bytes(), self.value(value));
+            }
+            Operation::Window { offset, width, value } => self.through_the_window(offset, width, value),
+            Operation::MoveBar(place) => self.function.move_bar(BAR, self.place(place)),
+            Operation::Decode(on) => self.function.write_config(COMMAND, 2, if on { 6 } else { 0 }),
+            Operation::Reset => self.function.set_status(0),
+            Operation::Negotiate(features) => self.negotiate(features),
+            Operation::SetUp { queue, size, moved } => {
+                if let Some(index) = self.index(queue) {
+                    self.set_up(index, size, moved);
+                }
+            }
+            Operation::Ready => self.ready(),
+            Operation::Describe { queue, index, at, length, flags, next } => {
+                if let Some(queue) = self.index(queue) {
+                    let address = self.place(at);
+                    let flags = u16::from(flags);
+                    let descriptor = Descriptor { address, length: length.bytes(), flags, next };
+                    self.describe(queue, index, descriptor);
+                }
+            }
+            Operation::Offer { queue, head } => {
+                if let Some(queue) = self.index(queue) {
+                    self.offer(queue, head);
+                }
+            }
+            Operation::Jump { queue, index } => {
+                if let Some(queue) = self.index(queue) {
+                    self.jump(queue, index);
+                }
+            }
+            Operation::Request { queue, ref parts, indirect } => {
+                if let Some(queue) = self.index(queue) {
+                    self.request(queue, parts, indirect);
+                }
+            }
+            Operation::Notify(queue) => {
+                if let Some(queue) = self.index(queue) {
+                    self.notify(queue);
+                }
+            }
+            Operation::Fill(place, bytes) => self.fill(self.place(place), &bytes),
+            Operation::Neighbour => self.neighbour_works(),
+        }
+    }
+
+    /// The BAR back where it was, memory space on, the device reset: what a new driver would find.
+    pub fn recover(&mut self) {
+        self.function.move_bar(BAR, self.home);
+        self.function.write_config(COMMAND, 2, 6);
+        self.function.set_status(0);
+        assert_eq!(self.function.status(), 0, "a reset is complete when status reads 0");
+        assert_eq!(self.function.read_common(0x10, 2), 0xffff, "a reset takes the vectors away");
+        for index in 0..self.queues.len() {
+            self.select(index);
+            let size = u16::try_from(self.function.read_common(0x18, 2)).unwrap();
+            assert_eq!(size.min(MOST_DESCRIPTORS), self.queues[index].most, "a reset restores the size");
+            assert_eq!(self.function.read_common(0x1c, 2), 0, "a reset disables queue {index}");
+        }
+    }
+
+    /// The other guest gets its entropy, whatever goes on here.
+    pub fn neighbour_works(&mut self) {
+        use crate::testing::Buffer;
+        assert_eq!(self.neighbour.request(&[Buffer::Write(self.buffer, 64)]), 64);
+    }
+
+    fn machine(&self) -> &'m Machine {
+        self.function.machine
+    }
+
+    fn index(&self, queue: u8) -> Option<usize> {
+        usize::from(queue).checked_rem(self.queues.len())
+    }
+
+    /// Where a register is now.
+    fn address(&self, register: Register) -> u64 {
+        self.function.bar(BAR).wrapping_add(self.offset(register))
+    }
+
+    fn offset(&self, register: Register) -> u64 {
+        let (structure, offset) = match register {
+            Register::Common(offset) => (self.function.common, u64::from(offset) % 0x40),
+            Register::Isr(offset) => (self.function.isr, u64::from(offset)),
+            Register::Device(offset) => (self.function.device, u64::from(offset)),
+            Register::Notify(offset) => (self.function.notify, u64::from(offset)),
+            Register::Table(offset) => (self.function.table, u64::from(offset)),
+            Register::Pending(offset) => (self.function.pending, u64::from(offset)),
+            Register::Anywhere(offset) => (self.home, u64::from(offset)),
+        };
+        structure - self.home + offset
+    }
+
+    fn value(&self, value: Value) -> u64 {
+        match value {
+            Value::Small(value) => value.into(),
+            Value::Ones => u64::MAX,
+            Value::Address(place) => self.place(place),
+            Value::Any(value) => value,
+        }
+    }
+
+    fn place(&self, place: Place) -> u64 {
+        let [(_, first), (second, length)] = Machine::RAM;
+        match place {
+            Place::Ram(at) => u64::from(at) * 16,
+            Place::Rings(queue, offset) => {
+                self.index(queue).map_or(0, |queue| self.queues[queue].base) + u64::from(offset)
+            }
+            Place::Hole(offset) => first.wrapping_add_signed(offset.into()),
+            Place::End(offset) => (second + length).wrapping_add_signed(offset.into()),
+            Place::Ecam(offset) => Machine::ECAM + u64::from(offset),
+            Place::Own(offset) => self.function.bar(BAR).wrapping_add(offset.into()),
+            Place::Neighbour(offset) => self.neighbours_bar + u64::from(offset),
+            Place::Window(page) => Machine::MMIO64.start + 4096 * u64::from(page),
+            Place::Top(offset) => u64::MAX - u64::from(offset),
+            Place::Any(address) => address,
+        }
+    }
+
+    fn through_the_window(&self, offset: Register, width: Width, value: Option<u32>) {
+        let window = self.function.window;
+        self.function.write_config(window + 4, 1, 0);
+        self.function.write_config(window + 8, 4, self.offset(offset));
+        self.function.write_config(window + 12, 4, width.bytes() as u64);
+        let width = width.bytes().min(4);
+        match value {
+            Some(value) => self.function.write_config(window + 16, width, value.into()),
+            None => drop(self.function.read_config(window + 16, width)),
+        }
+    }
+
+    fn negotiate(&mut self, features: u64) {
+        let known = status::ACKNOWLEDGE | status::DRIVER;
+        self.function.set_status(0);
+        self.function.set_status(known);
+        self.function.accept(self.function.offered() & features | feature::VERSION_1);
+        self.function.set_status(known | status::FEATURES_OK);
+        self.function.write_common(0x10, 2, 0);
+    }
+
+    fn ready(&self) {
+        self.function.set_status(self.function.status() | status::DRIVER_OK);
+    }
+
+    fn select(&self, index: usize) {
+        self.function.write_common(0x16, 2, index as u64);
+    }
+
+    fn set_up(&mut self, index: usize, size: Option<u16>, moved: Option<(Area, Place)>) {
+        let base = self.queues[index].base;
+        self.select(index);
+        self.function.write_common(0x18, 2, size.unwrap_or(self.queues[index].most).into());
+        let size = u16::try_from(self.function.read_common(0x18, 2)).unwrap().clamp(1, MOST_DESCRIPTORS);
+        self.function.write_common(0x1a, 2, index as u64 + 1);
+        let moved = moved.map(|(area, place)| (area as usize, self.place(place)));
+        for (area, offset) in [0, AVAILABLE, USED].into_iter().enumerate() {
+            let elsewhere = moved.filter(|(which, _)| *which == area);
+            let address = elsewhere.map_or(base + offset, |(_, address)| address);
+            let register = 0x20 + 8 * area as u64;
+            self.function.write_common(register, 4, address & 0xffff_ffff);
+            self.function.write_common(register + 4, 4, address >> 32);
+        }
+        self.function.write_common(0x1c, 2, 1);
+        // Indices start at 0; the used event asks for the first interrupt.
+        self.fill(base + AVAILABLE, &[0; 4]);
+        self.fill(base + USED, &[0; 4]);
+        self.queues[index] = Rings { size, offered: 0, next: 0, ..self.queues[index] };
+    }
+
+    fn describe(&self, queue: usize, index: u16, descriptor: Descriptor) {
+        let at = u64::from(index % MOST_DESCRIPTORS);
+        self.fill(self.queues[queue].base + 16 * at, &descriptor.bytes());
+    }
+
+    fn offer(&mut self, queue: usize, head: u16) {
+        let Rings { base, size, offered, .. } = self.queues[queue];
+        self.fill(base + AVAILABLE + 4 + 2 * u64::from(offered % size), &head.to_le_bytes());
+        self.jump(queue, offered.wrapping_add(1));
+    }
+
+    fn jump(&mut self, queue: usize, index: u16) {
+        self.queues[queue].offered = index;
+        self.fill(self.queues[queue].base + AVAILABLE + 2, &index.to_le_bytes());
+    }
+
+    fn request(&mut self, queue: usize, parts: &[Part], indirect: bool) {
+        let Rings { size, next: first, .. } = self.queues[queue];
+        let parts = &parts[..parts.len().min(usize::from(size)).min(64)];
+        let buffer = BUFFERS + BUFFER * (self.next_buffer % 512);
+        self.next_buffer += 1;
+        let mut room = buffer;
+        for (i, part) in (0u16..).zip(parts) {
+            let content =
+                &part.content[..part.content.len().min(usize::try_from(buffer + TABLE - room).unwrap())];
+            let address = part.elsewhere.map_or(room, |place| self.place(place));
+            let length = part.length.map_or(content.len() as u32, |length| length.bytes());
+            self.fill(address, content);
+            if part.elsewhere.is_none() {
+                room += content.len() as u64;
+            }
+            let last = usize::from(i) + 1 == parts.len();
+            let next = if indirect { i + 1 } else { (first + i + 1) % size };
+            let flags =
+                if last { 0 } else { Descriptor::NEXT } | if part.writable { Descriptor::WRITE } else { 0 };
+            let descriptor = Descriptor { address, length, flags, next };
+            if indirect {
+                self.fill(buffer + TABLE + 16 * u64::from(i), &descriptor.bytes());
+            } else {
+                self.describe(queue, (first + i) % size, descriptor);
+            }
+        }
+        let used = if indirect {
+            let length = 16 * u32::try_from(parts.len()).unwrap();
+            let table = Descriptor { address: buffer + TABLE, length, flags: Descriptor::INDIRECT, next: 0 };
+            self.describe(queue, first, table);
+            1
+        } else {
+            u16::try_from(parts.len()).unwrap()
+        };
+        self.queues[queue].next = (first + used) % size;
+        self.offer(queue, first);
+        self.notify(queue);
+    }
+
+    fn notify(&self, queue: usize) {
+        let offset = self.function.notify - self.home + 4 * queue as u64;
+        self.store(self.function.bar(BAR).wrapping_add(offset), 2, queue as u64);
+    }
+
+    fn load(&self, address: u64, width: usize) {
+        self.machine().read(address, width);
+    }
+
+    fn store(&self, address: u64, width: usize, value: u64) {
+        // A BAR can be moved onto what is the other guest's; but a guest does not reach that by a store.
+        let others = [(self.neighbours_bar, BAR_SIZE), (Machine::ECAM, 1 << 20)];
+        if !others.iter().any(|&(start, length)| address.wrapping_sub(start).wrapping_add(8) < length + 8) {
+            self.machine().write(address, width, value);
+        }
+    }
+
+    /// Stores to RAM, where there is some.
+    fn fill(&self, address: u64, bytes: &[u8]) {
+        self.machine().try_store(address, bytes);
+    }
+}
+
+fn aligned(offset: u16, width: Width) -> u16 {
+    offset % 4096 / width.bytes() as u16 * width.bytes() as u16
+}
