@@ -57,6 +57,18 @@ pub trait Mapper: Send + Sync {
     fn unmap(&self, guest_address: u64, length: u64) -> io::Result<()>;
 }
 
+/// Told of every change of guest RAM: an IOMMU's map, for one.
+///
+/// Called under the lock of the list of RAM, in the order of the changes; it must not ask for a change itself.
+/// On an error nothing of the range may be left behind.
+pub trait RamListener: Send + Sync {
+    /// `length` bytes at `host_address` are RAM at `guest_address` from now on. All three are page-aligned.
+    fn added(&self, guest_address: u64, host_address: u64, length: u64) -> io::Result<()>;
+    /// They are going, exactly as one call of [`RamListener::added`] named them; once this returns nobody
+    /// reaches them through the listener.
+    fn removed(&self, guest_address: u64, length: u64) -> io::Result<()>;
+}
+
 /// All of it, as a bus needs it to place its functions.
 #[derive(Clone)]
 pub struct Platform {

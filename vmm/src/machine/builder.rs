@@ -74,7 +74,8 @@ impl Machine {
 
         let memory = memory::allocate(config.memory_mib, config.huge_pages)?;
         let ram = memory.memory();
-        let (kvm, vm, slots) = kvm::create(&memory::regions(&ram))?;
+        let regions = memory::regions(&ram);
+        let (kvm, vm, slots) = kvm::create(&regions)?;
         let platform = Platform {
             interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
             doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
@@ -113,6 +114,7 @@ impl Machine {
             platform,
             console,
             memory: memory.clone(),
+            ram: memory::Ram::new(&regions),
         };
         for device in devices {
             machine.attach(device)?;

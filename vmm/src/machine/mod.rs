@@ -21,6 +21,7 @@ use crate::handle::DeviceId;
 use crate::handle::Ended;
 use crate::handle::Ending;
 use crate::handle::State;
+use crate::memory::Ram;
 use crate::vcpu::Control;
 use crate::vcpu::Vcpus;
 
@@ -33,6 +34,8 @@ pub(crate) struct Machine {
     platform: Platform,
     console: Console,
     memory: GuestMemory,
+    #[expect(dead_code, reason = "devices that follow guest RAM subscribe to it: VFIO")]
+    ram: Arc<Ram>,
 }
 
 impl Machine {

@@ -1,4 +1,7 @@
-//! Guest RAM: one memfd, mapped shared, with the architecture's hole left out.
+//! Guest RAM: one memfd, mapped shared, with the architecture's hole left out; and the list of what is plugged.
+
+#[cfg_attr(not(test), expect(dead_code, reason = "devices that follow guest RAM subscribe to it: VFIO"))]
+mod ram;
 
 use std::fs::File;
 use std::io;
@@ -11,6 +14,8 @@ use vm_memory::GuestAddress;
 use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::GuestMemoryRegion;
+
+pub(crate) use ram::Ram;
 
 use crate::layout;
 
