@@ -69,6 +69,23 @@ pub trait RamListener: Send + Sync {
     fn removed(&self, guest_address: u64, length: u64) -> io::Result<()>;
 }
 
+/// Says when pages of guest RAM may be given back to the host behind the guest's back: not while a device reaches
+/// them without the CPU, because it would go on using those that are gone.
+pub trait Discards: Send + Sync {
+    /// Runs `discard`, during which nobody can pin RAM, unless it is pinned; whether it ran.
+    fn discard(&self, discard: &mut dyn FnMut()) -> bool;
+}
+
+/// RAM that comes and goes while the guest runs, in blocks of a region of guest-physical addresses. Every block
+/// is unplugged at first. The caller knows which are plugged and asks for nothing twice.
+pub trait PluggableRam: Send + Sync {
+    /// Makes `length` bytes from `offset` of the region RAM, zeroed, for the guest and every device. On an
+    /// error nothing is plugged.
+    fn plug(&self, offset: u64, length: u64) -> io::Result<()>;
+    /// Takes them away again and gives them back to the host. On an error all of them stay plugged.
+    fn unplug(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
 /// All of it, as a bus needs it to place its functions.
 #[derive(Clone)]
 pub struct Platform {
