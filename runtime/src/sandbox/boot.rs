@@ -187,6 +187,7 @@ fn machine(
         vcpus: plan.vcpus,
         max_vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
+        max_memory_mib: plan.memory_mib,
         huge_pages: plan.huge_pages,
         kernel: open("kernel", &plan.kernel)?,
         initrd: Some(open("initrd", &plan.initrd)?),

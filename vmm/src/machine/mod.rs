@@ -2,6 +2,7 @@
 
 mod attach;
 mod builder;
+mod memory;
 mod power;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
+pub use memory::MemoryRequestError;
 
 use crate::console::Console;
 use crate::handle::DeviceId;
@@ -34,8 +36,9 @@ pub(crate) struct Machine {
     platform: Platform,
     console: Console,
     memory: GuestMemory,
-    #[expect(dead_code, reason = "devices that follow guest RAM subscribe to it: VFIO")]
     ram: Arc<Ram>,
+    boot_mib: u32,
+    hotplug: Option<memory::Hotplug>,
 }
 
 impl Machine {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use kiai_devices::platform::Discards;
 use kiai_devices::platform::RamListener;
 use parking_lot::Mutex;
 
@@ -41,6 +42,7 @@ impl Ram {
 
     /// Tells `listener` of all RAM there is, and from then on of every change until the subscription is
     /// dropped. On an error it has been told that what it knew is gone.
+    #[cfg_attr(not(test), expect(dead_code, reason = "who follows guest RAM subscribes: VFIO"))]
     pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<dyn RamListener>) -> io::Result<Subscription> {
         let mut list = self.0.lock();
         let mut told = Vec::new();
@@ -100,9 +102,22 @@ impl Ram {
         Ok(())
     }
 
-    /// Whether pages the guest says it does not use may be given back to the host: nobody subscribes.
+    /// Whether pages the guest says it does not use may be given back to the host: nobody subscribes. To act
+    /// on the answer, use [`Discards::discard`], which keeps it true meanwhile.
+    #[cfg_attr(not(test), expect(dead_code, reason = "who follows guest RAM subscribes: VFIO"))]
     pub(crate) fn may_discard(&self) -> bool {
         self.0.lock().listeners.is_empty()
+    }
+}
+
+impl Discards for Ram {
+    fn discard(&self, discard: &mut dyn FnMut()) -> bool {
+        let list = self.0.lock();
+        let may = list.listeners.is_empty();
+        if may {
+            discard();
+        }
+        may
     }
 }
 
@@ -202,8 +217,11 @@ mod tests {
         let second = ram.subscribe(Arc::new(Follower::default())).unwrap();
         drop(first);
         assert!(!ram.may_discard());
+        assert!(!ram.discard(&mut || panic!("it is pinned")));
         drop(second);
-        assert!(ram.may_discard());
+        let mut discarded = false;
+        assert!(ram.discard(&mut || discarded = true));
+        assert!(discarded);
     }
 
     #[test]
