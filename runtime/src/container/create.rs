@@ -16,6 +16,7 @@ use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
+use super::limits::Applied;
 use crate::agent::AgentError;
 use crate::host::MountError;
 use crate::host::rootfs::FsMount;
@@ -108,7 +109,10 @@ pub async fn create(
 
     let init = Process::new(&options.id, "", options.uris, options.terminal);
     init.set_streams(streams);
-    let container = Arc::new(Container::new(options.id, options.bundle, sandbox, init, lent, reporter));
+    let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let applied = resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
+    let container =
+        Arc::new(Container::new(options.id, options.bundle, sandbox, init, lent, applied, reporter));
     container.report(Report::Created);
     container.watch(container.init.clone());
     Ok(container)

@@ -11,6 +11,7 @@ mod facts;
 mod mounts;
 mod namespaces;
 mod sandbox;
+mod size;
 
 pub use annotations::Annotations;
 pub use annotations::Role;
@@ -29,3 +30,6 @@ pub use mounts::VolumeKind;
 pub use mounts::container_directory;
 pub use sandbox::SandboxPlan;
 pub use sandbox::plan_sandbox;
+pub use size::Bounds;
+pub use size::Limits;
+pub use size::MachineSize;

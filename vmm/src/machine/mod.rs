@@ -2,6 +2,7 @@
 
 mod attach;
 mod builder;
+mod memory;
 mod power;
 
 use std::collections::BTreeMap;
@@ -15,12 +16,14 @@ use parking_lot::Mutex;
 pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
+pub use memory::MemoryRequestError;
 
 use crate::console::Console;
 use crate::handle::DeviceId;
 use crate::handle::Ended;
 use crate::handle::Ending;
 use crate::handle::State;
+use crate::memory::Ram;
 use crate::vcpu::Control;
 use crate::vcpu::Vcpus;
 
@@ -33,6 +36,9 @@ pub(crate) struct Machine {
     platform: Platform,
     console: Console,
     memory: GuestMemory,
+    ram: Arc<Ram>,
+    boot_mib: u32,
+    hotplug: Option<memory::Hotplug>,
 }
 
 impl Machine {
