@@ -67,3 +67,11 @@ pub struct Platform {
     /// Mappings.
     pub mapper: Arc<dyn Mapper>,
 }
+
+/// Told of every change of guest RAM: an IOMMU's map, for one.
+pub trait RamListener: Send + Sync {
+    /// `length` bytes of RAM are at `guest_address` from now on; this process has them at `host_address`.
+    fn added(&self, guest_address: u64, host_address: u64, length: u64) -> io::Result<()>;
+    /// They are not any more.
+    fn removed(&self, guest_address: u64, length: u64) -> io::Result<()>;
+}
