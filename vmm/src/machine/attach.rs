@@ -3,7 +3,10 @@
 //! Allocate a slot, build the device, put its function on the bus. Every step before the last undoes itself
 //! by being dropped; the last either happens or does not.
 
+use std::sync::Arc;
+
 use crate::layout::GUEST_CID;
+use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
@@ -17,6 +20,7 @@ use kiai_fs::Fs;
 use kiai_fs::FsError;
 
 use super::Machine;
+use super::passthrough::PassError;
 use crate::config::DeviceConfig;
 use crate::handle::Attached;
 use crate::handle::DeviceId;
@@ -40,6 +44,15 @@ pub enum AttachError {
     /// The shared directory.
     #[error("shared directory")]
     Fs(#[source] FsError),
+    /// A PCI function of the host.
+    #[error("PCI function {address}")]
+    Vfio {
+        /// On the host.
+        address: String,
+        /// The reason.
+        #[source]
+        source: PassError,
+    },
     /// The host gave no interrupts or doorbells.
     #[error("interrupts and doorbells")]
     Function(#[source] std::io::Error),
@@ -71,9 +84,7 @@ impl Machine {
         if is_vsock && devices.values().any(|slot| slot.is_vsock) {
             return Err(AttachError::SecondVsock);
         }
-        let device = build(config)?;
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
-            .map_err(AttachError::Function)?;
+        let function = self.function(config)?;
         let slot = self.segment.insert(function).map_err(AttachError::Bus)?;
         let id = DeviceId(slot);
         devices.insert(id, Slot { is_vsock });
@@ -94,16 +105,26 @@ impl Machine {
             self.segment.remove(id.0);
         }
     }
-}
 
-fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
-    Ok(match config {
-        DeviceConfig::Block { disk, read_only, serial } => {
-            Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
-        }
-        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
-        DeviceConfig::Rng => Box::new(Rng::new()),
-        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
-        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?),
-    })
+    fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
+        let device: Box<dyn VirtioDevice> = match config {
+            DeviceConfig::Vfio { group, address } => {
+                let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
+                return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
+            }
+            DeviceConfig::Block { disk, read_only, serial } => {
+                Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
+            }
+            DeviceConfig::Fs { tag, directory } => {
+                Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?)
+            }
+            DeviceConfig::Rng => Box::new(Rng::new()),
+            DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+            DeviceConfig::Net { taps, mac, mtu } => {
+                Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)
+            }
+        };
+        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone());
+        Ok(function.map_err(AttachError::Function)?)
+    }
 }

@@ -16,6 +16,7 @@ use vm_memory::GuestAddressSpace;
 
 use super::AttachError;
 use super::Machine;
+use super::passthrough::Passthrough;
 use super::power::AcpiPower;
 use super::power::KeyboardReset;
 use crate::acpi;
@@ -111,6 +112,7 @@ impl Machine {
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
+            passthrough: Passthrough::new(vm, memory.clone()),
             console,
             memory: memory.clone(),
         };

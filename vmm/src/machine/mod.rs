@@ -2,6 +2,7 @@
 
 mod attach;
 mod builder;
+mod passthrough;
 mod power;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
+pub use passthrough::PassError;
 
 use crate::console::Console;
 use crate::handle::DeviceId;
@@ -31,6 +33,7 @@ pub(crate) struct Machine {
     devices: Mutex<BTreeMap<DeviceId, attach::Slot>>,
     segment: Arc<PciSegment>,
     platform: Platform,
+    passthrough: passthrough::Passthrough,
     console: Console,
     memory: GuestMemory,
 }
