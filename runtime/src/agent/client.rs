@@ -13,6 +13,7 @@ use kiai_protocol::agent::Empty;
 use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
+use kiai_protocol::agent::RemovePciRequest;
 use kiai_protocol::agent::RescanPciRequest;
 use kiai_protocol::agent::ResizeTerminalRequest;
 use kiai_protocol::agent::SetClockRequest;
@@ -140,6 +141,13 @@ impl Agent {
         request.expect = expect;
         request.timeout_ms = RESCAN_TIMEOUT_MS;
         bounded("RescanPci", self.0.rescan_pci(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Has the guest let go of a PCI function: its driver's, and off the guest's bus.
+    pub async fn remove_pci(&self, path: &str) -> Result<(), AgentError> {
+        let mut request = RemovePciRequest::new();
+        request.pci_path = path.into();
+        bounded("RemovePci", self.0.remove_pci(Context::default(), &request)).await.map(drop)
     }
 
     /// Builds a container, its process not yet started.

@@ -166,7 +166,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         ended = endings.wait() => return Err(died(ended)),
         prepared = prepared => prepared?,
     };
-    Ok(Sandbox { agent, ports, port_numbers: PortNumbers::default(), endings, vm })
+    let groups = super::pass::Groups::default();
+    Ok(Sandbox { agent, ports, port_numbers: PortNumbers::default(), endings, vm, groups })
 }
 
 fn machine(

@@ -5,6 +5,7 @@
 
 mod boot;
 mod ending;
+mod pass;
 mod shared;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
 pub use ending::Endings;
+pub use pass::Passed;
 pub use shared::SharedDirectory;
 
 /// A booted microVM whose agent answers. Dropping it stops the machine.
@@ -35,6 +37,7 @@ pub struct Sandbox {
     /// Its end, when that comes.
     pub endings: Endings,
     vm: Machine,
+    groups: pass::Groups,
 }
 
 /// A device of the host that could not be lent to the guest.
@@ -58,6 +61,21 @@ pub enum LendError {
         #[source]
         source: kiai_vmm::AttachError,
     },
+    /// The VFIO nodes of a PCI function cannot be opened.
+    #[error("VFIO group {path}")]
+    Vfio {
+        /// On the host.
+        path: std::path::PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine would not take a PCI function.
+    #[error("pass a device")]
+    Pass(#[source] kiai_vmm::AttachError),
+    /// A thread of ours panicked.
+    #[error("attaching panicked: {0}")]
+    Panicked(String),
     /// The guest did not find it.
     #[error(transparent)]
     Agent(#[from] AgentError),

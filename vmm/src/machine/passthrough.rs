@@ -82,9 +82,8 @@ impl Passthrough {
         interrupts: &dyn Interrupts,
     ) -> Result<Arc<VfioFunction>, PassError> {
         let member = self.join(group)?;
-        let device = KernelDevice::open(&member.group.group, address, member.clone()).map_err(|source| {
-            PassError::Open { group: member.group.group.name().to_owned(), source }
-        })?;
+        let device = KernelDevice::open(&member.group.group, address, member.clone())
+            .map_err(|source| PassError::Open { group: member.group.group.name().to_owned(), source })?;
         Ok(VfioFunction::new(Arc::new(device), interrupts)?)
     }
 

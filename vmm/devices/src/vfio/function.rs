@@ -65,7 +65,10 @@ pub struct VfioFunction {
 
 impl VfioFunction {
     /// Takes a function over: resets it, reads what it is, maps its BARs.
-    pub fn new(device: Arc<dyn Device>, interrupts: &dyn platform::Interrupts) -> Result<Arc<Self>, VfioError> {
+    pub fn new(
+        device: Arc<dyn Device>,
+        interrupts: &dyn platform::Interrupts,
+    ) -> Result<Arc<Self>, VfioError> {
         let at = |step| move |source| VfioError::Host { step, source };
         if device.can_reset() {
             device.reset().map_err(at("reset"))?;
@@ -101,7 +104,9 @@ impl VfioFunction {
 
     fn apply(&self, config: &mut Config, effect: Effect, moved: &mut ConfigEffects) {
         match effect {
-            Effect::Command(command) => report("command register", set_command(self.device.as_ref(), command)),
+            Effect::Command(command) => {
+                report("command register", set_command(self.device.as_ref(), command))
+            }
             Effect::Msi(state) => self.interrupts.set_msi(state),
             Effect::MsixControl(control) => self.interrupts.set_msix(control),
             Effect::Reset => {

@@ -86,7 +86,8 @@ impl Iommu {
         if !uapi::is_viable(group.as_fd()).map_err(failed(group, "read its status"))? {
             return Err(IommuError::NotViable(group.name.clone()));
         }
-        uapi::set_container(group.as_fd(), self.container.as_fd()).map_err(failed(group, "join the container"))
+        uapi::set_container(group.as_fd(), self.container.as_fd())
+            .map_err(failed(group, "join the container"))
     }
 
     /// Whether devices can use every address from `start` on for `length` bytes.

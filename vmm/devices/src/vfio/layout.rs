@@ -155,7 +155,8 @@ mod tests {
         regions[0] = region(0x1000);
         regions[1] = region(0x1000);
         regions[2] = region(0x20);
-        let indices = |registers| plan(registers, &regions, None).iter().map(|bar| bar.index).collect::<Vec<_>>();
+        let indices =
+            |registers| plan(registers, &regions, None).iter().map(|bar| bar.index).collect::<Vec<_>>();
         assert_eq!(indices([TYPE_64BIT, 0, IO, 0, 0, 0]), [0]);
         assert_eq!(indices([0, 0, IO, 0, 0, 0]), [0, 1]);
     }
