@@ -173,7 +173,8 @@ impl Coded for LendError {
     fn code(&self) -> Code {
         match self {
             Self::Open { source, .. } => of_io(source),
-            Self::Attach { .. } => Code::INTERNAL,
+            Self::Vfio { source, .. } => of_io(source),
+            Self::Attach { .. } | Self::Pass(_) | Self::Panicked(_) => Code::INTERNAL,
             Self::Agent(error) => error.code(),
         }
     }

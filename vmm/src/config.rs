@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use kiai_devices::vfio::Group;
 use kiai_devices::virtio::vsock::VsockPorts;
 
 use crate::layout;
@@ -78,6 +79,28 @@ pub enum DeviceConfig {
     Rng,
     /// virtio-balloon, through which the guest gives free pages back to the host. At most one.
     Balloon,
+    /// A PCI function of the host, in the hands of `vfio-pci`. All guest memory is pinned while there is one.
+    Vfio {
+        /// Its IOMMU group.
+        group: Arc<VfioGroup>,
+        /// "0000:00:03.0".
+        address: String,
+    },
+}
+
+/// An IOMMU group of the host, open. The kernel lets it be opened once, so its functions share this.
+pub struct VfioGroup {
+    /// `/dev/vfio/NUMBER`.
+    pub(crate) group: Group,
+    /// `/dev/vfio/vfio`, used unless another group of the machine has brought one already.
+    pub(crate) container: OwnedFd,
+}
+
+impl VfioGroup {
+    /// `number` is for errors.
+    pub fn new(number: u32, group: OwnedFd, container: OwnedFd) -> Arc<Self> {
+        Arc::new(Self { group: Group::new(number.to_string(), group), container })
+    }
 }
 
 /// What is wrong with a [`VmConfig`]; nothing was made yet.

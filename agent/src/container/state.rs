@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::Process;
 use crate::cgroup::Cgroup;
+use crate::device::PciAddresses;
 use crate::fault::{Fault, Result};
 use crate::storage::Storages;
 
@@ -43,6 +44,8 @@ pub struct Container {
     pub(super) phase: RwLock<Phase>,
     /// Processes of `exec`; `None` while one is being built.
     pub(super) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Where its passed PCI functions are, on the host and here.
+    pub(super) pci_addresses: PciAddresses,
     pub(super) oom_watch: AbortHandle,
 }
 

@@ -14,6 +14,7 @@ use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::OnlineCpusRequest;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
+use kiai_protocol::agent::RemovePciRequest;
 use kiai_protocol::agent::RescanPciRequest;
 use kiai_protocol::agent::ResizeTerminalRequest;
 use kiai_protocol::agent::SetClockRequest;
@@ -141,6 +142,13 @@ impl Agent {
         request.expect = expect;
         request.timeout_ms = RESCAN_TIMEOUT_MS;
         bounded("RescanPci", self.0.rescan_pci(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Has the guest let go of a PCI function: its driver's, and off the guest's bus.
+    pub async fn remove_pci(&self, path: &str) -> Result<(), AgentError> {
+        let mut request = RemovePciRequest::new();
+        request.pci_path = path.into();
+        bounded("RemovePci", self.0.remove_pci(Context::default(), &request)).await.map(drop)
     }
 
     /// Builds a container, its process not yet started.

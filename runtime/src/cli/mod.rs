@@ -10,6 +10,7 @@
 
 mod check;
 mod completions;
+mod devices;
 mod each;
 mod exec;
 mod failure;
@@ -97,6 +98,7 @@ enum Verb {
     Import(import::Import),
     Images(images::Images),
     Rmi(rmi::Rmi),
+    Devices(devices::Devices),
     Check(check::Check),
     Version(version::Version),
     Completions(completions::Completions),
@@ -176,6 +178,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
         Verb::Import(import) => import.perform(context).await,
         Verb::Images(images) => images.perform(context),
         Verb::Rmi(rmi) => rmi.perform(context).await,
+        Verb::Devices(devices) => devices.perform(),
         Verb::Check(check) => check.perform(context),
         Verb::Version(version) => version.perform(),
         Verb::Completions(completions) => completions.perform(),

@@ -25,6 +25,7 @@ use super::lend::Lent;
 use super::limits::Applied;
 use crate::plan::Limits;
 use crate::plan::check_id;
+use crate::sandbox::Passed;
 use crate::sandbox::Sandbox;
 
 /// File in the bundle that says why the sandbox ended by the guest's fault.
@@ -42,7 +43,7 @@ pub struct Container {
     pub init: Arc<Process>,
     sandbox: Arc<Sandbox>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
-    lent: Mutex<Option<Lent>>,
+    lent: Mutex<Option<(Lent, Passed)>>,
     /// Locked while they change.
     applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
@@ -70,7 +71,7 @@ impl Container {
         bundle: PathBuf,
         sandbox: Arc<Sandbox>,
         init: Process,
-        lent: Lent,
+        lent: (Lent, Passed),
         applied: Applied,
         reporter: Reporter,
     ) -> Self {
@@ -283,7 +284,8 @@ impl Container {
             // What the host lent goes all the same; the guest's remains end with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
         }
-        let lent = self.lent.lock().take();
+        let Some((lent, passed)) = self.lent.lock().take() else { return };
+        self.sandbox.take_back(passed).await;
         if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
             tracing::error!(container = self.id, "unmounting panicked");
         }

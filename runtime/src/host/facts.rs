@@ -7,9 +7,11 @@ use std::path::Path;
 
 use oci_spec::runtime::Spec;
 
+use crate::host::pci;
 use crate::plan::BlockDevice;
 use crate::plan::HostFacts;
 use crate::plan::SourceKind;
+use crate::plan::wanted_groups;
 use crate::plan::wanted_sources;
 
 /// Looks at every path and device the spec names. What cannot be looked at is left out: the plan refuses it by
@@ -24,6 +26,10 @@ pub fn gather(spec: &Spec) -> HostFacts {
             .into_iter()
             .filter_map(|id| Some((id, block_device(id)?)))
             .collect::<BTreeMap<_, _>>(),
+        vfio: wanted_groups(spec)
+            .into_iter()
+            .filter_map(|number| Some((number, pci::group_of_node(Path::new(pci::SYS), number)?)))
+            .collect(),
     }
 }
 

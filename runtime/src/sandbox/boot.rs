@@ -178,7 +178,9 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         prepared = prepared => prepared?,
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
-    Ok(Sandbox { agent, ports, port_numbers: PortNumbers::default(), endings, bounds: plan.bounds, pod, vm })
+    let groups = super::pass::Groups::default();
+    let port_numbers = PortNumbers::default();
+    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups })
 }
 
 fn machine(

@@ -5,6 +5,7 @@
 
 mod boot;
 mod ending;
+mod pass;
 mod resize;
 mod shared;
 
@@ -25,6 +26,7 @@ pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
 pub use ending::Endings;
+pub use pass::Passed;
 pub use resize::GrowError;
 pub use resize::ResizeError;
 pub use shared::SharedDirectory;
@@ -44,6 +46,7 @@ pub struct Sandbox {
     /// What its containers may use together; locked while that changes.
     pod: tokio::sync::Mutex<Limits>,
     vm: Machine,
+    groups: pass::Groups,
 }
 
 /// A device of the host that could not be lent to the guest.
@@ -67,6 +70,21 @@ pub enum LendError {
         #[source]
         source: kiai_vmm::AttachError,
     },
+    /// The VFIO nodes of a PCI function cannot be opened.
+    #[error("VFIO group {path}")]
+    Vfio {
+        /// On the host.
+        path: std::path::PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine would not take a PCI function.
+    #[error("pass a device")]
+    Pass(#[source] kiai_vmm::AttachError),
+    /// A thread of ours panicked.
+    #[error("attaching panicked: {0}")]
+    Panicked(String),
     /// The guest did not find it.
     #[error(transparent)]
     Agent(#[from] AgentError),

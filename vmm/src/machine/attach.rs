@@ -3,7 +3,10 @@
 //! Allocate a slot, build the device, put its function on the bus. Every step before the last undoes itself
 //! by being dropped; the last either happens or does not.
 
+use std::sync::Arc;
+
 use crate::layout::GUEST_CID;
+use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
 use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
@@ -18,6 +21,7 @@ use kiai_fs::Fs;
 use kiai_fs::FsError;
 
 use super::Machine;
+use super::passthrough::PassError;
 use crate::config::DeviceConfig;
 use crate::handle::Attached;
 use crate::handle::DeviceId;
@@ -44,6 +48,15 @@ pub enum AttachError {
     /// The shared directory.
     #[error("shared directory")]
     Fs(#[source] FsError),
+    /// A PCI function of the host.
+    #[error("PCI function {address}")]
+    Vfio {
+        /// On the host.
+        address: String,
+        /// The reason.
+        #[source]
+        source: PassError,
+    },
     /// The host gave no interrupts or doorbells.
     #[error("interrupts and doorbells")]
     Function(#[source] std::io::Error),
@@ -80,7 +93,7 @@ impl Machine {
         if is_balloon && devices.values().any(|slot| slot.is_balloon) {
             return Err(AttachError::SecondBalloon);
         }
-        let slot = self.insert(self.build_device(config)?)?;
+        let slot = self.segment.insert(self.function(config)?).map_err(AttachError::Bus)?;
         let id = DeviceId(slot);
         devices.insert(id, Slot { is_vsock, is_balloon });
         Ok(Attached { id, pci_path: format!("{slot:02x}.0") })
@@ -88,9 +101,12 @@ impl Machine {
 
     /// Makes a device a function on the bus; its slot.
     pub(super) fn insert(&self, device: Box<dyn VirtioDevice>) -> Result<u8, AttachError> {
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
-            .map_err(AttachError::Function)?;
-        self.segment.insert(function).map_err(AttachError::Bus)
+        self.segment.insert(self.virtio(device)?).map_err(AttachError::Bus)
+    }
+
+    fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPciFunction>, AttachError> {
+        VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
+            .map_err(AttachError::Function)
     }
 
     pub(crate) fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
@@ -108,8 +124,12 @@ impl Machine {
         }
     }
 
-    fn build_device(&self, config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
-        Ok(match config {
+    fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
+        let device: Box<dyn VirtioDevice> = match config {
+            DeviceConfig::Vfio { group, address } => {
+                let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
+                return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
+            }
             DeviceConfig::Block { disk, read_only, serial } => {
                 Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
             }
@@ -122,6 +142,7 @@ impl Machine {
             DeviceConfig::Net { taps, mac, mtu } => {
                 Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)
             }
-        })
+        };
+        Ok(self.virtio(device)?)
     }
 }

@@ -16,6 +16,7 @@ use vm_memory::GuestAddressSpace;
 
 use super::AttachError;
 use super::Machine;
+use super::passthrough::Passthrough;
 use super::power::AcpiPower;
 use super::power::KeyboardReset;
 use crate::acpi;
@@ -120,6 +121,7 @@ impl Machine {
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
+            passthrough: Passthrough::new(vm, plugged.clone(), buses.ioapic),
             console,
             memory: memory.clone(),
             ram: plugged,

@@ -3,6 +3,7 @@
 mod attach;
 mod builder;
 mod memory;
+mod passthrough;
 mod power;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
 pub use memory::MemoryRequestError;
+pub use passthrough::PassError;
 
 use crate::console::Console;
 use crate::handle::DeviceId;
@@ -34,6 +36,7 @@ pub(crate) struct Machine {
     devices: Mutex<BTreeMap<DeviceId, attach::Slot>>,
     segment: Arc<PciSegment>,
     platform: Platform,
+    passthrough: passthrough::Passthrough,
     console: Console,
     memory: GuestMemory,
     ram: Arc<Ram>,

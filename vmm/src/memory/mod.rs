@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryRegion;
 pub(crate) use hotplug::HotplugRam;
 pub(crate) use hotplug::SECTION;
 pub(crate) use ram::Ram;
+pub(crate) use ram::Subscription;
 
 use crate::layout;
 

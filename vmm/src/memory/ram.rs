@@ -42,7 +42,6 @@ impl Ram {
 
     /// Tells `listener` of all RAM there is, and from then on of every change until the subscription is
     /// dropped. On an error it has been told that what it knew is gone.
-    #[cfg_attr(not(test), expect(dead_code, reason = "who follows guest RAM subscribes: VFIO"))]
     pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<dyn RamListener>) -> io::Result<Subscription> {
         let mut list = self.0.lock();
         let mut told = Vec::new();
@@ -104,7 +103,7 @@ impl Ram {
 
     /// Whether pages the guest says it does not use may be given back to the host: nobody subscribes. To act
     /// on the answer, use [`Discards::discard`], which keeps it true meanwhile.
-    #[cfg_attr(not(test), expect(dead_code, reason = "who follows guest RAM subscribes: VFIO"))]
+    #[cfg(test)]
     pub(crate) fn may_discard(&self) -> bool {
         self.0.lock().listeners.is_empty()
     }
