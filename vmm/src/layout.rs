@@ -62,6 +62,8 @@ pub(crate) const SERIAL: u16 = 0x3f8;
 pub(crate) const SERIAL_SIZE: u16 = 8;
 /// GSI of COM1.
 pub(crate) const SERIAL_GSI: u32 = 4;
+/// GSI of every PCI interrupt pin: virtio has none, and passed functions that know no messages are rare.
+pub(crate) const PCI_GSI: u32 = 16;
 /// Keyboard-controller reset (`reboot=k`), one port.
 pub(crate) const I8042_COMMAND: u16 = 0x64;
 /// ACPI reset, sleep control and sleep status registers (ACPI 6.5 §4.8.3.6, §4.8.3.7).

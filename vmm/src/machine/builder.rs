@@ -112,7 +112,7 @@ impl Machine {
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
-            passthrough: Passthrough::new(vm, memory.clone()),
+            passthrough: Passthrough::new(vm, memory.clone(), buses.ioapic),
             console,
             memory: memory.clone(),
         };

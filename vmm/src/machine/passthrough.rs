@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::Weak;
 
+use kiai_devices::ioapic::IoApic;
 use kiai_devices::platform::GuestMemory;
 use kiai_devices::platform::Interrupts;
 use kiai_devices::platform::RamListener;
@@ -23,6 +24,7 @@ use vm_memory::GuestAddressSpace;
 
 use crate::config::VfioGroup;
 use crate::kvm::KvmVfio;
+use crate::layout;
 
 /// Why a function of the host could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,7 @@ pub enum PassError {
 pub(super) struct Passthrough {
     kvm: Arc<KvmVfio>,
     memory: GuestMemory,
+    ioapic: Arc<IoApic>,
     members: Mutex<Vec<Weak<Member>>>,
 }
 
@@ -70,8 +73,8 @@ struct Domain {
 }
 
 impl Passthrough {
-    pub(super) fn new(vm: Arc<VmFd>, memory: GuestMemory) -> Self {
-        Self { kvm: Arc::new(KvmVfio::new(vm)), memory, members: Mutex::default() }
+    pub(super) fn new(vm: Arc<VmFd>, memory: GuestMemory, ioapic: Arc<IoApic>) -> Self {
+        Self { kvm: Arc::new(KvmVfio::new(vm)), memory, ioapic, members: Mutex::default() }
     }
 
     /// Takes a function over. On an error everything is as it was.
@@ -84,7 +87,7 @@ impl Passthrough {
         let member = self.join(group)?;
         let device = KernelDevice::open(&member.group.group, address, member.clone())
             .map_err(|source| PassError::Open { group: member.group.group.name().to_owned(), source })?;
-        Ok(VfioFunction::new(Arc::new(device), interrupts)?)
+        Ok(VfioFunction::new(Arc::new(device), interrupts, (&self.ioapic, layout::PCI_GSI))?)
     }
 
     fn join(&self, group: Arc<VfioGroup>) -> Result<Arc<Member>, PassError> {

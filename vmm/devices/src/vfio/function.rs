@@ -19,10 +19,12 @@ use super::config::Snapshot;
 use super::device;
 use super::device::Device;
 use super::interrupt::Interrupts;
+use super::interrupt::Line;
 use super::layout;
 use super::layout::MsixPlace;
 use super::uapi::Mapping;
 use crate::bus::AccessError;
+use crate::ioapic::IoApic;
 use crate::log_limit::LogLimit;
 use crate::pci::function::Bar;
 use crate::pci::function::ConfigEffects;
@@ -64,10 +66,12 @@ pub struct VfioFunction {
 }
 
 impl VfioFunction {
-    /// Takes a function over: resets it, reads what it is, maps its BARs.
+    /// Takes a function over: resets it, reads what it is, maps its BARs. One that can only pull a pin gets `pin` of
+    /// the I/O APIC, which it may share.
     pub fn new(
         device: Arc<dyn Device>,
         interrupts: &dyn platform::Interrupts,
+        (ioapic, pin): (&IoApic, u32),
     ) -> Result<Arc<Self>, VfioError> {
         let at = |step| move |source| VfioError::Host { step, source };
         if device.can_reset() {
@@ -88,9 +92,11 @@ impl VfioFunction {
         let vectors = |count| interrupts.vectors(count).map_err(at("interrupts"));
         let table = msix.map(|place| vectors(place.vectors).map(Msix::of_external)).transpose()?;
         let msi = vectors(snapshot.msi_messages())?;
-        let interrupts = Interrupts::new(device.clone(), table, msi);
+        let only_pin = snapshot.has_pin() && table.is_none() && msi.is_empty();
+        let line = only_pin.then(|| Line::new(device.clone(), ioapic, pin)).flatten();
+        let offer = Offer { reset: device.can_reset(), pin: line.is_some(), msix: msix.is_some() };
+        let interrupts = Interrupts::new(device.clone(), table, msi, line).map_err(at("interrupt pin"))?;
         set_command(device.as_ref(), 0).map_err(at("enable memory space"))?;
-        let offer = Offer { reset: device.can_reset(), pin: false, msix: msix.is_some() };
         Ok(Arc::new(Self {
             config: Mutex::new(Config::new(&snapshot, &bars, offer)),
             bars,
@@ -198,6 +204,15 @@ impl PciFunction for VfioFunction {
             let at = u64::from(offset) + own.start as u64;
             report("vendor registers", self.device.read(device::CONFIG, at, &mut data[own]));
         }
+        let status = usize::from(config::STATUS).wrapping_sub(offset.into());
+        if self.interrupts.has_line()
+            && let Some(byte) = data.get_mut(status)
+        {
+            // Drivers that share a pin ask whether it was theirs (PCI Local Bus 3.0 §6.2.3, interrupt status).
+            let mut now = [0];
+            report("status register", self.device.read(device::CONFIG, config::STATUS.into(), &mut now));
+            *byte |= now[0] & config::STATUS_INTERRUPT;
+        }
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigEffects {
@@ -242,7 +257,7 @@ impl PciFunction for VfioFunction {
 
     fn removed(&self) {
         let config = self.config.lock();
-        self.interrupts.reset();
+        self.interrupts.stop();
         // Before the reset, so that DMA ends even where there is none.
         report("command register", set_command(self.device.as_ref(), 0));
         if self.device.can_reset() {

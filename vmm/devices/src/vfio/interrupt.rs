@@ -1,4 +1,5 @@
 //! A passed function's interrupts: the kernel signals eventfds, each of which is routed as the guest says.
+//! A function that knows no messages has its pin wired to the I/O APIC; one that does is shown without a pin.
 //!
 //! Of the three kinds at most one is connected at a time (PCI Local Bus 3.0 §6.8.2: a driver enables one of
 //! them), and connecting is the kernel's moment to enable it in the function. MSI-X is connected with all its
@@ -7,6 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::Weak;
 
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
@@ -14,6 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::MsiState;
 use super::device::Device;
 use super::device::Interrupt;
+use crate::ioapic::IoApic;
+use crate::ioapic::LevelSource;
 use crate::log_limit::LogLimit;
 use crate::pci::msix::Msix;
 use crate::platform::MsiMessage;
@@ -28,13 +32,55 @@ pub(super) struct Interrupts {
     pub(super) msix: Option<Msix>,
     /// One a message.
     msi: Vec<Arc<dyn MsiVector>>,
+    /// Of a function that has nothing better.
+    line: Option<Line>,
     connected: Mutex<Option<Interrupt>>,
 }
 
+/// A pin of the I/O APIC, and what is told when an interrupt of it ends.
+pub(super) struct Line {
+    pin: Arc<dyn MsiVector>,
+    _unmasks: Arc<Unmasks>,
+}
+
+/// The kernel masks the function's pin each time it signals. At the end of the interrupt it may signal again, and
+/// does at once if the function still asks for attention.
+struct Unmasks(Arc<dyn Device>);
+
+impl LevelSource for Unmasks {
+    fn ended(&self) {
+        report("the pin of a passed function", self.0.unmask_intx());
+    }
+}
+
+impl Line {
+    /// Wires a function to a pin.
+    pub(super) fn new(device: Arc<dyn Device>, ioapic: &IoApic, pin: u32) -> Option<Self> {
+        let unmasks = Arc::new(Unmasks(device));
+        let weak: Weak<dyn LevelSource> = Arc::downgrade(&unmasks) as _;
+        Some(Self { pin: ioapic.wire(pin, weak)?, _unmasks: unmasks })
+    }
+}
+
 impl Interrupts {
-    /// None connected.
-    pub(super) fn new(device: Arc<dyn Device>, msix: Option<Msix>, msi: Vec<Arc<dyn MsiVector>>) -> Self {
-        Self { device, msix, msi, connected: Mutex::new(None) }
+    /// None connected but the pin, if there is one.
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        msix: Option<Msix>,
+        msi: Vec<Arc<dyn MsiVector>>,
+        line: Option<Line>,
+    ) -> io::Result<Self> {
+        let mut connected = None;
+        if let Some(line) = &line {
+            device.connect(Interrupt::Intx, &[line.pin.eventfd()])?;
+            connected = Some(Interrupt::Intx);
+        }
+        Ok(Self { device, msix, msi, line, connected: Mutex::new(connected) })
+    }
+
+    /// Whether the pin is what it interrupts by.
+    pub(super) fn has_line(&self) -> bool {
+        self.line.is_some()
     }
 
     /// The driver wrote MSI-X's message control.
@@ -73,10 +119,13 @@ impl Interrupts {
         }
     }
 
-    /// None of them is connected any more, and nothing is pending: as after a reset of the function.
+    /// No message is connected any more, and nothing is pending: as after a reset of the function. Its pin stays
+    /// where it is.
     pub(super) fn reset(&self) {
         let mut connected = self.connected.lock();
-        self.end(&mut connected);
+        if *connected != Some(Interrupt::Intx) {
+            self.end(&mut connected);
+        }
         if let Some(msix) = &self.msix {
             msix.reset();
         }
@@ -85,6 +134,12 @@ impl Interrupts {
             // An empty eventfd is what is wanted.
             let _ = vector.eventfd().read();
         }
+    }
+
+    /// Nothing of the function is connected any more.
+    pub(super) fn stop(&self) {
+        self.reset();
+        self.end(&mut self.connected.lock());
     }
 
     fn switch(&self, connected: &mut Option<Interrupt>, kind: Interrupt, events: &[&EventFd]) {

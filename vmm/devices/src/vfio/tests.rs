@@ -15,6 +15,8 @@ use super::Region;
 use super::VfioError;
 use super::VfioFunction;
 use super::device;
+use crate::bus::BusDevice;
+use crate::ioapic::IoApic;
 use crate::platform::MsiMessage;
 use crate::testing::FakePlatform;
 use crate::testing::Machine;
@@ -25,6 +27,7 @@ struct Fake {
     files: [File; 3],
     connected: Mutex<Option<(Interrupt, Vec<EventFd>)>>,
     resets: Mutex<u32>,
+    unmasked: Mutex<u32>,
     refusing: Mutex<bool>,
 }
 
@@ -56,6 +59,7 @@ impl Fake {
             files: [file(0x4000), file(0), file(0x1000)],
             connected: Mutex::default(),
             resets: Mutex::default(),
+            unmasked: Mutex::default(),
             refusing: Mutex::default(),
         })
     }
@@ -118,6 +122,7 @@ impl Device for Fake {
         Ok(())
     }
     fn unmask_intx(&self) -> io::Result<()> {
+        *self.unmasked.lock() += 1;
         Ok(())
     }
     fn can_reset(&self) -> bool {
@@ -129,12 +134,24 @@ impl Device for Fake {
     }
 }
 
-fn plugged() -> (Machine, Arc<Fake>, u8) {
-    let (machine, fake) = (Machine::new(), Fake::new());
-    let interrupts = machine.platform.platform().interrupts;
-    let function = VfioFunction::new(fake.clone(), interrupts.as_ref()).unwrap();
-    let slot = machine.insert(function);
+const PIN: u32 = 16;
+
+fn take(platform: &Arc<FakePlatform>, fake: &Arc<Fake>) -> (IoApic, Result<Arc<VfioFunction>, VfioError>) {
+    let interrupts = platform.platform().interrupts;
+    let ioapic = IoApic::new(interrupts.as_ref()).unwrap();
+    let function = VfioFunction::new(fake.clone(), interrupts.as_ref(), (&ioapic, PIN));
+    (ioapic, function)
+}
+
+fn plug(fake: Arc<Fake>) -> (Machine, Arc<Fake>, u8) {
+    let machine = Machine::new();
+    let (_, function) = take(&machine.platform, &fake);
+    let slot = machine.insert(function.unwrap());
     (machine, fake, slot)
+}
+
+fn plugged() -> (Machine, Arc<Fake>, u8) {
+    plug(Fake::new())
 }
 
 /// Where the 64-bit BAR 0 is.
@@ -301,16 +318,46 @@ fn interrupts_the_host_refuses_leave_a_silent_function() {
 fn a_bridge_is_refused() {
     let (platform, fake) = (FakePlatform::new(), Fake::new());
     fake.config.lock()[0x0e] = 1;
-    let refused = VfioFunction::new(fake, platform.platform().interrupts.as_ref());
-    assert!(matches!(refused.err(), Some(VfioError::Bridge)));
+    assert!(matches!(take(&platform, &fake).1.err(), Some(VfioError::Bridge)));
 }
 
 #[test]
 fn a_table_outside_its_bar_is_no_table() {
-    let (machine, fake) = (Machine::new(), Fake::new());
+    let fake = Fake::new();
     fake.config.lock()[0x74..0x78].copy_from_slice(&0x3ff8u32.to_le_bytes());
-    let interrupts = machine.platform.platform().interrupts;
-    let slot = machine.insert(VfioFunction::new(fake.clone(), interrupts.as_ref()).unwrap());
+    let (machine, fake, slot) = plug(fake);
     machine.write_config(slot, MSIX + 2, 2, 0x8000);
     assert_eq!(fake.connected(), None);
+}
+
+#[test]
+fn a_function_with_only_a_pin_pulls_it_until_the_interrupt_ends() {
+    let (machine, fake) = (Machine::new(), Fake::new());
+    {
+        let mut config = fake.config.lock();
+        config[0x34] = 0xc0;
+        config[0x3d] = 2;
+    }
+    let (ioapic, function) = take(&machine.platform, &fake);
+    let slot = machine.insert(function.unwrap());
+    assert_eq!(machine.read_config(slot, 0x3c, 2), 0x100, "INTA, whatever its pin is on the host");
+    assert_eq!(fake.connected(), Some((Interrupt::Intx, 1)));
+    fake.signal(0);
+    machine.platform.deliver();
+    let message = MsiMessage { address: 0xfee0_0000, data: 0xc051 };
+    assert_eq!(machine.platform.count(message), 0, "the pin is masked");
+    for (register, value) in [(0x31u8, 0u32), (0x30, 0x8051)] {
+        ioapic.write(0x00, &[register]).unwrap();
+        ioapic.write(0x10, &value.to_le_bytes()).unwrap();
+    }
+    machine.platform.deliver();
+    assert_eq!((machine.platform.count(message), *fake.unmasked.lock()), (1, 0));
+    fake.config.lock()[0x06] |= 1 << 3;
+    assert_eq!(machine.read_config(slot, 0x06, 2), 0x18, "it was this function");
+    ioapic.eoi(0x51);
+    assert_eq!(*fake.unmasked.lock(), 1);
+    machine.segment.remove(slot);
+    assert_eq!(fake.connected(), None);
+    ioapic.eoi(0x51);
+    assert_eq!(*fake.unmasked.lock(), 1, "it is gone");
 }
