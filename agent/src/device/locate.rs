@@ -15,12 +15,22 @@ use kiai_protocol::pci_path::{ParsePciPathError, PciPath};
 use crate::uevent::Uevents;
 
 /// Block or character (OCI runtime-spec config-linux.md#devices).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeviceKind {
     /// `b`
     Block,
     /// `c`; `u` means the same.
     Character,
+}
+
+impl DeviceKind {
+    /// Its letter in a spec.
+    pub fn letter(self) -> char {
+        match self {
+            Self::Block => 'b',
+            Self::Character => 'c',
+        }
+    }
 }
 
 /// A device node of the guest.

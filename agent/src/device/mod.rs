@@ -1,14 +1,17 @@
 //! Devices of the guest: found by what the host knows of them, then written into the container's spec.
 //!
-//! Start with [`wait_for()`], which waits for the node; [`rewrite()`] is pure. A PCI function of the host has
-//! any number of nodes: [`wait_for_nodes`] finds them, [`admit()`] writes them. Nothing here makes a node or
-//! enforces a rule: the nodes are made and the rules applied by libcontainer from the rewritten spec.
+//! Start with [`wait_for()`], which waits for the node; [`rewrite()`] writes it into the spec, [`filter`] makes
+//! the spec's rules a program for the kernel, and [`rule`] says what they mean: all three are pure. A PCI
+//! function of the host has any number of nodes: [`wait_for_nodes`] finds them, [`admit()`] writes them. Nothing
+//! here makes a node or loads a program: libcontainer and `cgroup` do.
 
 mod admit;
 mod environment;
+pub mod filter;
 mod function;
 mod locate;
 mod rewrite;
+pub mod rule;
 
 pub use admit::{AdmitError, HostGroup, admit, withdraw};
 pub use environment::{PciAddresses, translate};

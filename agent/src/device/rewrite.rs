@@ -5,13 +5,19 @@
 //! changed at most once, whatever the devices and their order: with the loops the other way round a row
 //! changed from `1:3` to `1:5` for one device is taken for another's host number `1:5` and changed again.
 //!
-//! Enforcing the rules is somebody else's business.
+//! What a container may do with a device here is what the spec's rules let it do on the host, no less and no
+//! more. Rules that name the device exactly follow it. Where the others decide (a wildcard that fits only the
+//! host's number, a rule for a number that is another device's on the host) a rule is appended that says it in
+//! the guest's numbers; appended, so that it cannot be taken for another device's host number.
+//!
+//! Enforcing the rules is [`super::filter`]'s business.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Spec};
 
+use super::rule::{Access, Identity, Rule, RuleError, granted};
 use super::{DeviceKind, Node};
 
 /// An entry of the container's `linux.devices` and the guest device that serves it.
@@ -42,18 +48,24 @@ pub enum RewriteError {
     #[error("two devices for {0:?}")]
     TwoDevices(PathBuf),
     /// The entry at this path is another device than the host meant.
-    #[error("{path:?} is {found} in linux.devices, but {expected} was located for it")]
+    #[error("{path:?} is {} in linux.devices, but {expected} was located for it", shown(*found))]
     OtherIdentity {
         /// The entry.
         path: PathBuf,
-        /// What the spec says.
-        found: Identity,
+        /// What the spec says; none for what is no device.
+        found: Option<Identity>,
         /// What the host said.
         expected: Identity,
     },
     /// The host's device and the guest's are not of one type.
     #[error("{0:?} was located as a device of another type")]
     OtherKind(PathBuf),
+    /// The path a device gets here is another entry's already.
+    #[error("{0:?} would be two devices")]
+    TwoAtPath(PathBuf),
+    /// A rule nobody can follow.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
     /// One host device would become two of the guest.
     #[error("{first:?} and {second:?} are the same device on the host, but not in the guest")]
     Split {
@@ -62,24 +74,6 @@ pub enum RewriteError {
         /// The other.
         second: PathBuf,
     },
-}
-
-/// What a device is, apart from its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Identity {
-    kind: DeviceKind,
-    major: i64,
-    minor: i64,
-}
-
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let letter = match self.kind {
-            DeviceKind::Block => 'b',
-            DeviceKind::Character => 'c',
-        };
-        write!(f, "{letter} {}:{}", self.major, self.minor)
-    }
 }
 
 impl LocatedDevice {
@@ -94,36 +88,44 @@ impl LocatedDevice {
 
 /// Returns `spec` with every entry and every rule of `devices` in the guest's numbers, or an error.
 ///
-/// Rules that name a number exactly follow their device; rules with a wildcard stay. Afterwards a rule that
-/// allows each guest device is appended, so it cannot be taken for another device's host number.
+/// Entries and rules keep their number and order, but for rules appended at the end; what names none of
+/// `devices` is as it was. A spec without any rule lets its entries be used.
 pub fn rewrite(spec: &Spec, devices: &[LocatedDevice]) -> Result<Spec, RewriteError> {
     let (by_path, by_host) = index(devices)?;
     let mut rewritten = spec.clone();
-    let linux = rewritten.linux_mut().get_or_insert_default();
-    if spec.linux().is_none()
-        && let Some(device) = devices.first()
+    let Some(first) = devices.first() else { return Ok(rewritten) };
+    let Some(linux) = rewritten.linux_mut().as_mut() else {
+        return Err(RewriteError::NoEntry(first.container_path.clone()));
+    };
+    let entries = linux.devices_mut().as_deref_mut().unwrap_or_default();
+    if let Some(device) =
+        devices.iter().find(|device| entries.iter().all(|entry| *entry.path() != device.container_path))
     {
         return Err(RewriteError::NoEntry(device.container_path.clone()));
     }
-    rewrite_entries(linux.devices_mut().iter_mut().flatten(), &by_path)?;
-    for device in devices {
-        let entries = spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
-        if !entries.into_iter().any(|entry| *entry.path() == device.container_path) {
-            return Err(RewriteError::NoEntry(device.container_path.clone()));
-        }
-    }
-    if devices.is_empty() {
-        return Ok(spec.clone());
-    }
+    rewrite_entries(entries, &by_path)?;
+
     let rules = linux.resources_mut().get_or_insert_default().devices_mut().get_or_insert_default();
+    let before = Rule::parse_all(rules)?;
     rewrite_rules(rules, &by_host);
-    for device in devices {
-        let allowed = rule_for(device.in_guest());
-        if !rules.contains(&allowed) {
-            rules.push(allowed);
-        }
+    let after = Rule::parse_all(rules)?;
+    for (guest, wanted) in wanted(devices, &before) {
+        let has = granted(&after, guest);
+        rules.extend(rule(true, guest, wanted.without(has)));
+        rules.extend(rule(false, guest, has.without(wanted)));
     }
     Ok(rewritten)
+}
+
+/// What may be done with each device of the guest, by what its host devices may be used for.
+fn wanted(devices: &[LocatedDevice], before: &[Rule]) -> BTreeMap<Identity, Access> {
+    let mut wanted = BTreeMap::<Identity, Access>::new();
+    for device in devices {
+        let access = if before.is_empty() { Access::ALL } else { granted(before, device.on_host()) };
+        let all = wanted.entry(device.in_guest()).or_default();
+        *all = all.with(access);
+    }
+    wanted
 }
 
 type ByPath<'a> = HashMap<&'a PathBuf, &'a LocatedDevice>;
@@ -151,24 +153,25 @@ fn index(devices: &[LocatedDevice]) -> Result<(ByPath<'_>, ByHost<'_>), RewriteE
     Ok((by_path, by_host))
 }
 
-fn rewrite_entries<'a>(
-    entries: impl Iterator<Item = &'a mut LinuxDevice>,
-    by_path: &ByPath<'_>,
-) -> Result<(), RewriteError> {
-    for entry in entries {
+fn rewrite_entries(entries: &mut [LinuxDevice], by_path: &ByPath<'_>) -> Result<(), RewriteError> {
+    let mut moved = Vec::new();
+    for entry in &mut *entries {
         let Some(device) = by_path.get(entry.path()) else { continue };
         let found = identity(Some(entry.typ()), Some(entry.major()), Some(entry.minor()));
         if found != Some(device.on_host()) {
-            let found = found.unwrap_or(Identity { kind: device.kind, major: -1, minor: -1 });
             let path = entry.path().clone();
             return Err(RewriteError::OtherIdentity { path, found, expected: device.on_host() });
         }
         entry.set_major(device.node.major).set_minor(device.node.minor);
         if let Some(path) = &device.guest_path {
             entry.set_path(path.clone());
+            moved.push(path);
         }
     }
-    Ok(())
+    match moved.into_iter().find(|path| entries.iter().filter(|entry| entry.path() == *path).count() > 1) {
+        Some(path) => Err(RewriteError::TwoAtPath(path.clone())),
+        None => Ok(()),
+    }
 }
 
 fn rewrite_rules(rules: &mut [LinuxDeviceCgroup], by_host: &ByHost<'_>) {
@@ -187,22 +190,27 @@ fn identity(typ: Option<LinuxDeviceType>, major: Option<i64>, minor: Option<i64>
         LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
         LinuxDeviceType::A | LinuxDeviceType::P => return None,
     };
-    Some(Identity { kind, major: major?, minor: minor? })
+    Some(Identity { kind, major: major.filter(|n| *n >= 0)?, minor: minor.filter(|n| *n >= 0)? })
 }
 
-fn rule_for(identity: Identity) -> LinuxDeviceCgroup {
-    let typ = match identity.kind {
+fn shown(found: Option<Identity>) -> String {
+    found.map_or_else(|| "no device".to_owned(), |found| found.to_string())
+}
+
+fn rule(allow: bool, device: Identity, access: Access) -> Option<LinuxDeviceCgroup> {
+    let typ = match device.kind {
         DeviceKind::Block => LinuxDeviceType::B,
         DeviceKind::Character => LinuxDeviceType::C,
     };
-    LinuxDeviceCgroupBuilder::default()
-        .allow(true)
+    let rule = LinuxDeviceCgroupBuilder::default()
+        .allow(allow)
         .typ(typ)
-        .major(identity.major)
-        .minor(identity.minor)
-        .access("rwm")
+        .major(device.major)
+        .minor(device.minor)
+        .access(access.to_string())
         .build()
-        .expect("every field of a device rule has a default")
+        .expect("every field of a device rule has a default");
+    (!access.is_none()).then_some(rule)
 }
 
 #[cfg(test)]
