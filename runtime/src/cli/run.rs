@@ -38,6 +38,7 @@ use crate::cli::task::Task;
 use crate::cli::terminal::RawMode;
 use crate::network;
 use crate::network::Network;
+use crate::network::PortMapping;
 use crate::shim;
 use crate::shim::LaunchOptions;
 use crate::spec::volume::VolumeSource;
@@ -79,6 +80,8 @@ struct Making<'a> {
     container: Container,
     lock: Lock,
     record: Record,
+    /// To be held on the host.
+    ports: Vec<PortMapping>,
 }
 
 impl Run {
@@ -165,7 +168,8 @@ impl Run {
             addresses: Vec::new(),
             status: Status::Creating,
         };
-        let mut making = Making { context, container, lock, record };
+        let ports = self.container.publish.clone();
+        let mut making = Making { context, container, lock, record, ports };
         match self.fill(&mut making, source, command) {
             Ok(()) => Ok(making),
             Err(error) => {
@@ -238,7 +242,7 @@ impl Run {
             Err(failure) => return Err(making.undo_after(failure).await),
         };
         // Others may now speak to the container; `release` takes the lock back.
-        let Making { context, container, lock, mut record } = making;
+        let Making { context, container, lock, mut record, .. } = making;
         drop(lock);
         let console = self.container.console.then(|| prepare::console_file(&container.bundle()));
         let console = console.as_deref().map(Growing::open).transpose().context("cannot show the console")?;
@@ -287,6 +291,7 @@ impl Making<'_> {
             bundle: bundle.clone(),
             address: None,
             debug: self.context.debug,
+            ports: self.ports.clone(),
             afterwards,
         })
         .context("cannot start the shim")?;

@@ -27,6 +27,8 @@ use crate::failure::chain;
 use crate::host::cgroup;
 use crate::host::mount;
 use crate::host::process;
+use crate::network::held;
+use crate::network::held::Held;
 
 /// How long the last answers and events may take to get out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -59,6 +61,8 @@ fn inherited() -> Outcome<(UnixListener, File)> {
 /// What belongs to the process before it has threads.
 struct Prepared {
     bundle: PathBuf,
+    /// Open until the process ends.
+    _ports: Held,
     afterwards: Option<Afterwards>,
     cgroup: Option<cgroup::Joined>,
 }
@@ -72,13 +76,14 @@ fn prepare(arguments: &Arguments) -> Outcome<Prepared> {
     // A namespace belongs to a thread and is inherited by those it starts.
     mount::enter_own_namespace().map_err(|e| Failure::host("mount namespace", &e))?;
     process::protect_from_oom();
+    let ports = held::hold(&arguments.ports).map_err(|e| Failure::already_exists(chain(&e)))?;
     let bundle = arguments.bundle()?;
     // A spec that cannot be read is the first create's to refuse.
     let cgroup = Spec::load(bundle.join("config.json")).ok().and_then(|spec| {
         let path = spec.linux().as_ref()?.cgroups_path().clone()?;
         (!path.as_os_str().is_empty()).then(|| cgroup::join(&cgroup::relative_path(&path)))
     });
-    Ok(Prepared { bundle, afterwards, cgroup })
+    Ok(Prepared { bundle, _ports: ports, afterwards, cgroup })
 }
 
 fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: &mut File) -> Outcome<()> {
