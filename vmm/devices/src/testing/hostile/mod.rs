@@ -7,6 +7,7 @@
 mod driver;
 mod malformed;
 mod operation;
+mod rings;
 mod run;
 mod suite;
 
