@@ -149,8 +149,20 @@ impl Container {
         }
     }
 
-    /// Sets limits; blocking.
+    /// Sets limits; blocking. A memory limit below what the container cannot do without would be the end of one
+    /// of its processes, so it is refused.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let limit = resources.memory().as_ref().and_then(|memory| memory.limit());
+        if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()).filter(|&limit| limit > 0) {
+            let stats = self.cgroup.stats();
+            let held = stats.memory_anon + stats.memory_kernel;
+            if held > limit {
+                return Err(Fault::FailedPrecondition(format!(
+                    "container {} uses {held} bytes of memory that cannot be reclaimed: more than {limit}",
+                    self.id
+                )));
+            }
+        }
         Ok(self.cgroup.update(resources).with_context(|| format!("update container {}", self.id))?)
     }
 

@@ -16,6 +16,7 @@ use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
+use super::limits::Applied;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::host::MountError;
@@ -100,7 +101,11 @@ pub async fn create(
             let init = Process::new(&options.id, "", options.uris, options.terminal);
             init.set_streams(streams);
             let lent = (lent, passed);
-            let container = Container::new(options.id, options.bundle, sandbox, init, lent, reporter);
+            let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+            let applied =
+                resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
+            let container =
+                Container::new(options.id, options.bundle, sandbox, init, lent, applied, reporter);
             let container = Arc::new(container);
             container.report(Report::Created);
             container.watch(container.init.clone());

@@ -6,6 +6,7 @@
 mod boot;
 mod ending;
 mod pass;
+mod resize;
 mod shared;
 
 use std::sync::Arc;
@@ -17,13 +18,17 @@ use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::container::io::PortNumbers;
+use crate::plan::Bounds;
 use crate::plan::Disk;
+use crate::plan::Limits;
 
 pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
 pub use ending::Endings;
 pub use pass::Passed;
+pub use resize::GrowError;
+pub use resize::ResizeError;
 pub use shared::SharedDirectory;
 
 /// A booted microVM whose agent answers. Dropping it stops the machine.
@@ -36,6 +41,10 @@ pub struct Sandbox {
     pub port_numbers: PortNumbers,
     /// Its end, when that comes.
     pub endings: Endings,
+    /// How large it can be.
+    bounds: Bounds,
+    /// What its containers may use together; locked while that changes.
+    pod: tokio::sync::Mutex<Limits>,
     vm: Machine,
     groups: pass::Groups,
 }
