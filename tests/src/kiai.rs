@@ -97,20 +97,24 @@ impl Kiai {
         self.ok(&[&words, options, &[&image, "sh", "-c", wait]].concat());
     }
 
-    /// Kills the one shim of this scenario as the kernel would, and waits until it is gone.
-    pub fn kill_shim(&self) {
-        let pidfd = self.shim();
-        rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
-        await_end(&pidfd);
-    }
-
     /// The process of the one shim of this scenario.
-    pub fn shim(&self) -> OwnedFd {
+    pub fn shim(&self) -> i32 {
         let mut found = Vec::new();
         find(self.state.path(), "shim.pid", &mut found);
         let [file] = &found[..] else { panic!("not one shim.pid but {found:?}") };
-        let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap()
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+
+    /// That process, to be waited for.
+    pub fn shim_process(&self) -> OwnedFd {
+        rustix::process::pidfd_open(Pid::from_raw(self.shim()).unwrap(), PidfdFlags::empty()).unwrap()
+    }
+
+    /// Kills that shim as the kernel would, and waits until it is gone.
+    pub fn kill_shim(&self) {
+        let pidfd = self.shim_process();
+        rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
+        await_end(&pidfd);
     }
 
     /// Containers the state directory still knows.

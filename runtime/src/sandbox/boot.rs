@@ -178,9 +178,9 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         prepared = prepared => prepared?,
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
-    let groups = super::pass::Groups::default();
-    let port_numbers = PortNumbers::default();
-    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups })
+    let (port_numbers, groups) = (PortNumbers::default(), super::pass::Groups::default());
+    let desk = tokio::sync::Mutex::default();
+    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups, desk })
 }
 
 fn machine(

@@ -147,7 +147,7 @@ fn a_container_in_the_background_gives_everything_back_when_it_ends() {
     scenario(|kiai| {
         kiai.keep_running("brief", &["-p", "18081:80"]);
         kiai.start(&["logs", "-f", "brief"]).until("up\n");
-        let shim = kiai.shim();
+        let shim = kiai.shim_process();
         kiai.ok(&["kill", "-s", "TERM", "brief"]);
         // Nobody asks for it before its microVM is gone.
         await_end(&shim);
@@ -156,7 +156,7 @@ fn a_container_in_the_background_gives_everything_back_when_it_ends() {
         kiai.ok(&["rm", "brief"]);
 
         kiai.keep_running("briefer", &["--rm"]);
-        let shim = kiai.shim();
+        let shim = kiai.shim_process();
         kiai.ok(&["kill", "briefer"]);
         await_end(&shim);
         kiai.call(&["inspect", "briefer"]).refused(&["briefer"]);

@@ -104,11 +104,6 @@ impl Machine {
         self.segment.insert(self.virtio(device)?).map_err(AttachError::Bus)
     }
 
-    fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPciFunction>, AttachError> {
-        VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
-            .map_err(AttachError::Function)
-    }
-
     pub(crate) fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
         let mut devices = self.devices.lock();
         devices.remove(&id).ok_or(DetachError::NotAttached)?;
@@ -124,8 +119,13 @@ impl Machine {
         }
     }
 
+    fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<dyn PciFunction>, AttachError> {
+        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone());
+        Ok(function.map_err(AttachError::Function)?)
+    }
+
     fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
-        let device: Box<dyn VirtioDevice> = match config {
+        self.virtio(match config {
             DeviceConfig::Vfio { group, address } => {
                 let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
                 return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
@@ -142,7 +142,6 @@ impl Machine {
             DeviceConfig::Net { taps, mac, mtu } => {
                 Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)
             }
-        };
-        Ok(self.virtio(device)?)
+        })
     }
 }

@@ -68,8 +68,8 @@ struct Member {
 
 /// The IOMMU's map, and what keeps it in step with guest RAM.
 struct Domain {
-    _ram: Subscription,
     iommu: Arc<Iommu>,
+    _ram: Subscription,
 }
 
 impl Passthrough {
@@ -113,9 +113,8 @@ impl Passthrough {
     fn domain(&self, first: &VfioGroup) -> Result<Domain, PassError> {
         let container = first.container.try_clone().map_err(PassError::Memory)?;
         let iommu = Arc::new(Iommu::new(container, &first.group)?);
-        // On an error the container goes, and with it what is mapped.
         let ram = self.ram.subscribe(iommu.clone()).map_err(PassError::Memory)?;
-        Ok(Domain { _ram: ram, iommu })
+        Ok(Domain { iommu, _ram: ram })
     }
 }
 

@@ -103,7 +103,7 @@ impl Ram {
 
     /// Whether pages the guest says it does not use may be given back to the host: nobody subscribes. To act
     /// on the answer, use [`Discards::discard`], which keeps it true meanwhile.
-    #[cfg(test)]
+    #[cfg_attr(not(test), expect(dead_code, reason = "devices ask by `discard`"))]
     pub(crate) fn may_discard(&self) -> bool {
         self.0.lock().listeners.is_empty()
     }
