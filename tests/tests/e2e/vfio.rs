@@ -8,9 +8,12 @@ use std::path::PathBuf;
 use kiai_tests::Finished;
 use kiai_tests::Kiai;
 use kiai_tests::kiai::debian;
+use kiai_tests::kiai::image;
 use kiai_tests::kiai::scratch;
 use kiai_tests::process;
 use kiai_tests::scenario;
+
+use crate::containerd::Containerd;
 
 /// Vendor and device id as sysfs writes them.
 const NVME: (&str, &str) = ("0x1b36", "0x0010");
@@ -203,6 +206,55 @@ fn what_cannot_be_passed_is_refused_by_name() {
         assert_eq!(driver(root).as_deref(), Some("virtio-pci"));
         kiai.call(&["devices", "bind", "0000:00:1f.0"]).refused(&["bridge"]);
         kiai.call(&["devices", "unbind", &nvme]).refused(&[&nvme, "not on vfio-pci"]);
+    });
+}
+
+#[test]
+fn a_function_comes_and_goes_while_the_pod_runs() {
+    scenario(|kiai| {
+        let containerd = Containerd::start();
+        containerd.import(&image("busybox"), "test/busybox");
+        let reference = containerd.ctr(&["image", "ls", "-q"]).finish().success();
+        let reference = reference.lines().next().unwrap();
+        let runtime = ["run", "--runtime", "io.containerd.kiai.v2"];
+        let pod = ["-d", "--annotation", "io.kubernetes.cri.container-type=sandbox", reference, "pod"];
+        let command = ["sleep", "3600"];
+        containerd.ctr(&[&runtime[..], &pod, &command].concat()).finish().success();
+        let functions = || {
+            let list = ["task", "exec", "--exec-id", "list", "pod", "ls", "/sys/bus/pci/devices"];
+            containerd.ctr(&list).finish().success()
+        };
+        let before = functions();
+
+        let edu = Bound::new(kiai, EDU);
+        let group = fs::read_link(format!("/sys/bus/pci/devices/{}/iommu_group", edu.address)).unwrap();
+        let group = format!("/dev/vfio/{}", group.file_name().unwrap().to_str().unwrap());
+        let script = "ls /dev/vfio; ls /sys/bus/pci/devices | wc -l";
+        let expected = format!("noiommu-0\nvfio\n{}", before.lines().count() + 1);
+        for name in ["first", "second"] {
+            let member = [
+                "--rm",
+                "--annotation",
+                "io.kubernetes.cri.container-type=container",
+                "--annotation",
+                "io.kubernetes.cri.sandbox-id=pod",
+                "--device",
+                &group,
+                reference,
+                name,
+            ];
+            let plugged = containerd.ctr(&[&runtime[..], &member, &["sh", "-c", script]].concat()).finish();
+            assert_eq!(plugged.success(), expected, "{name}");
+            assert_eq!(functions(), before, "{name} is gone, and so is its function");
+        }
+        // The pod runs, and the function is free.
+        let address = edu.address.clone();
+        drop(edu);
+        assert_eq!(driver(&address), None);
+        containerd.ctr(&["task", "kill", "-s", "KILL", "pod"]).finish().success();
+        containerd.ctr(&["task", "delete", "pod"]).finish();
+        containerd.ctr(&["container", "delete", "pod"]).finish().success();
+        containerd.stop();
     });
 }
 
