@@ -210,6 +210,25 @@ fn what_cannot_be_passed_is_refused_by_name() {
 }
 
 #[test]
+fn what_is_lent_is_neither_lent_again_nor_taken_back() {
+    scenario(|kiai| {
+        let edu = Bound::new(kiai, EDU);
+        let (device, image) = (format!("{},user-space", edu.device()), debian());
+        kiai.keep_running("holder", &["--device", &device]);
+        let again = kiai.call(&["run", "--rm", "--device", &device, &image, "true"]);
+        again.refused(&["/dev/vfio/", "another pod"]);
+        kiai.call(&["devices", "unbind", &edu.address]).refused(&[&edu.address, "in use"]);
+        kiai.ok(&["stop", "holder"]);
+        kiai.ok(&["rm", "holder"]);
+
+        // The guest has no driver for it: that is found out there, and undone.
+        let undriven = kiai.call(&["run", "--rm", "--device", &edu.device(), &image, "true"]);
+        undriven.refused(&["no driver", "user-space"]);
+        kiai.ok(&["run", "--rm", "--device", &device, &image, "ls", "/dev/vfio/vfio"]);
+    });
+}
+
+#[test]
 fn a_function_comes_and_goes_while_the_pod_runs() {
     scenario(|kiai| {
         let containerd = Containerd::start();
