@@ -174,6 +174,7 @@ impl Coded for LendError {
         match self {
             Self::Open { source, .. } => of_io(source),
             Self::Vfio { source, .. } => of_io(source),
+            Self::OtherMode { .. } | Self::Taken(_) => Code::FAILED_PRECONDITION,
             Self::Attach { .. } | Self::Pass(_) | Self::Panicked(_) => Code::INTERNAL,
             Self::Agent(error) => error.code(),
         }

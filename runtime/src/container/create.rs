@@ -94,13 +94,12 @@ pub async fn create(
     reporter: Reporter,
 ) -> Result<Arc<Container>, CreateError> {
     let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
-    let disks = sandbox.lend(&plan.disks).await?;
-    let (passed, functions) = sandbox.pass(&plan.functions).await?;
-    match ask(&options, &plan, &sandbox, [disks, functions].concat()).await {
+    let (loan, devices) = sandbox.lend(&plan.disks, &plan.functions).await?;
+    match ask(&options, &plan, &sandbox, devices).await {
         Ok(streams) => {
             let init = Process::new(&options.id, "", options.uris, options.terminal);
             init.set_streams(streams);
-            let lent = (lent, passed);
+            let lent = (lent, loan);
             let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let applied =
                 resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
@@ -112,7 +111,7 @@ pub async fn create(
             Ok(container)
         }
         Err(error) => {
-            sandbox.take_back(passed).await;
+            sandbox.take_back(loan).await;
             Err(error)
         }
     }

@@ -25,7 +25,7 @@ use super::lend::Lent;
 use super::limits::Applied;
 use crate::plan::Limits;
 use crate::plan::check_id;
-use crate::sandbox::Passed;
+use crate::sandbox::Loan;
 use crate::sandbox::Sandbox;
 
 /// File in the bundle that says why the sandbox ended by the guest's fault.
@@ -43,7 +43,7 @@ pub struct Container {
     pub init: Arc<Process>,
     sandbox: Arc<Sandbox>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
-    lent: Mutex<Option<(Lent, Passed)>>,
+    lent: Mutex<Option<(Lent, Loan)>>,
     /// Locked while they change.
     applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
@@ -71,7 +71,7 @@ impl Container {
         bundle: PathBuf,
         sandbox: Arc<Sandbox>,
         init: Process,
-        lent: (Lent, Passed),
+        lent: (Lent, Loan),
         applied: Applied,
         reporter: Reporter,
     ) -> Self {
@@ -284,8 +284,8 @@ impl Container {
             // What the host lent goes all the same; the guest's remains end with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
         }
-        let Some((lent, passed)) = self.lent.lock().take() else { return };
-        self.sandbox.take_back(passed).await;
+        let Some((lent, loan)) = self.lent.lock().take() else { return };
+        self.sandbox.take_back(loan).await;
         if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
             tracing::error!(container = self.id, "unmounting panicked");
         }

@@ -179,7 +179,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
     let (port_numbers, groups) = (PortNumbers::default(), super::pass::Groups::default());
-    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups })
+    let desk = tokio::sync::Mutex::default();
+    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups, desk })
 }
 
 fn machine(

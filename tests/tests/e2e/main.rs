@@ -8,6 +8,7 @@ mod containerd;
 mod exec;
 mod failures;
 mod io;
+mod resize;
 mod vfio;
 
 // Written, and not yet seen to pass whole in the lab: images, many, network, refusals, resources,
