@@ -14,14 +14,14 @@ use kiai_tests::scenario;
 use rustix::process::Signal;
 
 /// Debian's containerd with folders of its own.
-struct Containerd {
+pub(crate) struct Containerd {
     server: Option<Running>,
     socket: String,
     folder: tempfile::TempDir,
 }
 
 impl Containerd {
-    fn start() -> Containerd {
+    pub(crate) fn start() -> Containerd {
         let folder = tempfile::tempdir_in(scratch()).unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         let socket = path("containerd.sock");
@@ -45,20 +45,20 @@ impl Containerd {
         Containerd { server: Some(server), socket, folder }
     }
 
-    fn ctr(&self, words: &[&str]) -> Running {
+    pub(crate) fn ctr(&self, words: &[&str]) -> Running {
         let mut command = Command::new("ctr");
         command.args(["--address", &self.socket]).args(words);
         Running::start(command, None)
     }
 
-    fn import(&self, layout: &Path, name: &str) {
+    pub(crate) fn import(&self, layout: &Path, name: &str) {
         let archive = self.folder.path().join("image.tar");
         let archive = archive.to_str().unwrap();
         process::run("tar", &["-C", layout.to_str().unwrap(), "-cf", archive, "."]);
         self.ctr(&["image", "import", "--base-name", name, archive]).finish().success();
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         let server = self.server.take().unwrap();
         server.signal(Signal::TERM);
         server.finish();

@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     /// Memory of the lab, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory: u32,
-    /// An IOMMU, and an `edu` and an NVMe device that can be passed to a guest
+    /// An IOMMU, and devices that can be passed to a guest: `edu`, an NVMe disk, two that share a group
     #[arg(long)]
     vfio: bool,
     /// Put a host file or folder into the lab, at LABPATH or at its own path
