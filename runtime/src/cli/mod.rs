@@ -10,6 +10,7 @@
 
 mod check;
 mod completions;
+mod device_table;
 mod devices;
 mod each;
 mod exec;

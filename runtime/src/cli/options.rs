@@ -102,6 +102,9 @@ pub(super) struct ContainerOptions {
     /// ,user-space a program in the container drives it)
     #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]")]
     pub(super) device: Vec<DeviceOption>,
+    /// Let the container do all its guest lets it: every capability and device, no seccomp
+    #[arg(long)]
+    pub(super) privileged: bool,
     /// Network of the container
     #[arg(long, value_enum, default_value = "default")]
     pub(super) network: NetworkOption,

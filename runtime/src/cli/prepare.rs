@@ -119,6 +119,7 @@ pub(super) fn prepare(
         memory: container.memory,
         kernel: container.kernel.as_deref().map(existing_file).transpose().context("--kernel")?,
         console: container.console.then(|| console_file(place.bundle)),
+        privileged: container.privileged,
     };
     let mut spec = spec::plan_spec(SpecInput {
         image: &source.config,

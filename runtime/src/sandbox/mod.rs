@@ -84,9 +84,13 @@ pub enum LendError {
 impl Sandbox {
     /// Puts block devices of the host on the guest's bus and has the guest find them.
     pub async fn lend(&self, disks: &[Disk]) -> Result<Vec<message::Device>, LendError> {
-        let mut devices = Vec::new();
+        let mut devices: Vec<message::Device> = Vec::new();
         for disk in disks {
-            devices.push(self.attach(disk)?);
+            // Two entries for one device stay one device.
+            let same = devices.iter().find(|d| (d.host_major, d.host_minor) == (disk.major, disk.minor));
+            let mut device = same.cloned().map_or_else(|| self.attach(disk), Ok)?;
+            device.container_path = disk.container_path.display().to_string();
+            devices.push(device);
         }
         if !devices.is_empty() {
             let expect = devices.iter().filter_map(|device| device.locator.as_ref().cloned()).collect();

@@ -173,6 +173,11 @@ const ALWAYS: &[(Option<i64>, Option<i64>, &str)] = &[
     (Some(136), None, "rwm"),
 ];
 
+/// The one rule of a privileged container.
+pub(crate) fn every_device() -> Vec<LinuxDeviceCgroup> {
+    vec![rule(LinuxDeviceType::A, None, None, "rwm")]
+}
+
 /// The rules of `linux.resources.devices`: nothing but what every container needs and what was asked for.
 pub(crate) fn plan_rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
     let mut deny = LinuxDeviceCgroup::default();

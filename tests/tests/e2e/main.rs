@@ -4,6 +4,7 @@
 //! (`kiai_tests`); above all, a scenario leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
 
+mod devices;
 mod exec;
 mod failures;
 mod io;
