@@ -19,6 +19,7 @@ use super::io::Uris;
 use super::lend::Lent;
 use crate::agent::AgentError;
 use crate::agent::message;
+use crate::cdi::CdiError;
 use crate::host::MountError;
 use crate::host::rootfs::FsMount;
 use crate::plan::ContainerPlan;
@@ -59,6 +60,9 @@ pub enum CreateError {
     /// The configuration of the runtime.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    /// Devices of vendors.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     /// The spec asks for what cannot be done.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -32,6 +32,7 @@ use oci_spec::runtime::Process;
 use oci_spec::runtime::Root;
 use oci_spec::runtime::Spec;
 
+use crate::cdi::DeviceName;
 use crate::spec::capability::CapabilityChanges;
 use crate::spec::capability::CapabilityWord;
 use crate::spec::device::HostDevice;
@@ -88,6 +89,8 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// File to which the guest's console is appended.
     pub console: Option<PathBuf>,
+    /// `--device` with names of vendors' devices.
+    pub vendor_devices: Vec<DeviceName>,
     /// `--privileged`: whatever can be done in the guest may be done. The microVM is what confines it.
     pub privileged: bool,
 }
@@ -161,11 +164,10 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
 
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces(input.network_namespace)));
-    if !options.privileged {
-        linux.set_masked_paths(Some(owned(MASKED_PATHS)));
-        linux.set_readonly_paths(Some(owned(READONLY_PATHS)));
-        linux.set_seccomp(Some(seccomp::default_profile(&capabilities)));
-    }
+    let confined = !options.privileged;
+    linux.set_masked_paths(confined.then(|| owned(MASKED_PATHS)));
+    linux.set_readonly_paths(confined.then(|| owned(READONLY_PATHS)));
+    linux.set_seccomp(confined.then(|| seccomp::default_profile(&capabilities)));
     linux.set_devices(Some(device::nodes(&input.devices)));
     let rules = if options.privileged { device::every_device() } else { device::plan_rules(&input.devices) };
     linux.set_resources(Some(resources::plan_resources(options.cpus, options.memory, rules)));
@@ -222,6 +224,10 @@ fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> 
     }
     if let Some(kernel) = &options.kernel {
         annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());
+    }
+    if !options.vendor_devices.is_empty() {
+        let names: Vec<_> = options.vendor_devices.iter().map(ToString::to_string).collect();
+        annotations.insert(format!("{}kiai", crate::cdi::ANNOTATIONS), names.join(","));
     }
     if options.privileged {
         annotations.insert("io.kiai.all-devices".to_owned(), true.to_string());

@@ -182,6 +182,69 @@ fn containers_of_one_pod_reach_their_own_disk_and_not_their_neighbours() {
 }
 
 #[test]
+fn a_dry_run_shows_the_plan_and_leaves_nothing_behind() {
+    scenario(|kiai| {
+        let disk = Loop::new("plan");
+        let device = format!("{}:/dev/planned:r", disk.node);
+        let options = ["--device", &device, "-m", "64m", "--cpus", "2", "-v", "never-made:/data"];
+        let plan = |dry_run: &str| {
+            let words = ["run", "--rm", "--network", "none", dry_run];
+            kiai.ok(&[&words[..], &options, &[&busybox(), "echo", "it's planned"]].concat())
+        };
+        let json: serde_json::Value = serde_json::from_str(&plan("--dry-run=json")).unwrap();
+        assert_eq!(json["sandbox"]["vcpus"], 2);
+        assert_eq!(json["process"]["arguments"], serde_json::json!(["echo", "it's planned"]));
+        let planned = &json["devices"]["devices"][0];
+        assert_eq!(
+            (&planned["entry"], &planned["guest"]),
+            (&"/dev/planned".into(), &serde_json::Value::Null)
+        );
+        assert_eq!(planned["host"]["node"], disk.node.as_str());
+        let table = plan("--dry-run");
+        for word in ["2 vCPU", "'it'\\''s planned'", "/data", "virtio disk, read-only", "deny a *:* rwm"] {
+            assert!(table.contains(word), "{word}: {table}");
+        }
+        assert!(kiai.ok(&["ps", "-a"]).lines().count() == 1, "no container");
+    });
+}
+
+#[test]
+fn a_vendors_device_comes_with_all_its_file_says() {
+    scenario(|kiai| {
+        let disk = Loop::new("cdi!");
+        let library = tempfile::tempdir_in(scratch()).unwrap();
+        fs::write(library.path().join("lib"), "of the vendor\n").unwrap();
+        let file = serde_json::json!({
+            "cdiVersion": "0.6.0", "kind": "kiai.test/disk",
+            "devices": [
+                {"name": "0", "containerEdits": {
+                    "deviceNodes": [{"path": "/dev/vendor", "hostPath": disk.node, "permissions": "r"}],
+                    "mounts": [{"hostPath": library.path(), "containerPath": "/vendor", "options": ["ro"]}],
+                    "env": ["VENDOR=here"]
+                }},
+                {"name": "hooked", "containerEdits": {"hooks": [
+                    {"hookName": "createContainer", "path": "/usr/bin/vendor-hook"}
+                ]}}
+            ]
+        });
+        fs::create_dir_all("/etc/cdi").unwrap();
+        let at = Path::new("/etc/cdi/kiai-test.json");
+        fs::write(at, file.to_string()).unwrap();
+        let script = "head -c 4 /dev/vendor; echo; cat /vendor/lib; echo $VENDOR; echo x > /dev/vendor";
+        let run =
+            |device: &str| kiai.call(&["run", "--rm", "--device", device, &busybox(), "sh", "-c", script]);
+        let finished = run("kiai.test/disk=0");
+        let hooked = run("kiai.test/disk=hooked");
+        let unknown = run("kiai.test/disk=1");
+        fs::remove_file(at).unwrap();
+        assert_eq!(finished.text(), "cdi!\nof the vendor\nhere\n", "{finished}");
+        assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
+        hooked.refused(&["kiai.test/disk=hooked", "/usr/bin/vendor-hook", "not supported"]);
+        unknown.refused(&["kiai.test/disk=1", "/etc/cdi"]);
+    });
+}
+
+#[test]
 fn inspect_shows_where_each_device_is() {
     scenario(|kiai| {
         let disk = Loop::new("seen");
