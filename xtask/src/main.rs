@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod check;
 mod cpio;
+mod fuzz;
 mod image;
 mod kernel;
 mod lab;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::build::{self, SHIM};
 use crate::lab::{self, Lab, Machine};
 use crate::place::{self, Place};
-use crate::{cache, check, image, kernel, rootfs, step, workspace};
+use crate::{cache, check, fuzz, image, kernel, rootfs, step, workspace};
 
 /// How long one test program may take in the lab.
 const LAB_LIMIT: Duration = Duration::from_secs(45 * 60);
@@ -28,13 +28,19 @@ pub(crate) struct Arguments {
     /// Skip the checks and unit tests
     #[arg(long)]
     only_e2e: bool,
-    /// Passed to every test program: a filter and options of libtest
+    /// Fuzz instead: each target for a minute, or for so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60", conflicts_with = "only_e2e")]
+    fuzz: Option<u64>,
+    /// Passed to every test program: a filter and options of libtest; with `--fuzz`, parts of targets' names
     #[arg(last = true, value_name = "FILTER")]
     arguments: Vec<String>,
 }
 
 /// Runs everything; the exit code says whether all of it passed.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(seconds) = arguments.fuzz {
+        return fuzz::run(seconds, &arguments.arguments);
+    }
     if !arguments.only_e2e {
         check::all()?;
     }

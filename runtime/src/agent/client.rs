@@ -12,6 +12,7 @@ use kiai_protocol::agent::CreateSandboxRequest;
 use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::Empty;
 use kiai_protocol::agent::ExecProcessRequest;
+use kiai_protocol::agent::OnlineCpusRequest;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
 use kiai_protocol::agent::RemovePciRequest;
@@ -245,6 +246,13 @@ impl Agent {
     /// Forgets a process that was run in a container and has exited.
     pub async fn remove_process(&self, of: &ProcessRequest) -> Result<(), AgentError> {
         bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
+    }
+
+    /// Brings CPUs on or off line until `count` are online.
+    pub async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
+        let mut request = OnlineCpusRequest::new();
+        request.count = count.into();
+        bounded("OnlineCpus", self.0.online_cpus(Context::default(), &request)).await.map(drop)
     }
 
     /// Answers with the next container the guest's OOM killer strikes.

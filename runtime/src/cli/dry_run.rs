@@ -58,8 +58,12 @@ struct Decided {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SandboxFigures {
+    /// Online at first.
     vcpus: u8,
+    most_vcpus: u8,
+    /// Plugged at first.
     memory_mib: u32,
+    most_memory_mib: u32,
     kernel: String,
     initrd: String,
     kernel_parameters: Vec<String>,
@@ -124,8 +128,10 @@ impl Rehearsal<'_> {
 
     fn sandbox(&self, plan: &SandboxPlan) -> SandboxFigures {
         SandboxFigures {
-            vcpus: plan.vcpus,
-            memory_mib: plan.memory_mib,
+            vcpus: plan.size.vcpus,
+            most_vcpus: plan.bounds.most_vcpus,
+            memory_mib: plan.size.memory_mib,
+            most_memory_mib: plan.bounds.most_mib,
             kernel: plan.kernel.display().to_string(),
             initrd: plan.initrd.display().to_string(),
             kernel_parameters: plan.kernel_parameters.clone(),
@@ -195,7 +201,8 @@ fn text(decided: &Decided) -> String {
     let huge = if sandbox.huge_pages { " of 2 MiB pages" } else { "" };
     let seccomp = if process.seccomp { "the default profile" } else { "none" };
     let lines = [
-        ("microVM", format!("{} vCPU, {} MiB{huge}", sandbox.vcpus, sandbox.memory_mib)),
+        ("vCPUs", format!("{}, at most {}", sandbox.vcpus, sandbox.most_vcpus)),
+        ("memory", format!("{} MiB{huge}, at most {} MiB", sandbox.memory_mib, sandbox.most_memory_mib)),
         ("kernel", sandbox.kernel.clone()),
         ("initrd", sandbox.initrd.clone()),
         ("parameters", sandbox.kernel_parameters.join(" ")),
@@ -253,7 +260,9 @@ mod tests {
         let decided = Decided {
             sandbox: SandboxFigures {
                 vcpus: 2,
+                most_vcpus: 4,
                 memory_mib: 256,
+                most_memory_mib: 1024,
                 kernel: "/k".into(),
                 initrd: "/i".into(),
                 kernel_parameters: Vec::new(),
@@ -287,7 +296,8 @@ mod tests {
             device_rules: vec!["deny a *:* rwm".into()],
         };
         let expected = "\
-microVM       2 vCPU, 256 MiB
+vCPUs         2, at most 4
+memory        256 MiB, at most 1024 MiB
 kernel        /k
 initrd        /i
 network       none

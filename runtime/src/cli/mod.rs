@@ -41,6 +41,7 @@ mod stop;
 mod streams;
 mod task;
 mod terminal;
+mod update;
 mod version;
 mod wait;
 
@@ -94,6 +95,7 @@ enum Verb {
     Inspect(inspect::Inspect),
     Wait(wait::Wait),
     Stats(stats::Stats),
+    Update(update::Update),
     Pull(pull::Pull),
     Import(import::Import),
     Images(images::Images),
@@ -172,6 +174,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
         Verb::Inspect(inspect) => inspect.perform(context).await,
         Verb::Wait(wait) => wait.perform(context).await,
         Verb::Stats(stats) => stats.perform(context).await,
+        Verb::Update(update) => update.perform(context).await,
         Verb::Pull(pull) => pull.perform(context).await,
         Verb::Import(import) => import.perform(context).await,
         Verb::Images(images) => images.perform(context),

@@ -17,6 +17,7 @@ use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
+use super::limits::Applied;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::cdi::CdiError;
@@ -99,21 +100,24 @@ pub async fn create(
     reporter: Reporter,
 ) -> Result<Arc<Container>, CreateError> {
     let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
-    let disks = sandbox.lend(&plan.disks).await?;
-    let (passed, functions) = sandbox.pass(&plan.functions).await?;
-    match ask(&options, &plan, &sandbox, [disks, functions].concat()).await {
+    let (loan, devices) = sandbox.lend(&plan.disks, &plan.functions).await?;
+    match ask(&options, &plan, &sandbox, devices).await {
         Ok(streams) => {
             let init = Process::new(&options.id, "", options.uris, options.terminal);
             init.set_streams(streams);
-            let lent = (lent, passed);
-            let container = Container::new(options.id, options.bundle, sandbox, init, lent, reporter);
+            let lent = (lent, loan);
+            let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+            let applied =
+                resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
+            let container =
+                Container::new(options.id, options.bundle, sandbox, init, lent, applied, reporter);
             let container = Arc::new(container);
             container.report(Report::Created);
             container.watch(container.init.clone());
             Ok(container)
         }
         Err(error) => {
-            sandbox.take_back(passed).await;
+            sandbox.take_back(loan).await;
             Err(error)
         }
     }

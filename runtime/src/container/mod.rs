@@ -8,6 +8,7 @@ pub mod devices;
 mod error;
 pub mod io;
 mod lend;
+mod limits;
 mod process;
 mod task;
 

@@ -20,6 +20,7 @@ pub fn gather(spec: &Spec) -> HostFacts {
     let (sources, blocks) = wanted_sources(spec);
     HostFacts {
         memory_mib: memory_mib(),
+        cpus: cpus(),
         sources: sources.into_iter().filter_map(|path| Some((path.into(), kind(path)?))).collect(),
         block_devices: blocks
             .into_iter()
@@ -32,7 +33,13 @@ pub fn gather(spec: &Spec) -> HostFacts {
     }
 }
 
-fn memory_mib() -> u32 {
+fn cpus() -> u8 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    u8::try_from(cpus).unwrap_or(u8::MAX)
+}
+
+/// RAM of the host, MiB.
+pub fn memory_mib() -> u32 {
     let info = rustix::system::sysinfo();
     #[expect(clippy::useless_conversion, reason = "the width of these fields depends on the target")]
     let bytes = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));

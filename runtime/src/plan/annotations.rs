@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::PassMode;
 use super::PciAddress;
 use super::PlanError;
+use super::size::millis;
 
 const PREFIX: &str = "io.kiai.";
 /// Before the number of an annotation that chooses a PCI function.
@@ -36,10 +37,14 @@ pub enum Role {
 pub struct Annotations {
     /// What the task is to its pod.
     pub role: Role,
-    /// `io.kiai.vcpus`.
+    /// `io.kiai.vcpus`: all of the guest's vCPUs, whatever the limits.
     pub vcpus: Option<u8>,
-    /// `io.kiai.memory-mib`: all of the guest's memory.
+    /// `io.kiai.max-vcpus`: how many can be brought online later.
+    pub max_vcpus: Option<u8>,
+    /// `io.kiai.memory-mib`: all of the guest's memory, whatever the limits.
     pub memory_mib: Option<u32>,
+    /// `io.kiai.max-memory-mib`: how much it can have later.
+    pub max_memory_mib: Option<u32>,
     /// `io.kiai.kernel`.
     pub kernel: Option<PathBuf>,
     /// `io.kiai.console`: a file to which the guest's console is appended.
@@ -50,8 +55,8 @@ pub struct Annotations {
     pub all_devices: bool,
     /// Bytes: what the kubelet computed for the pod (containerd 1.6.9 and later).
     pub pod_memory: Option<u64>,
-    /// CPUs, rounded up, likewise.
-    pub pod_cpus: Option<u64>,
+    /// Thousandths of a CPU, likewise.
+    pub pod_cpu_millis: Option<u64>,
 }
 
 impl Annotations {
@@ -69,6 +74,8 @@ impl Annotations {
             match ours {
                 _ if numbered.is_some() => annotations.functions.push(function(name, value)?),
                 "vcpus" => annotations.vcpus = Some(number(name, value)?),
+                "max-vcpus" => annotations.max_vcpus = Some(number(name, value)?),
+                "max-memory-mib" => annotations.max_memory_mib = Some(number(name, value)?),
                 "memory-mib" => annotations.memory_mib = Some(number(name, value)?),
                 "kernel" => annotations.kernel = Some(path(name, value)?),
                 "console" => annotations.console = Some(path(name, value)?),
@@ -81,7 +88,7 @@ impl Annotations {
         annotations.pod_memory = positive(all, SANDBOX_MEMORY)?;
         let quota = positive(all, SANDBOX_CPU_QUOTA)?;
         let period = positive(all, SANDBOX_CPU_PERIOD)?;
-        annotations.pod_cpus = quota.zip(period).map(|(quota, period)| quota.div_ceil(period));
+        annotations.pod_cpu_millis = quota.zip(period).map(|(quota, period)| millis(quota, period));
         Ok(annotations)
     }
 }
@@ -203,6 +210,6 @@ mod tests {
             &[],
         )
         .unwrap();
-        assert_eq!((got.pod_memory, got.pod_cpus), (Some(1 << 20), Some(2)));
+        assert_eq!((got.pod_memory, got.pod_cpu_millis), (Some(1 << 20), Some(1500)));
     }
 }

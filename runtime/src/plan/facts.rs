@@ -17,6 +17,8 @@ use super::mounts;
 pub struct HostFacts {
     /// RAM of the host, MiB.
     pub memory_mib: u32,
+    /// CPUs this process may use.
+    pub cpus: u8,
     /// What each bind mount's source is. A source that does not exist is not in the map.
     pub sources: BTreeMap<PathBuf, SourceKind>,
     /// Nodes of the block devices the spec names, by (major, minor).

@@ -13,6 +13,7 @@ mod mounts;
 mod namespaces;
 mod pci;
 mod sandbox;
+mod size;
 
 pub use annotations::Annotations;
 pub use annotations::Role;
@@ -44,3 +45,6 @@ pub use pci::VFIO_DRIVER;
 pub use pci::VfioGroupFacts;
 pub use sandbox::SandboxPlan;
 pub use sandbox::plan_sandbox;
+pub use size::Bounds;
+pub use size::Limits;
+pub use size::MachineSize;

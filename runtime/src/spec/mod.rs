@@ -218,9 +218,11 @@ fn namespaces(network: Option<PathBuf>) -> Vec<LinuxNamespace> {
 /// What sizes the sandbox travels in annotations, because containerd's callers have no other way either.
 fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> {
     let mut annotations = HashMap::new();
-    if let Some(cpus) = options.cpus {
-        let vcpus = cpus.vcpus().ok_or(SpecError::TooManyCpus(cpus))?;
-        annotations.insert("io.kiai.vcpus".to_owned(), vcpus.to_string());
+    // The limit itself sizes the sandbox, and can change later: the annotation would not.
+    if let Some(cpus) = options.cpus
+        && cpus.vcpus().is_none()
+    {
+        return Err(SpecError::TooManyCpus(cpus));
     }
     if let Some(kernel) = &options.kernel {
         annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());

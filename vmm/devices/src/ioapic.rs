@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::bus::AccessError;
 use crate::bus::BusDevice;
+use crate::log_limit::LogLimit;
 use crate::platform::Interrupts;
 use crate::platform::MsiMessage;
 use crate::platform::MsiVector;
@@ -145,9 +146,13 @@ impl Pin {
     }
 }
 
-/// The guest cannot be told that the host refused a route; whoever reads the log can.
+/// The guest cannot be told that the host refused a route; whoever reads the log can. The message is the guest's,
+/// so it can make this happen at will.
 fn report(result: io::Result<()>) {
-    if let Err(e) = result {
+    static REFUSALS: LogLimit = LogLimit::new();
+    if let Err(e) = result
+        && REFUSALS.allows()
+    {
         tracing::warn!("I/O APIC: {e}");
     }
 }

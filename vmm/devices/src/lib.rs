@@ -8,7 +8,7 @@
 
 pub mod bus;
 pub mod ioapic;
-mod log_limit;
+pub mod log_limit;
 pub mod pci;
 pub mod platform;
 pub mod serial;

@@ -10,7 +10,7 @@ const LINES: u32 = 16;
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// The lines of one place in the code. One process holds one microVM, so a static of this is per guest.
-pub(crate) struct LogLimit(Mutex<Option<Window>>);
+pub struct LogLimit(Mutex<Option<Window>>);
 
 #[derive(Clone, Copy)]
 struct Window {
@@ -19,12 +19,14 @@ struct Window {
 }
 
 impl LogLimit {
-    pub(crate) const fn new() -> Self {
+    /// No line so far.
+    #[expect(clippy::new_without_default, reason = "made in statics, which need a const function")]
+    pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
     /// Whether one more line may be written now.
-    pub(crate) fn allows(&self) -> bool {
+    pub fn allows(&self) -> bool {
         self.allows_at(Instant::now())
     }
 

@@ -9,6 +9,7 @@
 
 use std::io;
 
+use kiai_devices::log_limit::LogLimit;
 use rustix::fs::Mode;
 use rustix::thread::CapabilitiesSecureBits;
 use rustix::thread::UnshareFlags;
@@ -20,7 +21,11 @@ pub(crate) fn prepare_thread() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     let bits = rustix::thread::capabilities_secure_bits()?;
     let kept = bits | CapabilitiesSecureBits::NO_SETUID_FIXUP;
-    if let Err(error) = rustix::thread::set_capabilities_secure_bits(kept) {
+    // Each time a driver starts the device.
+    static REPORTS: LogLimit = LogLimit::new();
+    if let Err(error) = rustix::thread::set_capabilities_secure_bits(kept)
+        && REPORTS.allows()
+    {
         tracing::warn!(
             %error,
             "virtio-fs: creating files for users other than root needs the host's permission as well"

@@ -19,6 +19,8 @@ mod identity;
 mod requests;
 mod service;
 mod share;
+#[cfg(feature = "test-util")]
+pub mod testing;
 mod view;
 
 pub use device::Fs;

@@ -10,6 +10,7 @@ use fuse_backend_rs::abi::fuse_abi::OutHeader;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::Reader;
 use fuse_backend_rs::transport::VirtioFsWriter;
+use kiai_devices::virtio::queue::INDIRECT;
 use virtio_queue_0_17::DescriptorChain;
 use virtio_queue_0_17::Queue;
 use virtio_queue_0_17::QueueOwnedT;
@@ -44,6 +45,9 @@ pub(crate) enum Malformed {
     /// A chain that reaches outside of guest RAM or overlaps the end of a region.
     #[error("broken descriptor chain: {0}")]
     Chain(#[from] fuse_backend_rs::transport::Error),
+    /// A chain that does not end as one must.
+    #[error("broken descriptor chain: {0}")]
+    Layout(&'static str),
     /// A chain longer than any FUSE message.
     #[error("a request of {request} bytes with room for a reply of {reply}")]
     TooLong {
@@ -89,7 +93,9 @@ impl Requests {
     /// Serves the next request, if there is one. Returns when its reply is in the used ring.
     pub(crate) fn serve(&mut self, server: &FuseServer, ram: &RamView<'_>) -> Result<Served, Malformed> {
         let memory = ram.memory();
+        let most = usize::from(self.queue.size().max(INDIRECT));
         let Some(chain) = self.queue.iter(memory)?.next() else { return Ok(Served::Nothing) };
+        check_whole(chain.clone(), most)?;
         let head = chain.head_index();
         let written = reply(server, memory, chain)?;
         self.queue.add_used(memory, head, written)?;
@@ -104,6 +110,19 @@ impl Requests {
     /// Tells the driver that it need not notify while the queue is being worked on.
     pub(crate) fn disable_notification(&mut self, ram: &RamView<'_>) -> Result<(), Malformed> {
         Ok(self.queue.disable_notification(ram.memory())?)
+    }
+}
+
+/// The rule of [`kiai_devices::virtio::queue::next`] for the older type: a chain ends with a descriptor that says
+/// so. Its iterator ends at whatever it cannot follow, as if the chain ended there.
+fn check_whole(chain: DescriptorChain<&GuestMemoryMmap>, most: usize) -> Result<(), Malformed> {
+    match chain.take(most + 1).enumerate().last() {
+        None => Err(Malformed::Layout("its first descriptor cannot be read")),
+        Some((before, _)) if before >= most => Err(Malformed::Layout("too many descriptors")),
+        Some((_, descriptor)) if descriptor.has_next() => {
+            Err(Malformed::Layout("it loops, is over 4 GiB or leads where nothing is"))
+        }
+        Some(_) => Ok(()),
     }
 }
 

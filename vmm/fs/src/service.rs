@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use kiai_devices::log_limit::LogLimit;
 use kiai_devices::platform::GuestMemory;
 use kiai_devices::virtio::device::VirtioInterrupt;
 use kiai_devices::virtio::worker::Handler;
@@ -45,6 +46,9 @@ pub(crate) struct Service {
     pub(crate) stop: Arc<AtomicBool>,
 }
 
+/// A driver can reset the device and break the rules again, for ever.
+static REPORTS: LogLimit = LogLimit::new();
+
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -64,8 +68,9 @@ impl Service {
         // The server behind us is large and not ours: should it panic, the device fails, not the machine.
         match catch_unwind(AssertUnwindSafe(|| self.drain(place))) {
             Ok(Ok(())) => return ControlFlow::Continue(()),
-            Ok(Err(failure)) => tracing::warn!(error = %failure, "virtio-fs stopped"),
-            Err(_) => tracing::error!("virtio-fs stopped: the FUSE server panicked"),
+            Ok(Err(failure)) if REPORTS.allows() => tracing::warn!(error = %failure, "virtio-fs stopped"),
+            Err(_) if REPORTS.allows() => tracing::error!("virtio-fs stopped: the FUSE server panicked"),
+            _ => {}
         }
         self.interrupt.needs_reset();
         ControlFlow::Break(())
@@ -99,7 +104,9 @@ impl Service {
 impl Handler for Service {
     fn start(&mut self, _: &Interest) -> ControlFlow<()> {
         if let Err(error) = identity::prepare_thread() {
-            tracing::error!(%error, "virtio-fs: cannot give the thread its own umask");
+            if REPORTS.allows() {
+                tracing::error!(%error, "virtio-fs: cannot give the thread its own umask");
+            }
             self.interrupt.needs_reset();
             return ControlFlow::Break(());
         }

@@ -23,12 +23,14 @@ use crate::layout;
 /// KVM's limit on routing entries (KVM_MAX_IRQ_ROUTES); GSIs beyond it cannot be routed.
 const LAST_GSI: u32 = 4095;
 
+/// GSI → message; `None` while allocated but not routed.
+type Table = BTreeMap<u32, Option<MsiMessage>>;
+
 /// The interrupts of one VM.
 #[derive(Clone)]
 pub(crate) struct KvmInterrupts {
     vm: Arc<VmFd>,
-    /// GSI → message; `None` while allocated but not routed.
-    table: Arc<Mutex<BTreeMap<u32, Option<MsiMessage>>>>,
+    table: Arc<Mutex<Table>>,
 }
 
 impl KvmInterrupts {
@@ -37,7 +39,7 @@ impl KvmInterrupts {
     }
 
     /// Hands the whole table to KVM, which replaces it at once.
-    fn commit(&self, table: &BTreeMap<u32, Option<MsiMessage>>) -> io::Result<()> {
+    fn commit(&self, table: &Table) -> io::Result<()> {
         let entries: Vec<kvm_irq_routing_entry> = table
             .iter()
             .filter_map(|(&gsi, message)| message.map(|m| (gsi, m)))
@@ -107,13 +109,7 @@ impl MsiVector for KvmVector {
         }
         {
             let mut table = self.interrupts.table.lock();
-            if table.get(&self.gsi) != Some(&message) {
-                table.insert(self.gsi, message);
-                // A masked entry may stay behind in KVM: nothing can raise it.
-                if message.is_some() {
-                    self.interrupts.commit(&table)?;
-                }
-            }
+            change(&mut table, self.gsi, message, |table| self.interrupts.commit(table))?;
         }
         if message.is_some() && !*connected {
             vm.register_irqfd(&self.event, self.gsi).map_err(errno)?;
@@ -141,6 +137,47 @@ impl Drop for KvmVector {
     }
 }
 
+/// Sets one message of the table. One that KVM does not take, and a guest chooses them, is not kept: it would be
+/// in the way of every other vector's next change.
+fn change(
+    table: &mut Table,
+    gsi: u32,
+    message: Option<MsiMessage>,
+    commit: impl FnOnce(&Table) -> io::Result<()>,
+) -> io::Result<()> {
+    let before = table.insert(gsi, message);
+    // A masked entry may stay behind in KVM: nothing can raise it.
+    if message.is_some() && before != Some(message) {
+        let committed = commit(table);
+        if committed.is_err() {
+            table.insert(gsi, before.flatten());
+        }
+        return committed;
+    }
+    Ok(())
+}
+
 fn errno(e: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(e.errno())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_the_kernel_refuses_is_in_nobodys_way() {
+        let (good, bad) = (MsiMessage { address: 0xfee0_0000, data: 1 }, MsiMessage { address: 1, data: 2 });
+        let kernel = |table: &Table| {
+            let refused = table.values().any(|message| *message == Some(bad));
+            if refused { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+        };
+        let mut table = Table::from([(24, None), (25, None)]);
+        change(&mut table, 24, Some(good), kernel).unwrap();
+        assert!(change(&mut table, 24, Some(bad), kernel).is_err());
+        assert!(change(&mut table, 25, Some(bad), kernel).is_err());
+        change(&mut table, 25, Some(good), kernel).unwrap();
+        assert_eq!(table, Table::from([(24, Some(good)), (25, Some(good))]));
+        assert!(change(&mut table, 24, Some(good), |_| unreachable!("nothing changed")).is_ok());
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::layout::GUEST_CID;
 use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
+use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
 use kiai_devices::virtio::device::VirtioDevice;
@@ -35,6 +36,9 @@ pub enum AttachError {
     /// A second vsock device.
     #[error("the microVM has a vsock device already")]
     SecondVsock,
+    /// A second balloon.
+    #[error("the microVM has a balloon already")]
+    SecondBalloon,
     /// The disk.
     #[error("block device")]
     Block(#[source] BlockError),
@@ -72,6 +76,7 @@ pub enum DetachError {
 /// What the machine remembers of an attached device.
 pub(super) struct Slot {
     is_vsock: bool,
+    is_balloon: bool,
 }
 
 impl Machine {
@@ -84,11 +89,19 @@ impl Machine {
         if is_vsock && devices.values().any(|slot| slot.is_vsock) {
             return Err(AttachError::SecondVsock);
         }
-        let function = self.function(config)?;
-        let slot = self.segment.insert(function).map_err(AttachError::Bus)?;
+        let is_balloon = matches!(config, DeviceConfig::Balloon);
+        if is_balloon && devices.values().any(|slot| slot.is_balloon) {
+            return Err(AttachError::SecondBalloon);
+        }
+        let slot = self.segment.insert(self.function(config)?).map_err(AttachError::Bus)?;
         let id = DeviceId(slot);
-        devices.insert(id, Slot { is_vsock });
+        devices.insert(id, Slot { is_vsock, is_balloon });
         Ok(Attached { id, pci_path: format!("{slot:02x}.0") })
+    }
+
+    /// Makes a device a function on the bus; its slot.
+    pub(super) fn insert(&self, device: Box<dyn VirtioDevice>) -> Result<u8, AttachError> {
+        self.segment.insert(self.virtio(device)?).map_err(AttachError::Bus)
     }
 
     pub(crate) fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
@@ -106,8 +119,13 @@ impl Machine {
         }
     }
 
+    fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<dyn PciFunction>, AttachError> {
+        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone());
+        Ok(function.map_err(AttachError::Function)?)
+    }
+
     fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
-        let device: Box<dyn VirtioDevice> = match config {
+        self.virtio(match config {
             DeviceConfig::Vfio { group, address } => {
                 let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
                 return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
@@ -119,12 +137,11 @@ impl Machine {
                 Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?)
             }
             DeviceConfig::Rng => Box::new(Rng::new()),
+            DeviceConfig::Balloon => Box::new(Balloon::unless_pinned(self.ram.clone())),
             DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
             DeviceConfig::Net { taps, mac, mtu } => {
                 Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)
             }
-        };
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone());
-        Ok(function.map_err(AttachError::Function)?)
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod builder;
+mod memory;
 mod passthrough;
 mod power;
 
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
+pub use memory::MemoryRequestError;
 pub use passthrough::PassError;
 
 use crate::console::Console;
@@ -23,6 +25,7 @@ use crate::handle::DeviceId;
 use crate::handle::Ended;
 use crate::handle::Ending;
 use crate::handle::State;
+use crate::memory::Ram;
 use crate::vcpu::Control;
 use crate::vcpu::Vcpus;
 
@@ -36,6 +39,9 @@ pub(crate) struct Machine {
     passthrough: passthrough::Passthrough,
     console: Console,
     memory: GuestMemory,
+    ram: Arc<Ram>,
+    boot_mib: u32,
+    hotplug: Option<memory::Hotplug>,
 }
 
 impl Machine {

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::sync::Weak;
 
 use kiai_devices::ioapic::IoApic;
-use kiai_devices::platform::GuestMemory;
 use kiai_devices::platform::Interrupts;
-use kiai_devices::platform::RamListener;
 use kiai_devices::vfio::Iommu;
 use kiai_devices::vfio::IommuError;
 use kiai_devices::vfio::KernelDevice;
@@ -20,11 +18,12 @@ use kiai_devices::vfio::VfioError;
 use kiai_devices::vfio::VfioFunction;
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
-use vm_memory::GuestAddressSpace;
 
 use crate::config::VfioGroup;
 use crate::kvm::KvmVfio;
 use crate::layout;
+use crate::memory::Ram;
+use crate::memory::Subscription;
 
 /// Why a function of the host could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +54,7 @@ pub enum PassError {
 /// What the machine remembers. Nothing is held but weakly.
 pub(super) struct Passthrough {
     kvm: Arc<KvmVfio>,
-    memory: GuestMemory,
+    ram: Arc<Ram>,
     ioapic: Arc<IoApic>,
     members: Mutex<Vec<Weak<Member>>>,
 }
@@ -70,11 +69,12 @@ struct Member {
 /// The IOMMU's map, and what keeps it in step with guest RAM.
 struct Domain {
     iommu: Arc<Iommu>,
+    _ram: Subscription,
 }
 
 impl Passthrough {
-    pub(super) fn new(vm: Arc<VmFd>, memory: GuestMemory, ioapic: Arc<IoApic>) -> Self {
-        Self { kvm: Arc::new(KvmVfio::new(vm)), memory, ioapic, members: Mutex::default() }
+    pub(super) fn new(vm: Arc<VmFd>, ram: Arc<Ram>, ioapic: Arc<IoApic>) -> Self {
+        Self { kvm: Arc::new(KvmVfio::new(vm)), ram, ioapic, members: Mutex::default() }
     }
 
     /// Takes a function over. On an error everything is as it was.
@@ -113,11 +113,8 @@ impl Passthrough {
     fn domain(&self, first: &VfioGroup) -> Result<Domain, PassError> {
         let container = first.container.try_clone().map_err(PassError::Memory)?;
         let iommu = Arc::new(Iommu::new(container, &first.group)?);
-        for (guest, host, length) in crate::memory::regions(&self.memory.memory()) {
-            // On an error the container goes, and with it what is mapped.
-            iommu.added(guest, host, length).map_err(PassError::Memory)?;
-        }
-        Ok(Domain { iommu })
+        let ram = self.ram.subscribe(iommu.clone()).map_err(PassError::Memory)?;
+        Ok(Domain { iommu, _ram: ram })
     }
 }
 

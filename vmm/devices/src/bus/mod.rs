@@ -12,9 +12,10 @@ use crate::log_limit::LogLimit;
 
 /// A device behind a range of addresses. Called on vCPU threads, from several at once.
 pub trait BusDevice: Send + Sync {
-    /// Reads `data.len()` bytes (1, 2, 4 or 8) at `offset` within the device's range.
+    /// Reads `data.len()` bytes at `offset` within the device's range. 1, 2, 4 or 8, but a guest has
+    /// instructions that ask for 3 or 6 as well.
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError>;
-    /// Writes `data.len()` bytes (1, 2, 4 or 8) at `offset` within the device's range.
+    /// Writes `data.len()` bytes at `offset` within the device's range; as many as may be read.
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError>;
 }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
 
 use super::FakePlatform;
+use super::fence::Fenced;
 use crate::bus::Bus;
 use crate::pci::function::PciFunction;
 use crate::pci::segment::PciSegment;
@@ -33,6 +35,8 @@ pub struct Machine {
     /// RAM.
     pub memory: GuestMemory,
     next_free: AtomicU64,
+    /// What the RAM lies in, and that of machines beside. The last to go: functions on the segment use it.
+    fences: Arc<Mutex<Vec<Fenced>>>,
 }
 
 impl Machine {
@@ -47,13 +51,38 @@ impl Machine {
 
     /// A machine with only a host bridge.
     pub fn new() -> Self {
-        let ram = Self::RAM.map(|(start, length)| (GuestAddress(start), usize::try_from(length).unwrap()));
         let platform = FakePlatform::new();
         let mmio = Arc::new(Bus::new("MMIO"));
         let windows = Windows { ecam: Self::ECAM, mmio32: Self::MMIO32, mmio64: Self::MMIO64 };
         let segment = PciSegment::new(mmio.clone(), platform.platform(), windows).unwrap();
-        let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ram).unwrap());
-        Self { platform, mmio, segment, memory, next_free: AtomicU64::new(MIB) }
+        Self::with(platform, mmio, segment, Arc::default())
+    }
+
+    /// Other RAM on the same buses: devices plugged here are another guest's.
+    pub fn beside(&self) -> Self {
+        Self::with(self.platform.clone(), self.mmio.clone(), self.segment.clone(), self.fences.clone())
+    }
+
+    fn with(
+        platform: Arc<FakePlatform>,
+        mmio: Arc<Bus>,
+        segment: Arc<PciSegment>,
+        fences: Arc<Mutex<Vec<Fenced>>>,
+    ) -> Self {
+        let region = |(start, length)| {
+            let fenced = Fenced::new(usize::try_from(length).unwrap());
+            let region = fenced.region(start);
+            fences.lock().push(fenced);
+            region
+        };
+        let regions = Self::RAM.into_iter().map(region).collect();
+        let memory = GuestMemory::new(GuestMemoryMmap::from_regions(regions).unwrap());
+        Self { platform, mmio, segment, memory, next_free: AtomicU64::new(MIB), fences }
+    }
+
+    /// Panics if something was written just outside of the RAM of this machine or one beside it.
+    pub fn assert_unharmed(&self) {
+        self.fences.lock().iter().for_each(Fenced::assert_unharmed);
     }
 
     /// Makes a virtio device a function and puts it into a slot, which is returned.
@@ -97,12 +126,18 @@ impl Machine {
         let address = self.next_free.fetch_add(length.next_multiple_of(4096), Ordering::Relaxed);
         let end = Self::RAM[0].0 + Self::RAM[0].1;
         assert!(address + length <= end, "the test's RAM is used up");
+        self.store(address, &vec![0; usize::try_from(length).unwrap()]);
         address
     }
 
     /// Puts bytes into RAM.
     pub fn store(&self, address: u64, bytes: &[u8]) {
         self.memory.memory().write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    /// Puts bytes wherever there is RAM for them; false if there is none.
+    pub fn try_store(&self, address: u64, bytes: &[u8]) -> bool {
+        self.memory.memory().write_slice(bytes, GuestAddress(address)).is_ok()
     }
 
     /// Takes bytes out of RAM.

@@ -90,6 +90,11 @@ impl FakePlatform {
         self.received.lock().get(&message).copied().unwrap_or(0)
     }
 
+    /// Every message that has come and was not taken.
+    pub fn received(&self) -> Vec<MsiMessage> {
+        self.received.lock().keys().copied().collect()
+    }
+
     /// Rings the doorbell at `address`, if there is one: the write then never reaches the bus.
     pub fn ring(&self, address: u64) -> bool {
         let doorbells = self.doorbells.lock();

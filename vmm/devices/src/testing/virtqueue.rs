@@ -47,7 +47,7 @@ impl Descriptor {
     /// The buffer is a table of descriptors.
     pub const INDIRECT: u16 = INDIRECT;
 
-    pub(super) fn bytes(self) -> [u8; 16] {
+    pub(crate) fn bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.address.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.length.to_le_bytes());

@@ -54,9 +54,7 @@ pub fn serve(
             let head = chain.head_index();
             let written = request(memory, chain)?;
             queue.queue.add_used(memory, head, written)?;
-            if queue.queue.needs_notification(memory)? {
-                interrupt.used_buffers(queue.index);
-            }
+            notify(queue, memory, interrupt)?;
             budget -= 1;
             if budget == 0 {
                 again(queue);
@@ -67,6 +65,18 @@ pub fn serve(
             return Ok(());
         }
     }
+}
+
+/// Tells the driver of what was used since the last time, if it wants to know (§2.7.7).
+pub fn notify(
+    queue: &mut ActiveQueue,
+    memory: &GuestMemoryMmap,
+    interrupt: &Arc<dyn VirtioInterrupt>,
+) -> Result<(), ChainError> {
+    if queue.queue.needs_notification(memory)? {
+        interrupt.used_buffers(queue.index);
+    }
+    Ok(())
 }
 
 /// Notifies the queue as the driver would: its thread comes back to it once it has looked at everything else.

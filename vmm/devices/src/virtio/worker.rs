@@ -15,8 +15,9 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
-/// Token of the worker's own kill event; handlers use smaller ones.
+/// Tokens of the worker's own events; handlers use smaller ones.
 const KILL: u64 = u64::MAX;
+const AGAIN: u64 = u64::MAX - 1;
 /// Events taken from the kernel at a time.
 const BATCH: usize = 32;
 
@@ -27,25 +28,46 @@ pub trait Handler: Send + 'static {
     /// A file descriptor registered with `token` is ready. `Break` ends the thread (the device is broken and
     /// has said so to the driver).
     fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()>;
+    /// What [`Interest::again`] asked for. Devices that never ask do nothing.
+    fn again(&mut self, _interest: &Interest) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
 }
 
 /// The set of file descriptors a worker waits on.
-pub struct Interest(Epoll);
+pub struct Interest {
+    epoll: Epoll,
+    again: EventFd,
+}
 
 impl Interest {
+    /// Nothing but the event of [`Interest::again`].
+    fn of_nothing() -> io::Result<Self> {
+        let interest = Self { epoll: Epoll::new()?, again: EventFd::new(EFD_NONBLOCK)? };
+        interest.add(interest.again.as_raw_fd(), AGAIN, EventSet::IN)?;
+        Ok(interest)
+    }
+
+    /// Has [`Handler::again`] called once everything else that waits, being told to stop above all, has had its
+    /// turn. For a handler that has spent its budget.
+    pub fn again(&self) {
+        // A full counter means that it is asked for already.
+        let _ = self.again.write(1);
+    }
+
     /// Adds a descriptor. The caller keeps it open until it is removed.
     pub fn add(&self, fd: RawFd, token: u64, events: EventSet) -> io::Result<()> {
-        self.0.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
     }
 
     /// Changes what a descriptor is waited for.
     pub fn change(&self, fd: RawFd, token: u64, events: EventSet) -> io::Result<()> {
-        self.0.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, token))
+        self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, token))
     }
 
     /// Removes a descriptor; call it before closing one.
     pub fn remove(&self, fd: RawFd) -> io::Result<()> {
-        self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+        self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }
 }
 
@@ -53,13 +75,13 @@ impl Interest {
 impl Interest {
     /// A set of its own, for tests that are their own worker.
     pub(crate) fn new() -> io::Result<Self> {
-        Epoll::new().map(Self)
+        Self::of_nothing()
     }
 
     /// What is ready now, by token.
     pub(crate) fn poll(&self) -> io::Result<Vec<(u64, EventSet)>> {
         let mut events = [EpollEvent::default(); BATCH];
-        let count = self.0.wait(0, &mut events)?;
+        let count = self.epoll.wait(0, &mut events)?;
         Ok(events[..count].iter().map(|e| (e.data(), e.event_set())).collect())
     }
 }
@@ -74,7 +96,7 @@ impl<H: Handler> Worker<H> {
     /// Starts a thread called `name` that waits for input on `descriptors`, which `handler` keeps open.
     pub fn spawn(name: &str, handler: H, descriptors: &[(RawFd, u64)]) -> io::Result<Self> {
         let kill = EventFd::new(EFD_NONBLOCK)?;
-        let interest = Interest(Epoll::new()?);
+        let interest = Interest::of_nothing()?;
         interest.add(kill.as_raw_fd(), KILL, EventSet::IN)?;
         for &(fd, token) in descriptors {
             interest.add(fd, token, EventSet::IN)?;
@@ -112,7 +134,7 @@ fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
     }
     let mut events = [EpollEvent::default(); BATCH];
     loop {
-        let count = match interest.0.wait(-1, &mut events) {
+        let count = match interest.epoll.wait(-1, &mut events) {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => {
@@ -120,8 +142,20 @@ fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
                 return handler;
             }
         };
+        // Before anything else that is ready: whoever stops the worker waits for it.
+        if events[..count].iter().any(|event| event.data() == KILL) {
+            return handler;
+        }
         for event in &events[..count] {
-            if event.data() == KILL || handler.ready(event.data(), event.event_set(), interest).is_break() {
+            let flow = match event.data() {
+                AGAIN => {
+                    // Before the work: what is asked for during it is asked for anew.
+                    let _ = interest.again.read();
+                    handler.again(interest)
+                }
+                token => handler.ready(token, event.event_set(), interest),
+            };
+            if flow.is_break() {
                 return handler;
             }
         }
@@ -158,5 +192,31 @@ mod tests {
         input.write(3).unwrap();
         output.read().unwrap();
         assert_eq!(worker.stop().unwrap().seen, 3);
+    }
+
+    struct Tireless(EventFd);
+
+    impl Handler for Tireless {
+        fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+            self.again(interest)
+        }
+        fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+            unreachable!("it waits for nothing")
+        }
+        fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
+            self.0.write(1).unwrap();
+            interest.again();
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn work_without_end_comes_back_and_can_be_stopped() {
+        let turns = EventFd::new(vmm_sys_util::eventfd::EFD_SEMAPHORE).unwrap();
+        let worker = Worker::spawn("tireless", Tireless(turns.try_clone().unwrap()), &[]).unwrap();
+        for _ in 0..10 {
+            turns.read().unwrap();
+        }
+        assert!(worker.stop().is_some());
     }
 }

@@ -1,78 +1,30 @@
 //! What a driver may do to the segment, right and wrong, and what comes of it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::InsertError;
 use super::Windows;
-use crate::bus::AccessError;
-use crate::pci::config_space::ConfigSpace;
-use crate::pci::config_space::Identity;
 use crate::pci::function::Bar;
-use crate::pci::function::ConfigEffects;
-use crate::pci::function::PciFunction;
 use crate::pci::function::Region;
 use crate::pci::segment::PciSegment;
 use crate::platform::MsiMessage;
 use crate::testing::FakePlatform;
 use crate::testing::Machine;
+use crate::testing::Plain;
 
 const MEMORY_ON: u64 = 2;
 
-/// A function whose BARs answer with their index.
-struct Plain {
-    config: Mutex<ConfigSpace>,
-    bars: Vec<Bar>,
-    removed: AtomicBool,
-}
-
-impl Plain {
-    fn new(bars: Vec<Bar>) -> Arc<Self> {
-        let identity =
-            Identity { vendor: 1, device: 2, revision: 0, class: 0, subsystem_vendor: 0, subsystem: 0 };
-        let config = Mutex::new(ConfigSpace::new(identity, &bars));
-        Arc::new(Self { config, bars, removed: AtomicBool::new(false) })
-    }
-
-    /// One 64-bit BAR.
-    fn of_size(size: u64) -> Arc<Self> {
-        Self::new(vec![bar(0, size, Vec::new())])
-    }
+/// One 64-bit BAR.
+fn of_size(size: u64) -> Arc<Plain> {
+    Plain::new(vec![bar(0, size, Vec::new())])
 }
 
 fn bar(index: u8, size: u64, regions: Vec<Region>) -> Bar {
     Bar { index, size, is_64bit: true, prefetchable: false, regions }
-}
-
-impl PciFunction for Plain {
-    fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.config.lock().read(offset, data);
-    }
-    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigEffects {
-        self.config.lock().write(offset, data)
-    }
-    fn bars(&self) -> &[Bar] {
-        &self.bars
-    }
-    fn read_bar(&self, bar: u8, _: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        data.fill(0x40 + bar);
-        Ok(())
-    }
-    fn write_bar(&self, _: u8, offset: u64, _: &[u8]) -> Result<(), AccessError> {
-        Err(AccessError::NoRegister(offset))
-    }
-    fn place_bar(&self, bar: u8, address: u64) {
-        self.config.lock().place_bar(bar, address);
-    }
-    fn removed(&self) {
-        self.removed.store(true, Ordering::SeqCst);
-    }
 }
 
 fn bar_address(machine: &Machine, slot: u8, index: u8) -> u64 {
@@ -90,7 +42,7 @@ fn move_bar(machine: &Machine, slot: u8, index: u8, address: u64) {
 #[test]
 fn a_scan_finds_the_bridge_and_the_functions_and_nothing_else() {
     let machine = Machine::new();
-    assert_eq!(machine.insert(Plain::of_size(0x1000)), 1);
+    assert_eq!(machine.insert(of_size(0x1000)), 1);
     for slot in 0..32 {
         let id = machine.read_config(slot, 0, 4);
         let expected = match slot {
@@ -111,7 +63,7 @@ fn a_scan_finds_the_bridge_and_the_functions_and_nothing_else() {
 #[test]
 fn a_bar_answers_while_memory_space_is_enabled() {
     let machine = Machine::new();
-    let slot = machine.insert(Plain::of_size(0x4000));
+    let slot = machine.insert(of_size(0x4000));
     let address = bar_address(&machine, slot, 0);
     assert!(Machine::MMIO64.contains(&address) && address.is_multiple_of(0x4000));
     assert_eq!(machine.read(address, 1), 0xff);
@@ -188,7 +140,7 @@ fn a_bar_over_ram_ecam_or_another_bar_answers_nowhere() {
 fn sizes_are_aligned_and_gaps_are_filled() {
     let machine = Machine::new();
     let sizes = [0x1000, 0x10_0000, 0x2000, 0x4_0000_0000];
-    let slots: Vec<_> = sizes.iter().map(|&size| machine.insert(Plain::of_size(size))).collect();
+    let slots: Vec<_> = sizes.iter().map(|&size| machine.insert(of_size(size))).collect();
     let mut ranges: Vec<_> =
         slots.iter().zip(sizes).map(|(&slot, size)| (bar_address(&machine, slot, 0), size)).collect();
     assert!(ranges.iter().all(|(start, size)| start.is_multiple_of(*size)));
@@ -196,19 +148,19 @@ fn sizes_are_aligned_and_gaps_are_filled() {
     assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{ranges:x?}");
     let gap = bar_address(&machine, slots[1], 0);
     machine.segment.remove(slots[1]);
-    let again = machine.insert(Plain::of_size(0x10_0000));
+    let again = machine.insert(of_size(0x10_0000));
     assert_eq!((again, bar_address(&machine, again, 0)), (slots[1], gap));
 }
 
 #[test]
 fn a_new_function_stays_clear_of_a_bar_the_driver_moved() {
     let machine = Machine::new();
-    let first = machine.insert(Plain::of_size(0x1000));
+    let first = machine.insert(of_size(0x1000));
     machine.write_config(first, 4, 2, MEMORY_ON);
     let start = bar_address(&machine, first, 0);
     move_bar(&machine, first, 0, start + 0x1000);
-    let second = machine.insert(Plain::of_size(0x1000));
-    let third = machine.insert(Plain::of_size(0x1000));
+    let second = machine.insert(of_size(0x1000));
+    let third = machine.insert(of_size(0x1000));
     assert_eq!(bar_address(&machine, second, 0), start, "free again");
     assert_eq!(bar_address(&machine, third, 0), start + 0x2000);
 }
@@ -217,23 +169,23 @@ fn a_new_function_stays_clear_of_a_bar_the_driver_moved() {
 fn a_full_bus_and_a_full_window_are_errors_that_change_nothing() {
     let machine = Machine::new();
     let size = 1 << 40;
-    let refused = machine.segment.insert(Plain::of_size(size));
+    let refused = machine.segment.insert(of_size(size));
     assert_eq!(refused, Err(InsertError::NoRoom { size }));
     for slot in 1..32 {
-        assert_eq!(machine.insert(Plain::of_size(0x1000)), slot);
+        assert_eq!(machine.insert(of_size(0x1000)), slot);
     }
-    assert_eq!(machine.segment.insert(Plain::of_size(0x1000)), Err(InsertError::NoSlot));
+    assert_eq!(machine.segment.insert(of_size(0x1000)), Err(InsertError::NoSlot));
 }
 
 #[test]
 fn a_removed_function_is_told_once_it_cannot_be_reached() {
     let machine = Machine::new();
-    let function = Plain::of_size(0x1000);
+    let function = of_size(0x1000);
     let slot = machine.insert(function.clone());
     machine.write_config(slot, 4, 2, MEMORY_ON);
     let address = bar_address(&machine, slot, 0);
     machine.segment.remove(slot);
-    assert!(function.removed.load(Ordering::SeqCst));
+    assert!(function.is_removed());
     assert_eq!((machine.read_config(slot, 0, 4), machine.read(address, 1)), (0xffff_ffff, 0xff));
     assert_eq!(Arc::strong_count(&function), 1, "nothing keeps it");
     machine.segment.remove(slot);
@@ -247,7 +199,7 @@ fn a_machine_that_ends_leaves_nothing_behind() {
     let mmio = Arc::new(crate::bus::Bus::new("MMIO"));
     let windows = Windows { ecam: 0, mmio32: Machine::MMIO32, mmio64: Machine::MMIO64 };
     let segment = PciSegment::new(mmio.clone(), platform.platform(), windows).unwrap();
-    let function = Plain::of_size(0x1000);
+    let function = of_size(0x1000);
     segment.insert(function.clone()).unwrap();
     drop(segment);
     drop(mmio);

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::Disk;
 use super::ring::Ring;
 use super::transfer::Transfer;
+use crate::log_limit::LogLimit;
 
 /// What a disk can be told to do.
 pub(super) enum Work {
@@ -78,7 +79,11 @@ impl Backend {
         match Ring::new(depth) {
             Ok(ring) => Self::Ring(Box::new(ring)),
             Err(e) => {
-                tracing::info!("virtio-blk: no io_uring here ({e}), using pread and pwrite");
+                // Each time a driver starts the device.
+                static REPORTS: LogLimit = LogLimit::new();
+                if REPORTS.allows() {
+                    tracing::info!("virtio-blk: no io_uring here ({e}), using pread and pwrite");
+                }
                 Self::Synchronous
             }
         }

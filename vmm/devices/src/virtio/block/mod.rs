@@ -27,6 +27,7 @@ use request::SECTOR;
 use worker::Requests;
 
 /// Feature bits (virtio 1.2 §5.2.3).
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
@@ -37,9 +38,15 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 const QUEUE_SIZES: &[u16] = &[256];
 /// Data segments of one request, the header and the status descriptor apart.
 const SEGMENTS: u32 = 254;
-/// Most sectors in one segment of a discard or write-zeroes request: 1 GiB. A bound on the work one request
-/// can ask for.
-const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// Bytes of one segment. Together they stay below [`MOST_DATA`].
+const SEGMENT_SIZE: u32 = 128 << 10;
+/// Most bytes one request may move; more is answered with an error. A bound on the work one request can ask
+/// for.
+const MOST_DATA: u32 = 32 << 20;
+/// Most sectors in one segment of a discard or write-zeroes request: 256 MiB. The same bound for those.
+const MAX_DISCARD_SECTORS: u32 = 1 << 19;
+/// Bytes under way after which the next request waits: as much as a reset may have to wait for.
+const MOST_UNDER_WAY: u64 = 64 << 20;
 /// Length of a device identifier (virtio 1.2 §5.2.6).
 const ID_LENGTH: usize = 20;
 
@@ -116,6 +123,7 @@ impl Block {
         let mut config = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &self.disk.sectors.to_le_bytes());
+        put(8, &SEGMENT_SIZE.to_le_bytes());
         put(12, &SEGMENTS.to_le_bytes());
         put(20, &512u32.to_le_bytes());
         put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
@@ -138,7 +146,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let common = F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+        let common = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
         common | if self.disk.read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
     }
 

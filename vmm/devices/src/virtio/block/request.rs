@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::Disk;
 use super::MAX_DISCARD_SECTORS;
+use super::MOST_DATA;
 use crate::virtio::queue::Chain;
 use crate::virtio::queue::ChainError;
 
@@ -172,12 +173,12 @@ fn take_status(writable: &mut Vec<Piece>) -> Result<GuestAddress, ChainError> {
     address.checked_add(u64::from(before)).ok_or(ChainError::Layout("a status byte that wraps around"))
 }
 
-/// Offset of a transfer of whole sectors inside the disk.
+/// Offset of a transfer of whole sectors, not too many, inside the disk.
 fn in_range(disk: &Disk, sector: u64, length: u32) -> Result<u64, Status> {
     let sectors = u64::from(length) / SECTOR;
     let whole = u64::from(length) % SECTOR == 0;
     match sector.checked_add(sectors) {
-        Some(end) if whole && end <= disk.sectors => Ok(sector * SECTOR),
+        Some(end) if whole && end <= disk.sectors && length <= MOST_DATA => Ok(sector * SECTOR),
         _ => Err(Status::IoError),
     }
 }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::Read;
 use std::io::Seek;
 use std::io::Write;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::Block;
@@ -14,6 +16,7 @@ use super::F_FLUSH;
 use super::F_RO;
 use super::F_WRITE_ZEROES;
 use super::backend::Backend;
+use super::worker::Requests;
 use crate::testing::Buffer;
 use crate::testing::Buffer::Read as R;
 use crate::testing::Buffer::Write as W;
@@ -22,8 +25,13 @@ use crate::testing::Driver;
 use crate::testing::Machine;
 use crate::testing::Virtqueue;
 use crate::testing::refuses_malformed_chains;
+use crate::virtio::device::ActivateError;
+use crate::virtio::device::Activation;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::spec::feature;
 use crate::virtio::spec::status;
+use crate::virtio::worker::Handler;
+use crate::virtio::worker::Interest;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -116,7 +124,7 @@ fn the_configuration_says_what_the_disk_can_do() {
         assert_eq!(driver.features & ALL, F_FLUSH | F_DISCARD | F_WRITE_ZEROES);
         assert_eq!(driver.config(0, 8), SECTORS);
         assert_eq!((driver.config(12, 4), driver.config(20, 4)), (254, 512));
-        assert_eq!((driver.config(36, 4), driver.config(40, 4)), (1 << 21, 1));
+        assert_eq!((driver.config(36, 4), driver.config(40, 4)), (1 << 19, 1));
         assert_eq!((driver.config(56, 1), driver.config(60, 8)), (1, 0));
     });
     with_disk(true, |machine, slot, _| {
@@ -239,6 +247,101 @@ fn what_is_out_of_range_or_unknown_is_an_error_and_the_next_request_works() {
         assert_eq!(request(machine, &mut queue, FLUSH, 0, &[]), (OK, 1));
         assert_eq!(contents(file), (0..SECTORS).flat_map(sector).collect::<Vec<u8>>());
     });
+}
+
+/// A disk of 1 GiB that takes no space, on each backend.
+fn with_large_disk(test: impl Fn(&Machine, u8, &File)) {
+    for backend in BACKENDS {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 30).unwrap();
+        let mut block = Block::new(file.try_clone().unwrap(), "disk".into(), false, "large".into()).unwrap();
+        block.backend = backend;
+        let machine = Machine::new();
+        let slot = machine.plug(block);
+        test(&machine, slot, &file);
+    }
+}
+
+#[test]
+fn one_request_moves_so_much_and_no_more() {
+    with_large_disk(|machine, slot, _| {
+        let (driver, mut queue) = ready(machine, slot);
+        let segments = u64::from(super::SEGMENTS) * driver.config(8, 4);
+        assert!(segments <= u64::from(super::MOST_DATA), "a good driver stays below the bound");
+        let piece = R(0, 16 << 20);
+        assert_eq!(request(machine, &mut queue, OUT, 0, &[piece; 2]), (OK, 1));
+        assert_eq!(request(machine, &mut queue, OUT, 0, &[piece, piece, R(0, 512)]), (IOERR, 1));
+        assert_eq!(request(machine, &mut queue, OUT, 0, &[piece; 20]), (IOERR, 1));
+    });
+}
+
+/// Keeps what it is activated with.
+struct Idle(Arc<Mutex<Option<Activation>>>);
+
+impl VirtioDevice for Idle {
+    fn device_id(&self) -> u16 {
+        2
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        super::QUEUE_SIZES
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        *self.0.lock() = Some(activation);
+        Ok(())
+    }
+    fn reset(&mut self) {}
+}
+
+#[expect(unsafe_code, reason = "waits for a descriptor it is told of by number")]
+fn wait_readable(fd: std::os::fd::RawFd) {
+    // SAFETY: the requests it belongs to are alive.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    let mut waited = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut waited, None).unwrap();
+}
+
+/// Between two looks at whether it is to stop, the thread does, or leaves to the kernel, a bounded piece of work.
+#[test]
+fn a_reset_waits_for_little_however_much_was_asked_for() {
+    for backend in BACKENDS {
+        let (machine, caught) = (Machine::new(), Arc::new(Mutex::new(None)));
+        let slot = machine.plug(Idle(caught.clone()));
+        let driver = Driver::negotiate(&machine, slot, 0);
+        let mut queue = driver.queue(0, None);
+        driver.ready();
+        let count = 8;
+        for n in 0..count {
+            let header = header(&machine, OUT, n * (32 << 20) / 512);
+            queue.offer(&[R(header, 16), R(0, 16 << 20), R(0, 16 << 20), W(machine.allocate(1), 1)]);
+        }
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 30).unwrap();
+        let block = Block::new(file, "disk".into(), false, "large".into()).unwrap();
+        let mut activation = caught.lock().take().unwrap();
+        let active = activation.queues.remove(0);
+        let mut requests = Requests::new(block.disk.clone(), backend(256), active, activation);
+        assert!(requests.start(&Interest::new().unwrap()).is_continue());
+        let (mut steps, mut done) = (1, 0);
+        loop {
+            assert!(requests.under_way() <= super::MOST_UNDER_WAY + u64::from(super::MOST_DATA));
+            while queue.take_used().is_some() {
+                done += 1;
+            }
+            if done == count {
+                break;
+            }
+            if let Some(fd) = requests.completions() {
+                wait_readable(fd);
+            }
+            assert!(requests.serve(true).is_continue());
+            steps += 1;
+        }
+        assert!(steps >= count / 3, "{count} requests of 32 MiB took {steps} steps");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::Disk;
 use super::F_FLUSH;
 use super::ID_LENGTH;
+use super::MOST_UNDER_WAY;
 use super::backend::Backend;
 use super::backend::Completion;
 use super::backend::Work;
@@ -37,56 +38,88 @@ pub(super) const COMPLETION: u64 = 1;
 /// What is on the device's thread. Field order: the backend drains before the rest goes.
 pub(super) struct Requests {
     backend: Backend,
-    /// By head index: where the status goes, and the bytes the device writes on success.
-    pending: HashMap<u16, (GuestAddress, u32)>,
+    /// By head index.
+    pending: HashMap<u16, Pending>,
+    /// Bytes of all that is pending.
+    under_way: u64,
     disk: Arc<Disk>,
     queue: ActiveQueue,
     activation: Activation,
 }
 
+/// A request the backend works on.
+struct Pending {
+    status: GuestAddress,
+    /// Bytes the device writes on success.
+    written: u32,
+    /// Bytes it moves or clears.
+    size: u64,
+}
+
 impl Requests {
     pub(super) fn new(disk: Arc<Disk>, backend: Backend, queue: ActiveQueue, activation: Activation) -> Self {
-        Self { backend, pending: HashMap::new(), disk, queue, activation }
+        Self { backend, pending: HashMap::new(), under_way: 0, disk, queue, activation }
     }
 
     pub(super) fn completions(&self) -> Option<RawFd> {
         self.backend.completions()
     }
 
-    /// Takes requests while there are any and the backend has room.
+    /// Bytes of all that was started and has not ended.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> u64 {
+        self.under_way
+    }
+
+    /// Whether one more request can be started.
+    fn has_room(&self) -> bool {
+        self.backend.has_room() && self.under_way < MOST_UNDER_WAY
+    }
+
+    /// Takes requests while there are any and there is room.
     fn take(&mut self, memory: &Arc<GuestMemoryMmap>) -> Result<(), ChainError> {
         let mut budget = self.queue.queue.size();
+        let mut bytes = 0;
         loop {
             self.queue.queue.disable_notification(&**memory)?;
-            while self.backend.has_room() {
-                // The thread must hear of a reset however fast the driver is.
-                if budget == 0 {
+            while self.has_room() {
+                // The thread must hear of a reset however fast the driver is, and however slow the disk.
+                if budget == 0 || bytes >= MOST_UNDER_WAY {
                     queue::again(&self.queue);
                     return self.backend.kick().map_err(ChainError::Memory);
                 }
                 budget -= 1;
                 let Some(chain) = queue::next(&mut self.queue, memory)? else { break };
                 let request = Request::parse(&self.disk, memory, chain)?;
-                self.start(memory, request)?;
+                bytes += self.start(memory, request)?;
             }
             self.backend.kick().map_err(ChainError::Memory)?;
             // Without room the next completion comes back here.
-            if !self.backend.has_room() || !self.queue.queue.enable_notification(&**memory)? {
+            if !self.has_room() || !self.queue.queue.enable_notification(&**memory)? {
                 return Ok(());
             }
         }
     }
 
-    fn start(&mut self, memory: &Arc<GuestMemoryMmap>, request: Request) -> Result<(), ChainError> {
+    /// Starts a request, or answers it at once; the bytes it is about.
+    fn start(&mut self, memory: &Arc<GuestMemoryMmap>, request: Request) -> Result<u64, ChainError> {
         let Request { head, operation, data, status, length } = request;
         if self.pending.contains_key(&head) {
             return Err(ChainError::Layout("a chain that is in flight was made available again"));
         }
+        let size = match operation {
+            Operation::Discard { length, .. } | Operation::WriteZeroes { length, .. } => length,
+            _ => length.into(),
+        };
         let (work, written) = match operation {
-            Operation::Refused(refusal) => return self.finish(memory, head, status, refusal, 0),
+            Operation::Refused(refusal) => {
+                self.finish(memory, head, status, refusal, 0)?;
+                return Ok(0);
+            }
             Operation::GetId => {
                 let written = write_id(&self.disk.id, memory, &data)?;
-                return self.finish(memory, head, status, Status::Ok, written);
+                self.finish(memory, head, status, Status::Ok, written)?;
+                return Ok(0);
             }
             Operation::Read { offset } => (transfer(memory, Direction::Read, offset, length, &data)?, length),
             Operation::Write { offset } => {
@@ -101,16 +134,18 @@ impl Requests {
                 (Work::write_zeroes(offset, length, unmap), 0)
             }
         };
-        self.pending.insert(head, (status, written));
-        match self.backend.submit(&self.disk, head, work) {
-            Some(completion) => self.complete(memory, completion),
-            None => Ok(()),
+        self.pending.insert(head, Pending { status, written, size });
+        self.under_way += size;
+        if let Some(completion) = self.backend.submit(&self.disk, head, work) {
+            self.complete(memory, completion)?;
         }
+        Ok(size)
     }
 
     fn complete(&mut self, memory: &GuestMemoryMmap, completion: Completion) -> Result<(), ChainError> {
         let (head, result) = completion;
-        let Some((status, written)) = self.pending.remove(&head) else { return Ok(()) };
+        let Some(Pending { status, written, size }) = self.pending.remove(&head) else { return Ok(()) };
+        self.under_way -= size;
         let end = to_status(&result);
         self.finish(memory, head, status, end, if end == Status::Ok { written } else { 0 })
     }
@@ -128,13 +163,10 @@ impl Requests {
             .write_obj(end as u8, status)
             .map_err(|e| ChainError::Memory(io::Error::other(e.to_string())))?;
         self.queue.queue.add_used(memory, head, written.saturating_add(1))?;
-        if self.queue.queue.needs_notification(memory)? {
-            self.activation.interrupt.used_buffers(self.queue.index);
-        }
-        Ok(())
+        queue::notify(&mut self.queue, memory, &self.activation.interrupt)
     }
 
-    fn serve(&mut self, completions: bool) -> ControlFlow<()> {
+    pub(super) fn serve(&mut self, completions: bool) -> ControlFlow<()> {
         let memory: Arc<GuestMemoryMmap> = self.activation.memory.memory().into_inner();
         let mut served = Ok(());
         if completions {

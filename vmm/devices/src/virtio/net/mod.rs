@@ -163,13 +163,10 @@ impl Net {
             };
             let name = format!("virtio-net-{index}");
             let pair =
-                Pair::new(index, &self.taps, receive, transmit, features, self.mtu, &memory, &interrupt)
-                    .and_then(|pair| {
-                        let descriptors = pair.descriptors();
-                        Worker::spawn(&name, pair, &descriptors)
-                    })
-                    .map_err(host("spawn a network thread"))?;
-            self.pairs.push(pair);
+                Pair::new(index, &self.taps, receive, transmit, features, self.mtu, &memory, &interrupt);
+            let descriptors = pair.descriptors();
+            let worker = Worker::spawn(&name, pair, &descriptors).map_err(host("spawn a network thread"))?;
+            self.pairs.push(worker);
             usable += 1;
         }
         if usable == 0 {

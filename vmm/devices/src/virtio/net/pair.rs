@@ -12,8 +12,6 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::receive::Receive;
 use super::report;
@@ -31,7 +29,6 @@ const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const TAP: u64 = 2;
 const ATTACHED: u64 = 3;
-const AGAIN: u64 = 4;
 
 /// What is on the thread.
 pub(super) struct Pair {
@@ -41,8 +38,6 @@ pub(super) struct Pair {
     transmit: Transmit,
     memory: GuestMemory,
     interrupt: Arc<dyn VirtioInterrupt>,
-    /// Signalled by the thread to itself: there is more to do once others, and `stop`, had their turn.
-    again: EventFd,
 }
 
 impl Pair {
@@ -56,37 +51,34 @@ impl Pair {
         mtu: u16,
         memory: &GuestMemory,
         interrupt: &Arc<dyn VirtioInterrupt>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             index,
             taps: taps.clone(),
             receive: Receive::new(receive, features, mtu),
             transmit: Transmit::new(transmit),
             memory: memory.clone(),
             interrupt: interrupt.clone(),
-            again: EventFd::new(EFD_NONBLOCK)?,
-        })
+        }
     }
 
-    pub(super) fn descriptors(&self) -> [(RawFd, u64); 4] {
+    pub(super) fn descriptors(&self) -> [(RawFd, u64); 3] {
         [
             (self.receive.queue.notification.as_raw_fd(), RECEIVE),
             (self.transmit.queue.notification.as_raw_fd(), TRANSMIT),
             (self.taps.attached(self.index).as_raw_fd(), ATTACHED),
-            (self.again.as_raw_fd(), AGAIN),
         ]
     }
 
     /// Does what can be done now, within a budget.
-    fn work(&mut self) -> ControlFlow<()> {
+    fn work(&mut self, interest: &Interest) -> ControlFlow<()> {
         let memory = self.memory.memory();
         let tap = self.taps.tap(self.index).as_fd();
         let transmitted = self.transmit.run(&memory, tap, &self.interrupt);
         let more = transmitted.and_then(|more| Ok(self.receive.run(&memory, tap, &self.interrupt)? || more));
         let done = more.map(|more| {
             if more {
-                // The counter cannot overflow: it is read before the next write.
-                let _ = self.again.write(1);
+                interest.again();
             }
         });
         queue::stop_if_malformed("virtio-net", done, &self.interrupt)
@@ -103,7 +95,7 @@ impl Pair {
 
     fn watch_and_work(&mut self, interest: &Interest) -> ControlFlow<()> {
         match self.watch_tap(interest) {
-            Ok(()) => self.work(),
+            Ok(()) => self.work(interest),
             Err(e) => {
                 report("cannot wait for the tap", &e);
                 self.interrupt.needs_reset();
@@ -122,7 +114,6 @@ impl Handler for Pair {
         match token {
             RECEIVE => queue::clear(&self.receive.queue),
             TRANSMIT => queue::clear(&self.transmit.queue),
-            AGAIN => drop(self.again.read()),
             ATTACHED => {
                 let _ = self.taps.attached(self.index).read();
                 return self.watch_and_work(interest);
@@ -132,6 +123,10 @@ impl Handler for Pair {
                 self.transmit.writable |= events.contains(EventSet::OUT);
             }
         }
-        self.work()
+        self.work(interest)
+    }
+
+    fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
+        self.work(interest)
     }
 }

@@ -44,11 +44,11 @@ impl Transmit {
                 self.send(memory, ChainBuffers::new(memory, chain, self.queue.queue.size())?, tap)?;
                 budget -= 1;
                 if budget.is_multiple_of(BURST) {
-                    self.notify(memory, interrupt)?;
+                    queue::notify(&mut self.queue, memory, interrupt)?;
                 }
             }
             if budget == 0 {
-                self.notify(memory, interrupt)?;
+                queue::notify(&mut self.queue, memory, interrupt)?;
                 return Ok(true);
             }
             if !self.writable || !self.queue.queue.enable_notification(memory)? {
@@ -56,7 +56,7 @@ impl Transmit {
             }
         }
         if budget < BUDGET {
-            self.notify(memory, interrupt)?;
+            queue::notify(&mut self.queue, memory, interrupt)?;
         }
         Ok(false)
     }
@@ -85,16 +85,5 @@ impl Transmit {
             }
         }
         Ok(self.queue.queue.add_used(memory, chain.head, 0)?)
-    }
-
-    fn notify(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        interrupt: &Arc<dyn VirtioInterrupt>,
-    ) -> Result<(), ChainError> {
-        if self.queue.queue.needs_notification(memory)? {
-            interrupt.used_buffers(self.queue.index);
-        }
-        Ok(())
     }
 }

@@ -85,12 +85,10 @@ impl VirtioDevice for Vsock {
             |index: u16| queues.next().filter(|q| q.index == index).ok_or(ActivateError::QueueMissing(index));
         // The event queue stays unused: the context identifier never changes under a running guest.
         let (receive, transmit) = (next(0)?, next(1)?);
-        let host = |step| move |source| ActivateError::Host { step, source };
-        let packets = Packets::new(self.guest_cid, self.ports.clone(), receive, transmit, activation)
-            .map_err(host("make the vsock thread's event"))?;
+        let packets = Packets::new(self.guest_cid, self.ports.clone(), receive, transmit, activation);
         let descriptors = packets.descriptors();
-        let worker =
-            Worker::spawn("virtio-vsock", packets, &descriptors).map_err(host("spawn the vsock thread"))?;
+        let worker = Worker::spawn("virtio-vsock", packets, &descriptors)
+            .map_err(|source| ActivateError::Host { step: "spawn the vsock thread", source })?;
         self.worker = Some(worker);
         Ok(())
     }

@@ -1,6 +1,5 @@
 //! The device's thread: carries packets between the queues and the connections.
 
-use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
@@ -11,8 +10,6 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::connections::Connections;
 use super::packet::HEADER_SIZE;
@@ -21,7 +18,6 @@ use super::ports::VsockPorts;
 use crate::virtio::buffers::ChainBuffers;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
-use crate::virtio::device::VirtioInterrupt;
 use crate::virtio::queue;
 use crate::virtio::queue::ChainError;
 use crate::virtio::worker::Handler;
@@ -31,7 +27,6 @@ use crate::virtio::worker::Interest;
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const PORTS: u64 = 2;
-const AGAIN: u64 = 3;
 
 /// Packets moved in one direction before the other has its turn.
 const BUDGET: usize = 128;
@@ -45,8 +40,6 @@ pub(super) struct Packets {
     receive: ActiveQueue,
     transmit: ActiveQueue,
     activation: Activation,
-    /// Signalled by the thread to itself: there is more to do once others, and `stop`, had their turn.
-    again: EventFd,
 }
 
 /// How a queue was left.
@@ -67,17 +60,16 @@ impl Packets {
         receive: ActiveQueue,
         transmit: ActiveQueue,
         activation: Activation,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let connections = Connections::new(guest_cid, ports.clone());
-        Ok(Self { connections, ports, receive, transmit, activation, again: EventFd::new(EFD_NONBLOCK)? })
+        Self { connections, ports, receive, transmit, activation }
     }
 
-    pub(super) fn descriptors(&self) -> [(RawFd, u64); 4] {
+    pub(super) fn descriptors(&self) -> [(RawFd, u64); 3] {
         [
             (self.receive.notification.as_raw_fd(), RECEIVE),
             (self.transmit.notification.as_raw_fd(), TRANSMIT),
             (self.ports.wake_fd(), PORTS),
-            (self.again.as_raw_fd(), AGAIN),
         ]
     }
 
@@ -103,8 +95,7 @@ impl Packets {
         let receive = self.fill(memory)?;
         let resume = transmit == Left::Full && self.connections.can_receive();
         if transmit == Left::More || receive == Left::More || resume {
-            // The counter cannot overflow: it is read before the next write.
-            let _ = self.again.write(1);
+            interest.again();
         }
         Ok(())
     }
@@ -126,7 +117,7 @@ impl Packets {
                 self.transmit.queue.add_used(memory, chain.head, 0)?;
                 budget -= 1;
                 if budget.is_multiple_of(BURST) {
-                    notify(&mut self.transmit, memory, &self.activation.interrupt)?;
+                    queue::notify(&mut self.transmit, memory, &self.activation.interrupt)?;
                 }
             }
             if budget == 0 {
@@ -140,7 +131,7 @@ impl Packets {
             }
         };
         if budget < BUDGET {
-            notify(&mut self.transmit, memory, &self.activation.interrupt)?;
+            queue::notify(&mut self.transmit, memory, &self.activation.interrupt)?;
         }
         Ok(left)
     }
@@ -170,26 +161,14 @@ impl Packets {
             self.receive.queue.add_used(memory, chain.head, header_size + header.length)?;
             budget -= 1;
             if budget.is_multiple_of(BURST) {
-                notify(&mut self.receive, memory, &self.activation.interrupt)?;
+                queue::notify(&mut self.receive, memory, &self.activation.interrupt)?;
             }
         }
         if budget < BUDGET {
-            notify(&mut self.receive, memory, &self.activation.interrupt)?;
+            queue::notify(&mut self.receive, memory, &self.activation.interrupt)?;
         }
         Ok(if budget == 0 { Left::More } else { Left::Done })
     }
-}
-
-/// Notifies the driver of what was used since the last time, if it wants to know.
-fn notify(
-    queue: &mut ActiveQueue,
-    memory: &GuestMemoryMmap,
-    interrupt: &Arc<dyn VirtioInterrupt>,
-) -> Result<(), ChainError> {
-    if queue.queue.needs_notification(memory)? {
-        interrupt.used_buffers(queue.index);
-    }
-    Ok(())
 }
 
 impl Handler for Packets {
@@ -203,9 +182,12 @@ impl Handler for Packets {
             RECEIVE => queue::clear(&self.receive),
             TRANSMIT => queue::clear(&self.transmit),
             PORTS => self.connections.connect(interest),
-            AGAIN => drop(self.again.read()),
             _ => self.connections.ready(token, events),
         }
+        self.work(interest)
+    }
+
+    fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
         self.work(interest)
     }
 }

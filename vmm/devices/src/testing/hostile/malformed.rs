@@ -1,9 +1,9 @@
 //! Chains no correct driver builds (virtio 1.2 §2.7), for every device to refuse.
 
-use super::Descriptor;
-use super::Driver;
-use super::Machine;
-use super::Virtqueue;
+use crate::testing::Descriptor;
+use crate::testing::Driver;
+use crate::testing::Machine;
+use crate::testing::Virtqueue;
 
 /// A way to break the rules.
 struct Malformed {

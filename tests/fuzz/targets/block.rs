@@ -1,0 +1,4 @@
+//! Requests to a disk.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kiai_devices::testing::fuzz::block(bytes));
