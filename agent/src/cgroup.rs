@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -30,12 +31,15 @@ pub struct Cgroup {
     within: String,
 }
 
-/// Hands every controller down to the children of the root. Called once, before the first container.
+/// Hands every controller down to the cgroups of containers. Called once, before the first of them.
 pub fn delegate_controllers() -> std::io::Result<()> {
     let root = Path::new(ROOT);
     let available = std::fs::read_to_string(root.join("cgroup.controllers"))?;
     let all: String = available.split_ascii_whitespace().map(|name| format!("+{name} ")).collect();
-    std::fs::write(root.join("cgroup.subtree_control"), all.trim_end())
+    std::fs::write(root.join("cgroup.subtree_control"), all.trim_end())?;
+    let parent = root.join(PARENT);
+    std::fs::create_dir_all(&parent)?;
+    std::fs::write(parent.join("cgroup.subtree_control"), all.trim_end())
 }
 
 impl Cgroup {
@@ -43,6 +47,18 @@ impl Cgroup {
     pub fn of(container_id: &str) -> Self {
         let within = format!("/{PARENT}/{container_id}");
         Self { path: PathBuf::from(format!("{ROOT}{within}")), within }
+    }
+
+    /// Makes it, so that it can be confined before anything runs in it.
+    pub fn make(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.path)
+    }
+
+    /// Has the kernel ask `program` whenever a process in it opens or makes a device node; `replaced` is the
+    /// one it has asked so far.
+    pub fn filter_devices(&self, program: &OwnedFd, replaced: Option<&OwnedFd>) -> std::io::Result<()> {
+        let directory = File::open(&self.path)?;
+        sys::attach_device_program(directory.as_fd(), program.as_fd(), replaced.map(AsFd::as_fd))
     }
 
     /// The path as `linux.cgroupsPath` has it.

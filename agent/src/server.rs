@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kiai_protocol::agent::{
-    AddEntropyRequest, AddNeighboursRequest, ContainerRequest, CreateContainerRequest, CreateSandboxRequest,
-    Empty, ExecProcessRequest, GuestDetailsResponse, Interface, ListInterfacesResponse,
-    ListProcessesResponse, NextOomResponse, OnlineCpusRequest, OnlineCpusResponse, ProcessRequest,
-    ProcessResponse, RemoveContainerRequest, RemovePciRequest, RescanPciRequest, ResizeTerminalRequest,
-    SetClockRequest, SignalProcessRequest, StatsContainerResponse, UpdateContainerRequest,
-    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessResponse,
+    AddEntropyRequest, AddNeighboursRequest, ContainerRequest, CreateContainerRequest,
+    CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest, GuestDetailsResponse,
+    Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse, OnlineCpusRequest,
+    OnlineCpusResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest, RemovePciRequest,
+    RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest, StatsContainerResponse,
+    UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessResponse,
 };
 use kiai_protocol::service::Agent;
 use tokio::sync::Notify;
@@ -127,10 +127,12 @@ methods! {
         Ok(Empty::default())
     }
 
-    create_container(server, request: CreateContainerRequest) -> ProcessResponse {
+    create_container(server, request: CreateContainerRequest) -> CreateContainerResponse {
         let sandbox = server.sandbox.clone();
         let built = whole(async move { container::create(&sandbox, request).await }).await?;
-        Ok(pid_of(&*built.process("")?))
+        let (devices, device_rules) = built.devices().report();
+        let pid = built.process("")?.pid.unsigned_abs();
+        Ok(CreateContainerResponse { pid, devices, device_rules, ..Default::default() })
     }
 
     start_container(server, request: ContainerRequest) -> Empty {

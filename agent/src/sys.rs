@@ -1,8 +1,8 @@
 //! The few system calls that neither rustix nor nix offers safely. The agent's only unsafe code.
-#![expect(unsafe_code, reason = "signals by number, random(4) and AsyncFd have no safe wrapper")]
+#![expect(unsafe_code, reason = "signals by number, random(4), bpf(2) and AsyncFd have no safe wrapper")]
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -61,6 +61,89 @@ pub(crate) fn kill(pid: i32, signal: u32) -> std::io::Result<()> {
     }
     // SAFETY: kill takes two integers and touches no memory of this process.
     match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Of `enum bpf_cmd` (linux/bpf.h).
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+/// Of `enum bpf_prog_type`.
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+/// Of `enum bpf_attach_type`.
+const BPF_CGROUP_DEVICE: u32 = 6;
+/// Programs of cgroups below add to this one: each of them has to agree.
+const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
+/// Takes the place of another program of the same cgroup.
+const BPF_F_REPLACE: u32 = 1 << 2;
+
+/// The part of `union bpf_attr` that BPF_PROG_LOAD reads.
+#[repr(C)]
+struct ProgramLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_ATTACH reads.
+#[repr(C)]
+struct ProgramAttach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+}
+
+/// Loads a program that decides over devices of a cgroup: 8 bytes for each instruction.
+pub(crate) fn load_device_program(instructions: &[u64]) -> std::io::Result<OwnedFd> {
+    let license = c"Apache-2.0";
+    let load = ProgramLoad {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: u32::try_from(instructions.len()).map_err(std::io::Error::other)?,
+        insns: instructions.as_ptr().addr() as u64,
+        license: license.as_ptr().addr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: *b"kiai_devices\0\0\0\0",
+    };
+    // SAFETY: the kernel reads `load` and what it points to: as many instructions as it says, and a string
+    // that ends; all of it outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just opened it for us.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Has `program` decide over the devices of a cgroup, an open directory, in the place of `replaced`.
+pub(crate) fn attach_device_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    replaced: Option<BorrowedFd<'_>>,
+) -> std::io::Result<()> {
+    let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
+    let attach = ProgramAttach {
+        target_fd: number(cgroup),
+        attach_bpf_fd: number(program.as_fd()),
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI | replaced.map_or(0, |_| BPF_F_REPLACE),
+        replace_bpf_fd: replaced.map_or(0, number),
+    };
+    // SAFETY: the kernel reads `attach`, which outlives the call; the descriptors in it are borrowed for it.
+    match unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of_val(&attach)) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }

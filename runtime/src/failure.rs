@@ -11,6 +11,8 @@ use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::Code;
 
 use crate::agent::AgentError;
+use crate::cdi::CdiError;
+use crate::cdi::RegistryError;
 use crate::container::CreateError;
 use crate::container::TaskError;
 use crate::container::io::StdioError;
@@ -105,6 +107,8 @@ impl Coded for CreateError {
             Self::Spec { .. } => Code::INVALID_ARGUMENT,
             Self::Config(_) => Code::FAILED_PRECONDITION,
             Self::NoSandbox(_) => Code::FAILED_PRECONDITION,
+            Self::Cdi(CdiError::Registry(RegistryError::Unknown { .. })) => Code::NOT_FOUND,
+            Self::Cdi(_) => Code::INVALID_ARGUMENT,
             Self::Plan(error) => error.code(),
             Self::Boot(error) => error.code(),
             Self::Mount(error) => error.code(),

@@ -1,6 +1,7 @@
 //! The host side of Kiai: shim, CLI, plans, sandboxes, images, host network. Names no KVM type.
 
 pub mod agent;
+pub mod cdi;
 pub mod check;
 pub mod cli;
 pub mod config;

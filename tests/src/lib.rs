@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
 
 pub mod census;
+pub mod containerd;
 pub mod fixture;
 pub mod kiai;
 pub mod process;

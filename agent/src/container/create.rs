@@ -5,23 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use kiai_protocol::agent::{CreateContainerRequest, Device};
+use kiai_protocol::agent::CreateContainerRequest;
 use oci_spec::runtime::Spec;
 use tokio::net::unix::pipe;
 use tokio::sync::RwLock;
 
+use super::devices::Devices;
 use super::io::{Streams, Terminal, pipes, start_terminal};
 use super::localize::{Guest, LocalizeError, Localized, localize};
-use super::passed;
 use super::process::{Fresh, Process};
 use super::state::{Container, Phase};
 use super::{RUN, check_id};
 use crate::cgroup::Cgroup;
-use crate::device::{self, DeviceKind, LocateError, LocatedDevice, RewriteError};
+use crate::device::{self, LocateError, RewriteError};
 use crate::fault::{Fault, Result};
 use crate::oci::{OciError, Request};
 use crate::sandbox::Sandbox;
-use crate::uevent::Uevents;
 
 /// How long a located device may take to appear. The host attaches before it asks.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,10 +65,11 @@ async fn build(
     if !Path::new(&request.rootfs).is_dir() {
         return Err(Fault::InvalidArgument(format!("rootfs {:?} is not a directory", request.rootfs)));
     }
-    let passed = passed::wait_for(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
-    let located = locate(&sandbox.uevents, &request.devices).await?;
-    let spec = device::rewrite(&passed.withdraw(&spec)?, &located)?;
-    let spec = passed.admit(&spec)?;
+    let devices = Devices::find(&sandbox.uevents, &spec, &request.devices, DEVICE_TIMEOUT).await?;
+    let mut spec = devices.write_into(&spec)?;
+    if request.all_guest_devices {
+        spec = device::with_all(&spec).context("list the devices of the guest")?;
+    }
     let guest = Guest { swap: Path::new("/proc/swaps").exists() };
     let Localized { spec, sysctls, own_pids } =
         localize(spec, Path::new(&request.rootfs), cgroup.within_hierarchy(), guest)?;
@@ -83,6 +83,10 @@ async fn build(
     let config = directory.join("config.json");
     std::fs::write(&config, serde_json::to_vec(&spec).context("encode the spec")?)
         .with_context(|| format!("write {config:?}"))?;
+
+    // Before anything of the container runs.
+    cgroup.make().with_context(|| format!("make the cgroup of container {id}"))?;
+    devices.load(&spec)?.enforce(cgroup)?;
 
     let build = Request::Create { id: id.clone(), bundle: directory.to_owned(), state, terminal };
     let (built, streams) = if terminal {
@@ -110,7 +114,7 @@ async fn build(
         init,
         phase: RwLock::new(Phase::Created(started)),
         execs: Default::default(),
-        pci_addresses: passed.addresses,
+        devices,
         oom_watch: sandbox.ooms.watch(id.clone(), cgroup.clone()),
     }))
 }
@@ -144,29 +148,6 @@ impl Plumbing {
         };
         Ok(Fresh { pid, exit, terminal, copying, drained })
     }
-}
-
-async fn locate(uevents: &Uevents, devices: &[Device]) -> Result<Vec<LocatedDevice>> {
-    let mut located = Vec::with_capacity(devices.len());
-    for device in devices.iter().filter(|device| !passed::is_passed(device)) {
-        let kind = match device.kind.as_str() {
-            "b" => DeviceKind::Block,
-            "c" | "u" => DeviceKind::Character,
-            other => {
-                return Err(Fault::InvalidArgument(format!("device type {other:?} is neither b nor c")));
-            }
-        };
-        let node = device::wait_for(uevents, &device.locator, DEVICE_TIMEOUT).await?;
-        located.push(LocatedDevice {
-            container_path: PathBuf::from(&device.container_path),
-            kind,
-            host_major: device.host_major,
-            host_minor: device.host_minor,
-            node,
-            guest_path: None,
-        });
-    }
-    Ok(located)
 }
 
 /// Makes the working directory in the root file system if it is not there, as other runtimes do.

@@ -2,10 +2,11 @@
 //!
 //! In reading order: [`mod@create`] is the whole story of a container, [`mod@exec`] of one more process in it;
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
-//! its standard streams, [`localize`] makes the host's spec the guest's, [`passed`] puts
-//! PCI functions of the host into it.
+//! its standard streams, [`localize`] makes the host's spec the guest's, [`devices`] finds
+//! its devices, writes them into the spec and enforces the rules, [`passed`] does so for PCI functions.
 
 mod create;
+mod devices;
 mod exec;
 mod io;
 mod localize;
@@ -16,6 +17,7 @@ mod state;
 use crate::fault::{Fault, Result};
 
 pub use create::create;
+pub use devices::Devices;
 pub use exec::exec;
 pub use process::{Ended, Process};
 pub use state::{Container, Phase};

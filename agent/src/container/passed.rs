@@ -17,10 +17,21 @@ use crate::uevent::Uevents;
 pub(super) struct Passed {
     /// The rows they have on the host.
     groups: Vec<HostGroup>,
-    /// What the container gets instead.
-    nodes: Vec<Node>,
+    /// What the container gets instead, and whose it is.
+    pub(super) nodes: Vec<PassedNode>,
     /// Where they are on either side.
     pub(super) addresses: PciAddresses,
+}
+
+/// A node of a passed function.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PassedNode {
+    /// The node.
+    pub(super) node: Node,
+    /// The row of the host it stands for.
+    pub(super) entry: PathBuf,
+    /// Where its function is.
+    pub(super) pci_path: String,
 }
 
 /// Whether a device is a passed function, not one with a node of its own.
@@ -40,13 +51,13 @@ pub(super) async fn wait_for(uevents: &Uevents, devices: &[Device], timeout: Dur
             return Err(Fault::InvalidArgument(format!("VFIO group of type {:?}, not c", device.kind)));
         }
         if let Some(By::PciVfio(_)) = &device.locator.by {
-            passed.add(device::give_to_vfio(uevents, &path, timeout).await?);
-            passed.add(device::vfio_container()?);
+            passed.add(device, &path, device::give_to_vfio(uevents, &path, timeout).await?);
+            passed.add(device, &path, device::vfio_container()?);
         } else {
             device::wait_for_nodes(uevents, &path, timeout)
                 .await?
                 .into_iter()
-                .for_each(|node| passed.add(node));
+                .for_each(|node| passed.add(device, &path, node));
         }
         let group = HostGroup {
             container_path: PathBuf::from(&device.container_path),
@@ -64,9 +75,10 @@ pub(super) async fn wait_for(uevents: &Uevents, devices: &[Device], timeout: Dur
 }
 
 impl Passed {
-    fn add(&mut self, node: Node) {
-        if !self.nodes.contains(&node) {
-            self.nodes.push(node);
+    fn add(&mut self, device: &Device, path: &PciPath, node: Node) {
+        if self.nodes.iter().all(|passed| passed.node != node) {
+            let entry = PathBuf::from(&device.container_path);
+            self.nodes.push(PassedNode { node, entry, pci_path: path.to_string() });
         }
     }
 
@@ -77,7 +89,8 @@ impl Passed {
 
     /// The spec with the guest's nodes, and addresses in the environment: after all other devices.
     pub(super) fn admit(&self, spec: &Spec) -> Result<Spec> {
-        let mut spec = device::admit(spec, &self.nodes)?;
+        let nodes: Vec<Node> = self.nodes.iter().map(|passed| passed.node.clone()).collect();
+        let mut spec = device::admit(spec, &nodes)?;
         if let Some(process) = spec.process_mut() {
             translate(process, &self.addresses);
         }

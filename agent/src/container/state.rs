@@ -13,8 +13,8 @@ use tokio::sync::RwLock;
 use tokio::task::AbortHandle;
 
 use super::Process;
+use super::devices::Devices;
 use crate::cgroup::Cgroup;
-use crate::device::PciAddresses;
 use crate::fault::{Fault, Result};
 use crate::storage::Storages;
 
@@ -44,8 +44,8 @@ pub struct Container {
     pub(super) phase: RwLock<Phase>,
     /// Processes of `exec`; `None` while one is being built.
     pub(super) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    /// Where its passed PCI functions are, on the host and here.
-    pub(super) pci_addresses: PciAddresses,
+    /// Its devices and what it may do with them.
+    pub(super) devices: Devices,
     pub(super) oom_watch: AbortHandle,
 }
 
@@ -149,8 +149,9 @@ impl Container {
         }
     }
 
-    /// Sets limits; blocking. A memory limit below what the container cannot do without would be the end of one
-    /// of its processes, so it is refused.
+    /// Sets limits, and with new device rules, which are the host's, what it may do with devices; blocking. A
+    /// memory limit below what the container cannot do without would be the end of one of its processes, so it
+    /// is refused.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         let limit = resources.memory().as_ref().and_then(|memory| memory.limit());
         if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()).filter(|&limit| limit > 0) {
@@ -163,7 +164,16 @@ impl Container {
                 )));
             }
         }
-        Ok(self.cgroup.update(resources).with_context(|| format!("update container {}", self.id))?)
+        // Whatever can be refused is, before anything changes.
+        let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
+        let loaded = rules.map(|rules| self.devices.load_rules(rules)).transpose()?;
+        self.cgroup.update(resources).with_context(|| format!("update container {}", self.id))?;
+        loaded.map_or(Ok(()), |loaded| loaded.enforce(&self.cgroup))
+    }
+
+    /// Its devices as the host is told of them.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// Figures of its cgroup.

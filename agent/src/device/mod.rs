@@ -6,6 +6,7 @@
 //! here makes a node or loads a program: libcontainer and `cgroup` do.
 
 mod admit;
+mod all;
 mod environment;
 pub mod filter;
 mod function;
@@ -14,6 +15,7 @@ mod rewrite;
 pub mod rule;
 
 pub use admit::{AdmitError, HostGroup, admit, withdraw};
+pub use all::with_all;
 pub use environment::{PciAddresses, translate};
 pub use function::{address, give_to_vfio, vfio_container, wait_for_nodes};
 pub use locate::{DeviceKind, LocateError, Node, pci_function, wait_for, wait_for_virtio_fs};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kiai_protocol::agent::AddNeighboursRequest;
 use kiai_protocol::agent::ContainerRequest;
 use kiai_protocol::agent::CreateContainerRequest;
+use kiai_protocol::agent::CreateContainerResponse;
 use kiai_protocol::agent::CreateSandboxRequest;
 use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::Empty;
@@ -152,8 +153,11 @@ impl Agent {
     }
 
     /// Builds a container, its process not yet started.
-    pub async fn create_container(&self, request: CreateContainerRequest) -> Result<(), AgentError> {
-        bounded("CreateContainer", self.0.create_container(Context::default(), &request)).await.map(drop)
+    pub async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, AgentError> {
+        bounded("CreateContainer", self.0.create_container(Context::default(), &request)).await
     }
 
     /// Lets the container's process go.

@@ -10,7 +10,9 @@
 
 mod check;
 mod completions;
+mod device_table;
 mod devices;
+mod dry_run;
 mod each;
 mod exec;
 mod failure;

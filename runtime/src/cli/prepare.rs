@@ -87,6 +87,8 @@ pub(super) struct Place<'a> {
     pub(super) bundle: &'a Path,
     pub(super) id: &'a str,
     pub(super) network: Option<&'a Network>,
+    /// Nothing outside the bundle is to be made.
+    pub(super) rehearsal: bool,
 }
 
 /// Makes the specification and writes the bundle. The bundle's directory is there.
@@ -119,6 +121,12 @@ pub(super) fn prepare(
         memory: container.memory,
         kernel: container.kernel.as_deref().map(existing_file).transpose().context("--kernel")?,
         console: container.console.then(|| console_file(place.bundle)),
+        vendor_devices: container
+            .device
+            .iter()
+            .filter_map(|device| if let DeviceOption::Cdi(name) = device { Some(name.clone()) } else { None })
+            .collect(),
+        privileged: container.privileged,
     };
     let mut spec = spec::plan_spec(SpecInput {
         image: &source.config,
@@ -126,8 +134,12 @@ pub(super) fn prepare(
         environment: environment(source.config.env().as_deref().unwrap_or_default(), process)?,
         user: find_user(&user, &source.layers)?,
         hostname,
-        volumes: container.volume.iter().map(|v| find_volume(v, place.paths)).collect::<Result<_, _>>()?,
-        devices: container.device.iter().map(find_device).collect::<Result<_, _>>()?,
+        volumes: container.volume.iter().map(|v| find_volume(v, place)).collect::<Result<_, _>>()?,
+        devices: container
+            .device
+            .iter()
+            .filter_map(|device| find_device(device).transpose())
+            .collect::<Result<_, _>>()?,
         etc: write_etc(place.bundle, hostname, place.network)?,
         network_namespace: place.network.map(|network| network.namespace.clone()),
     })?;
@@ -192,9 +204,13 @@ pub(super) fn find_user(user: &UserOption, layers: &[PathBuf]) -> anyhow::Result
 }
 
 /// A volume's place on the host. As with docker, a source that is not there becomes a directory.
-fn find_volume(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<BindMount> {
+fn find_volume(volume: &VolumeOption, place: &Place<'_>) -> anyhow::Result<BindMount> {
     let source = match &volume.source {
-        VolumeSource::Named(name) => volume_directory(paths, name)?,
+        VolumeSource::Named(name) if place.rehearsal => place.paths.volumes().join(name),
+        VolumeSource::Named(name) => volume_directory(place.paths, name)?,
+        VolumeSource::Path(path) if place.rehearsal && !path.exists() => {
+            std::path::absolute(path).with_context(|| format!("volume {}", path.display()))?
+        }
         VolumeSource::Path(path) => {
             let named = || format!("volume {}", path.display());
             match fs::metadata(path) {
@@ -210,13 +226,15 @@ fn find_volume(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<BindMount
     Ok(BindMount { source, destination: volume.destination.clone(), read_only: volume.read_only })
 }
 
-fn find_device(device: &DeviceOption) -> anyhow::Result<HostDevice> {
+/// What a device is on the host. A vendor's is found when the container is made.
+fn find_device(device: &DeviceOption) -> anyhow::Result<Option<HostDevice>> {
     match device {
-        DeviceOption::Node(node) => find_node(node, None),
+        DeviceOption::Cdi(_) => Ok(None),
+        DeviceOption::Node(node) => find_node(node, None).map(Some),
         DeviceOption::Pci(address, mode) => {
             let node = PathBuf::from("/dev/vfio").join(find_group(*address)?.to_string());
             let node = NodeOption { host: node.clone(), container: node, permissions: "rwm".to_owned() };
-            find_node(&node, Some((*address, *mode)))
+            find_node(&node, Some((*address, *mode))).map(Some)
         }
     }
 }

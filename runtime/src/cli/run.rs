@@ -16,8 +16,10 @@ use containerd_shim_protos::types::mount::Mount;
 use std::io::IsTerminal;
 
 use crate::cli::Context;
+use crate::cli::dry_run::Rehearsal;
 use crate::cli::failure::Failure;
 use crate::cli::follow::Growing;
+use crate::cli::format::Format;
 use crate::cli::names;
 use crate::cli::options::ContainerOptions;
 use crate::cli::options::NetworkOption;
@@ -68,6 +70,9 @@ pub(super) struct Run {
     /// When to pull the image
     #[arg(long, value_enum, default_value = "missing")]
     pull: PullOption,
+    /// Print what would be done, and do nothing of it but to pull the image
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    dry_run: Option<Format>,
     /// Image (a registry reference, oci:DIR:TAG or docker-archive:FILE; none with --rootfs), then the
     /// command and its arguments
     #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]...")]
@@ -92,6 +97,17 @@ impl Run {
             found = self.source(context) => found?,
             number = interrupted(&mut signals) => return Ok(status_of_signal(number)),
         };
+        if let Some(format) = self.dry_run {
+            let rehearsal = Rehearsal {
+                paths: context.store.paths(),
+                source: &source,
+                process: &self.process,
+                container: &self.container,
+                command: &command,
+            };
+            rehearsal.print(format)?;
+            return Ok(0);
+        }
         let making = self.make(context, &source, &command)?;
         if self.process.detach {
             self.in_background(making).await
@@ -203,7 +219,8 @@ impl Run {
         making.container.write_record(&making.record)?;
         rootfs::create_upper(paths, &making.container, &source.layers)?;
         let network = self.attach(&making.container)?;
-        let place = Place { paths, bundle: &bundle, id: making.container.id(), network: network.as_ref() };
+        let id = making.container.id();
+        let place = Place { paths, bundle: &bundle, id, network: network.as_ref(), rehearsal: false };
         let spec = prepare::prepare(&place, source, &self.process, &self.container, command)?;
         making.record.addresses = network.map(|network| network.addresses).unwrap_or_default();
         making.record.command =

@@ -12,6 +12,7 @@ use super::Process;
 use super::Report;
 use super::Reporter;
 use super::TaskError;
+use super::devices;
 use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
@@ -19,9 +20,11 @@ use super::lend::Lent;
 use super::limits::Applied;
 use crate::agent::AgentError;
 use crate::agent::message;
+use crate::cdi::CdiError;
 use crate::host::MountError;
 use crate::host::rootfs::FsMount;
 use crate::plan::ContainerPlan;
+use crate::plan::DeviceMap;
 use crate::plan::PlanError;
 use crate::plan::container_directory;
 use crate::sandbox::BootError;
@@ -58,6 +61,9 @@ pub enum CreateError {
     /// The configuration of the runtime.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    /// Devices of vendors.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     /// The spec asks for what cannot be done.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -132,10 +138,15 @@ async fn ask(
     request.spec = serde_json::to_vec(&plan.spec)
         .map_err(|e| TaskError::Malformed { what: "OCI spec", reason: e.to_string() })?;
     request.rootfs = container_directory(&options.id).join("rootfs").display().to_string();
-    request.devices = devices;
+    request.devices.clone_from(&devices);
+    request.all_guest_devices = plan.all_devices;
     request.stdio = Some(stdio).into();
     (request.rows, request.columns) = plan.terminal_size;
-    sandbox.agent.create_container(request).await?;
+    let answer = sandbox.agent.create_container(request).await?;
+    if let Err(error) = devices::record(&options.bundle, DeviceMap::of_plan(plan), &devices, answer) {
+        // The container is there all the same; only `kiai inspect --devices` will know nothing of it.
+        tracing::warn!(error = %crate::failure::chain(&error), "the devices cannot be written down");
+    }
     Ok(streams)
 }
 

@@ -4,6 +4,7 @@
 //! it. Knows no containerd message: `shim` decodes, and publishes what is reported through [`Report`].
 
 mod create;
+pub mod devices;
 mod error;
 pub mod io;
 mod lend;

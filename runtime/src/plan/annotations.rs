@@ -51,6 +51,8 @@ pub struct Annotations {
     pub console: Option<PathBuf>,
     /// `io.kiai.vfio.<n>`: PCI functions and who drives each, "ADDRESS=guest-driver" or "ADDRESS=user-space".
     pub functions: Vec<(PciAddress, PassMode)>,
+    /// `io.kiai.all-devices`: the container gets a node of every device of the guest.
+    pub all_devices: bool,
     /// Bytes: what the kubelet computed for the pod (containerd 1.6.9 and later).
     pub pod_memory: Option<u64>,
     /// Thousandths of a CPU, likewise.
@@ -77,6 +79,7 @@ impl Annotations {
                 "memory-mib" => annotations.memory_mib = Some(number(name, value)?),
                 "kernel" => annotations.kernel = Some(path(name, value)?),
                 "console" => annotations.console = Some(path(name, value)?),
+                "all-devices" => annotations.all_devices = truth(name, value)?,
                 _ => return Err(PlanError::UnknownAnnotation(name.clone())),
             }
         }
@@ -109,6 +112,10 @@ fn role(all: &HashMap<String, String>) -> Result<Role, PlanError> {
 
 fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, PlanError> {
     value.parse().map_err(|_| bad(name, value, "is not a number in range"))
+}
+
+fn truth(name: &str, value: &str) -> Result<bool, PlanError> {
+    value.parse().map_err(|_| bad(name, value, "is neither true nor false"))
 }
 
 fn path(name: &str, value: &str) -> Result<PathBuf, PlanError> {
@@ -161,6 +168,7 @@ mod tests {
             ("io.kiai.vcpus", "256"),
             ("io.kiai.memory-mib", "-1"),
             ("io.kiai.kernel", "vmlinux"),
+            ("io.kiai.all-devices", "yes"),
             ("io.kiai.nonsense", "1"),
             (CONTAINER_TYPE, "pod"),
             (CONTAINER_TYPE, "container"),

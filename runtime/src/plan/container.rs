@@ -24,6 +24,8 @@ pub struct ContainerPlan {
     pub disks: Vec<Disk>,
     /// PCI functions of the host to pass.
     pub functions: Vec<PassedFunction>,
+    /// The container gets a node of every device of the guest besides those it was promised.
+    pub all_devices: bool,
     /// The process wants a terminal.
     pub terminal: bool,
     /// Rows and columns of the terminal; 0 is the kernel's default.
@@ -75,7 +77,8 @@ pub fn plan_container(
         // The pod's host name is the sandbox's; a container without its own UTS namespace must not set one.
         spec.set_hostname(None);
     }
-    Ok(ContainerPlan { spec, volumes, disks, functions, terminal, terminal_size })
+    let all_devices = annotations.all_devices;
+    Ok(ContainerPlan { spec, volumes, disks, functions, all_devices, terminal, terminal_size })
 }
 
 /// Hooks are programs of the host that expect the container's namespaces and process there. All but those of

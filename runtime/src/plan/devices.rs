@@ -19,6 +19,9 @@ use super::pci;
 const GUEST_NATIVE: &[(i64, i64)] =
     &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229), (10, 200), (10, 196)];
 
+/// The major number of what is behind /dev/pts.
+const PSEUDO_TERMINALS: i64 = 136;
+
 /// A block device of the host, lent to the guest as a virtio disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -30,7 +33,7 @@ pub struct Disk {
     pub major: i64,
     /// Its identity on the host.
     pub minor: i64,
-    /// No rule of the spec allows writing.
+    /// The rules of the spec do not let it be written.
     pub read_only: bool,
 }
 
@@ -66,7 +69,35 @@ pub(super) fn plan_devices(
             LinuxDeviceType::A => return refuse("type \"a\" is no device".into()),
         }
     }
+    check_rules(devices, rules)?;
     Ok(disks)
+}
+
+/// A rule that allows one device of the host by its number needs an entry: without one nothing is lent, and in
+/// the guest the number may be that of another container's device.
+fn check_rules(devices: &[LinuxDevice], rules: &[LinuxDeviceCgroup]) -> Result<(), PlanError> {
+    let orphan = rules.iter().filter(|rule| rule.allow()).find(|rule| {
+        let (Some(major @ 0..), Some(minor @ 0..)) = (rule.major(), rule.minor()) else { return false };
+        let character = matches!(rule.typ(), Some(LinuxDeviceType::C | LinuxDeviceType::U));
+        let own = character && (is_guest_native(major, minor) || major == PSEUDO_TERMINALS);
+        let served = devices.iter().any(|device| {
+            rule.typ() == Some(device.typ()) && (device.major(), device.minor()) == (major, minor)
+        });
+        !own && !served
+    });
+    orphan.map_or(Ok(()), |rule| Err(PlanError::DeviceRule(rule.to_string())))
+}
+
+/// Whether the rules let the device be written; the last one that fits decides. Without rules, they do.
+fn is_writable(rules: &[LinuxDeviceCgroup], (major, minor): (i64, i64)) -> bool {
+    let fits = |number: Option<i64>, own| number.is_none_or(|number| number < 0 || number == own);
+    let deciding = rules.iter().rev().find(|rule| {
+        matches!(rule.typ().unwrap_or_default(), LinuxDeviceType::A | LinuxDeviceType::B)
+            && fits(rule.major(), major)
+            && fits(rule.minor(), minor)
+            && rule.access().as_ref().is_none_or(|access| access.is_empty() || access.contains('w'))
+    });
+    rules.is_empty() || deciding.is_some_and(LinuxDeviceCgroup::allow)
 }
 
 /// The PCI functions to pass: those of every VFIO group among the entries. `chosen` is what annotations say.
@@ -95,19 +126,15 @@ pub(super) fn plan_functions(
     }
 }
 
-fn disk(path: &Path, (major, minor): (i64, i64), node: &Path, rules: &[LinuxDeviceCgroup]) -> Disk {
-    let mut own =
-        rules.iter().filter(|rule| rule.major() == Some(major) && rule.minor() == Some(minor)).peekable();
-    let ruled = own.peek().is_some();
-    let writable =
-        own.any(|rule| rule.allow() && rule.access().as_ref().is_none_or(|access| access.contains('w')));
-    Disk { node: node.into(), container_path: path.into(), major, minor, read_only: ruled && !writable }
+fn disk(path: &Path, number: (i64, i64), node: &Path, rules: &[LinuxDeviceCgroup]) -> Disk {
+    let (major, minor) = number;
+    let read_only = !is_writable(rules, number);
+    Disk { node: node.into(), container_path: path.into(), major, minor, read_only }
 }
 
 #[cfg(test)]
 mod tests {
     use oci_spec::runtime::LinuxDeviceBuilder;
-    use oci_spec::runtime::LinuxDeviceCgroupBuilder;
 
     use super::*;
     use crate::plan::BlockDevice;
@@ -136,21 +163,51 @@ mod tests {
         assert_eq!(disks, [expected]);
     }
 
+    fn rules(rules: serde_json::Value) -> Vec<LinuxDeviceCgroup> {
+        serde_json::from_value(rules).unwrap()
+    }
+
     #[test]
     fn a_disk_is_read_only_when_its_rules_say_so() {
-        let rule = |access: &str| {
-            LinuxDeviceCgroupBuilder::default()
-                .allow(true)
-                .typ(LinuxDeviceType::B)
-                .major(7)
-                .minor(0)
-                .access(access)
-                .build()
-                .unwrap()
-        };
         let devices = [device("/dev/xvda", LinuxDeviceType::B, 7, 0)];
-        assert!(plan_devices(&devices, &[rule("r")], &facts()).unwrap()[0].read_only);
-        assert!(!plan_devices(&devices, &[rule("r"), rule("rwm")], &facts()).unwrap()[0].read_only);
+        let own = |access: &str| serde_json::json!({"allow": true, "type": "b", "major": 7, "minor": 0, "access": access});
+        let all = |allow: bool| serde_json::json!({"allow": allow, "access": "rwm"});
+        let wide = serde_json::json!({"allow": true, "type": "b", "major": 7, "minor": -1, "access": "rw"});
+        let character = serde_json::json!({"allow": true, "type": "c", "access": "rwm"});
+        for (list, read_only) in [
+            (serde_json::json!([]), false),
+            (serde_json::json!([own("r")]), true),
+            (serde_json::json!([own("r"), own("rwm")]), false),
+            (serde_json::json!([all(true)]), false),
+            (serde_json::json!([all(false), character]), true),
+            (serde_json::json!([all(false), wide]), false),
+            (serde_json::json!([own("rwm"), all(false), own("r")]), true),
+        ] {
+            let disks = plan_devices(&devices, &rules(list.clone()), &facts()).unwrap();
+            assert_eq!(disks[0].read_only, read_only, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_rule_for_a_device_of_the_host_that_is_not_lent_is_refused() {
+        let devices = [device("/dev/xvda", LinuxDeviceType::B, 7, 0)];
+        let list = |typ: &str, minor: i64| {
+            rules(
+                serde_json::json!([{"allow": true, "type": typ, "major": 7, "minor": minor, "access": "rw"}]),
+            )
+        };
+        for (typ, minor) in [("b", 1), ("c", 0), ("a", 0)] {
+            let error = plan_devices(&devices, &list(typ, minor), &facts()).unwrap_err();
+            assert_eq!(error, PlanError::DeviceRule(format!("{typ} 7:{minor} rw")));
+        }
+        assert!(plan_devices(&devices, &list("b", 0), &facts()).is_ok());
+        assert!(plan_devices(&devices, &list("b", -1), &facts()).is_ok());
+        for (typ, major, minor) in [("c", 1, 3), ("c", 10, 200), ("c", 136, 5)] {
+            let own = serde_json::json!([{"allow": true, "type": typ, "major": major, "minor": minor, "access": "rwm"}]);
+            assert!(plan_devices(&devices, &rules(own), &facts()).is_ok());
+        }
+        let denied = rules(serde_json::json!([{"allow": false, "type": "b", "major": 9, "minor": 1}]));
+        assert!(plan_devices(&devices, &denied, &facts()).is_ok());
     }
 
     #[test]

@@ -58,6 +58,11 @@ pub enum PlanError {
     /// An annotation chooses a PCI function, but no entry names its group.
     #[error("PCI function {0}: its IOMMU group is not among linux.devices")]
     NoGroup(PciAddress),
+    /// A rule of linux.resources.devices without a device.
+    #[error(
+        "device rule {0}: linux.devices lends no such device, and in the guest the number may be another one's"
+    )]
+    DeviceRule(String),
     /// A namespace of the host.
     #[error("{kind} namespace {path}: a microVM cannot join a namespace of the host")]
     Namespace {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::afterwards::Afterwards;
 use super::events::Events;
 use crate::agent::AgentError;
+use crate::cdi;
 use crate::config::Config;
 use crate::container;
 use crate::container::Container;
@@ -121,6 +122,7 @@ impl Pod {
     ) -> Result<Arc<Container>, CreateError> {
         let path = options.bundle.join("config.json");
         let spec = Spec::load(&path).map_err(|source| CreateError::Spec { path, source })?;
+        let spec = cdi::apply_annotations(spec, cdi::Registry::read)?;
         let config = Config::load()?;
         let all = spec.annotations().clone().unwrap_or_default();
         let annotations = Annotations::parse(&all, &config.pod_annotations)?;

@@ -1,4 +1,5 @@
-//! `--device HOST[:CONTAINER[:PERMISSIONS]]` or `pci:ADDRESS[,MODE]`, and the device rules of a container.
+//! `--device HOST[:CONTAINER[:PERMISSIONS]]`, `pci:ADDRESS[,MODE]` or a CDI device, and the device rules of a
+//! container.
 //!
 //! The numbers here are the host's. What they are in the guest is found out there (OCI runtime-spec
 //! `config-linux.md#devices`). Pure: the node was looked up by the caller.
@@ -10,6 +11,7 @@ use oci_spec::runtime::LinuxDevice;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceType;
 
+use crate::cdi::DeviceName;
 use crate::plan::ParsePciAddressError;
 use crate::plan::PassMode;
 use crate::plan::PciAddress;
@@ -21,6 +23,8 @@ pub enum DeviceOption {
     Node(NodeOption),
     /// A PCI function of the host, and who drives it.
     Pci(PciAddress, PassMode),
+    /// A device of a vendor's file.
+    Cdi(DeviceName),
 }
 
 /// A device node of the host.
@@ -39,7 +43,7 @@ pub struct NodeOption {
 pub enum DeviceError {
     /// Not `HOST[:CONTAINER[:PERMISSIONS]]`.
     #[error(
-        "{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths, or pci:ADDRESS"
+        "{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths, pci:ADDRESS, or a CDI device like vendor.com/class=name"
     )]
     Form(String),
     /// A letter other than r, w, m.
@@ -66,6 +70,9 @@ impl FromStr for DeviceOption {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(word) = text.strip_prefix("pci:") {
             return pci(text, word);
+        }
+        if let Ok(name) = text.parse() {
+            return Ok(Self::Cdi(name));
         }
         let parts: Vec<&str> = text.split(':').collect();
         let is_permissions =
@@ -173,6 +180,11 @@ const ALWAYS: &[(Option<i64>, Option<i64>, &str)] = &[
     (Some(136), None, "rwm"),
 ];
 
+/// The one rule of a privileged container.
+pub(crate) fn every_device() -> Vec<LinuxDeviceCgroup> {
+    vec![rule(LinuxDeviceType::A, None, None, "rwm")]
+}
+
 /// The rules of `linux.resources.devices`: nothing but what every container needs and what was asked for.
 pub(crate) fn plan_rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
     let mut deny = LinuxDeviceCgroup::default();
@@ -215,6 +227,13 @@ mod tests {
             assert_eq!(text.parse::<DeviceOption>(), Err(DeviceError::Form(text.into())), "{text}");
         }
         assert_eq!("/a:/b:rx".parse::<DeviceOption>(), Err(DeviceError::Permissions("/a:/b:rx".into())));
+    }
+
+    #[test]
+    fn a_device_of_a_vendor_is_called_by_its_name() {
+        let name = "vendor.com/class=name";
+        assert_eq!(name.parse(), Ok(DeviceOption::Cdi(name.parse().unwrap())));
+        assert!(matches!("/dev/a=b".parse(), Ok(DeviceOption::Node(_))));
     }
 
     #[test]

@@ -32,7 +32,9 @@ use oci_spec::runtime::Process;
 use oci_spec::runtime::Root;
 use oci_spec::runtime::Spec;
 
+use crate::cdi::DeviceName;
 use crate::spec::capability::CapabilityChanges;
+use crate::spec::capability::CapabilityWord;
 use crate::spec::device::HostDevice;
 use crate::spec::env::Environment;
 use crate::spec::mounts::EtcFiles;
@@ -87,6 +89,10 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// File to which the guest's console is appended.
     pub console: Option<PathBuf>,
+    /// `--device` with names of vendors' devices.
+    pub vendor_devices: Vec<DeviceName>,
+    /// `--privileged`: whatever can be done in the guest may be done. The microVM is what confines it.
+    pub privileged: bool,
 }
 
 /// Everything a specification is made of.
@@ -126,7 +132,11 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     spec.set_version("1.0.2".to_owned());
     spec.set_root(Some(root));
     spec.set_hostname(Some(input.hostname.to_owned()));
-    spec.set_mounts(Some(mounts::plan_mounts(&options.tmpfs, &input.volumes, &input.etc)?));
+    let mut mounts = mounts::plan_mounts(&options.tmpfs, &input.volumes, &input.etc)?;
+    if options.privileged {
+        mounts::open_kernel(&mut mounts);
+    }
+    spec.set_mounts(Some(mounts));
     let mut annotations = annotations(options)?;
     annotations.extend(device::annotations(&input.devices));
     spec.set_annotations(Some(annotations));
@@ -143,18 +153,24 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     process.set_env(Some(environment));
     process.set_rlimits(Some(ulimit::plan_rlimits(&options.ulimits)));
     process.set_no_new_privileges(Some(false));
-    let capabilities = capability::plan_capabilities(&options.capabilities);
+    let capabilities = if options.privileged {
+        capability::plan_capabilities(&CapabilityChanges { add: vec![CapabilityWord::All], drop: Vec::new() })
+    } else {
+        capability::plan_capabilities(&options.capabilities)
+    };
     process.set_capabilities(Some(capability::process_sets(&capabilities, input.user.uid == 0)));
     process.set_user(input.user.into_oci());
     spec.set_process(Some(process));
 
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces(input.network_namespace)));
-    linux.set_masked_paths(Some(owned(MASKED_PATHS)));
-    linux.set_readonly_paths(Some(owned(READONLY_PATHS)));
-    linux.set_seccomp(Some(seccomp::default_profile(&capabilities)));
+    let confined = !options.privileged;
+    linux.set_masked_paths(confined.then(|| owned(MASKED_PATHS)));
+    linux.set_readonly_paths(confined.then(|| owned(READONLY_PATHS)));
+    linux.set_seccomp(confined.then(|| seccomp::default_profile(&capabilities)));
     linux.set_devices(Some(device::nodes(&input.devices)));
-    linux.set_resources(Some(resources::plan_resources(options.cpus, options.memory, &input.devices)));
+    let rules = if options.privileged { device::every_device() } else { device::plan_rules(&input.devices) };
+    linux.set_resources(Some(resources::plan_resources(options.cpus, options.memory, rules)));
     spec.set_linux(Some(linux));
     Ok(spec)
 }
@@ -210,6 +226,13 @@ fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> 
     }
     if let Some(kernel) = &options.kernel {
         annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());
+    }
+    if !options.vendor_devices.is_empty() {
+        let names: Vec<_> = options.vendor_devices.iter().map(ToString::to_string).collect();
+        annotations.insert(format!("{}kiai", crate::cdi::ANNOTATIONS), names.join(","));
+    }
+    if options.privileged {
+        annotations.insert("io.kiai.all-devices".to_owned(), true.to_string());
     }
     if let Some(console) = &options.console {
         annotations.insert("io.kiai.console".to_owned(), console.display().to_string());

@@ -101,6 +101,17 @@ pub(crate) fn plan_mounts(
     Ok(mounts)
 }
 
+/// Lets a privileged container change the kernel's own file systems.
+pub(crate) fn open_kernel(mounts: &mut [Mount]) {
+    for mount in mounts {
+        if matches!(mount.typ().as_deref(), Some("sysfs" | "cgroup")) {
+            let options =
+                mount.options().iter().flatten().filter(|option| *option != "ro").cloned().collect();
+            mount.set_options(Some(options));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,10 @@
 //! Limits of a container's cgroup (OCI runtime-spec `config-linux.md#control-groups`). Pure.
 
 use oci_spec::runtime::LinuxCpu;
+use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxMemory;
 use oci_spec::runtime::LinuxResources;
 
-use crate::spec::device;
-use crate::spec::device::HostDevice;
 use crate::spec::quantity::Cpus;
 use crate::spec::quantity::MemorySize;
 
@@ -13,10 +12,10 @@ use crate::spec::quantity::MemorySize;
 pub(crate) fn plan_resources(
     cpus: Option<Cpus>,
     memory: Option<MemorySize>,
-    devices: &[HostDevice],
+    rules: Vec<LinuxDeviceCgroup>,
 ) -> LinuxResources {
     let mut resources = plan_limits(cpus, memory);
-    resources.set_devices(Some(device::plan_rules(devices)));
+    resources.set_devices(Some(rules));
     resources
 }
 

@@ -73,6 +73,25 @@ fn a_network_namespace_is_named_in_the_specification() {
 }
 
 #[test]
+fn a_privileged_container_may_do_all_its_guest_lets_it() {
+    let image = image();
+    let options = Options { privileged: true, ..Options::default() };
+    let spec = plan_spec(input(&image, &options)).unwrap();
+    let linux = spec.linux().as_ref().unwrap();
+    assert!(linux.seccomp().is_none() && linux.masked_paths().is_none() && linux.readonly_paths().is_none());
+    let rules = linux.resources().as_ref().unwrap().devices().clone().unwrap();
+    assert_eq!(rules.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a *:* rwm"]);
+    assert!(rules[0].allow());
+    let capabilities = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+    assert!(capabilities.effective().as_ref().unwrap().contains(&oci_spec::runtime::Capability::SysAdmin));
+    assert_eq!(spec.annotations().as_ref().unwrap()["io.kiai.all-devices"], "true");
+    for mount in spec.mounts().as_ref().unwrap() {
+        let read_only = mount.options().iter().flatten().any(|option| option == "ro");
+        assert!(!read_only, "{:?}", mount.destination());
+    }
+}
+
+#[test]
 fn nothing_to_run_is_an_error() {
     let (image, options) = (Config::default(), Options::default());
     assert_eq!(plan_spec(input(&image, &options)), Err(SpecError::NoCommand));

@@ -5,11 +5,16 @@
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
 
 mod containerd;
+mod devices;
 mod exec;
 mod failures;
+mod images;
 mod io;
+mod many;
+mod network;
+mod refusals;
 mod resize;
+mod resources;
+mod run;
 mod vfio;
-
-// Written, and not yet seen to pass whole in the lab: images, many, network, refusals, resources,
-// run, volumes. Each joins the list above once it has.
+mod volumes;

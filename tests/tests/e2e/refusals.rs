@@ -1,8 +1,8 @@
 //! What is missing, damaged or makes no sense is refused, and named.
 
-use std::fs;
 use kiai_tests::kiai::busybox;
 use kiai_tests::scenario;
+use std::fs;
 
 #[test]
 fn an_initramfs_that_is_missing_or_damaged_is_named() {
@@ -54,4 +54,3 @@ fn words_that_make_no_sense_are_named() {
         }
     });
 }
-

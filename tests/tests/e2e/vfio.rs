@@ -13,7 +13,7 @@ use kiai_tests::kiai::scratch;
 use kiai_tests::process;
 use kiai_tests::scenario;
 
-use crate::containerd::Containerd;
+use kiai_tests::containerd::Containerd;
 
 /// Vendor and device id as sysfs writes them.
 const NVME: (&str, &str) = ("0x1b36", "0x0010");

@@ -98,7 +98,8 @@ fn what_cannot_be_mounted_is_named() {
     scenario(|kiai| {
         let image = busybox();
         for volume in ["/tmp", "/tmp:relative", "/tmp:/data:sideways", ":/data", "/proc/none:/data"] {
-            kiai.call(&["run", "--rm", "-v", volume, &image, "true"]).refused(&[volume.trim_end_matches(":/data")]);
+            kiai.call(&["run", "--rm", "-v", volume, &image, "true"])
+                .refused(&[volume.trim_end_matches(":/data")]);
         }
     });
 }

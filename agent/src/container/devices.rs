@@ -1,0 +1,197 @@
+//! The devices of one container: found, written into its spec, and everything else kept from it.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use kiai_protocol::agent::device_locator::By;
+use kiai_protocol::agent::{Device, FoundDevice};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, Spec};
+use parking_lot::Mutex;
+
+use super::passed::{self, Passed};
+use crate::cgroup::Cgroup;
+use crate::device::filter::{self, MAX_RULES};
+use crate::device::rule::{Identity, Rule, RuleError, default_rules, granted};
+use crate::device::{self, DeviceKind, LocatedDevice, PciAddresses};
+use crate::fault::{Fault, Result};
+use crate::sys;
+use crate::uevent::Uevents;
+
+/// What a container has of devices, and what it may do with them.
+#[derive(Debug)]
+pub struct Devices {
+    /// The spec's, as the host wrote them.
+    entries: Vec<LinuxDevice>,
+    located: Vec<LocatedDevice>,
+    /// Where those are on the bus, in the same order.
+    pci_paths: Vec<String>,
+    passed: Passed,
+    in_force: Mutex<Option<Enforced>>,
+}
+
+/// The rules in force and the program that has them.
+#[derive(Debug)]
+struct Enforced {
+    rules: Vec<Rule>,
+    program: OwnedFd,
+}
+
+/// Rules the kernel has accepted, but does not follow yet.
+#[must_use]
+pub(super) struct Loaded<'a> {
+    devices: &'a Devices,
+    enforced: Enforced,
+}
+
+impl Loaded<'_> {
+    /// Puts them in force, in the place of those that were.
+    pub(super) fn enforce(self, cgroup: &Cgroup) -> Result<()> {
+        let mut in_force = self.devices.in_force.lock();
+        let replaced = in_force.as_ref().map(|enforced| &enforced.program);
+        cgroup.filter_devices(&self.enforced.program, replaced).context("attach the device program")?;
+        *in_force = Some(self.enforced);
+        Ok(())
+    }
+}
+
+impl Devices {
+    /// Waits until each of `wanted` has its node.
+    pub(super) async fn find(
+        uevents: &Uevents,
+        spec: &Spec,
+        wanted: &[Device],
+        timeout: Duration,
+    ) -> Result<Self> {
+        let linux = spec.linux().as_ref();
+        let entries = linux.and_then(|linux| linux.devices().clone()).unwrap_or_default();
+        let passed = passed::wait_for(uevents, wanted, timeout).await?;
+        let (mut located, mut pci_paths) = (Vec::new(), Vec::new());
+        for device in wanted.iter().filter(|device| !passed::is_passed(device)) {
+            located.push(locate(uevents, device, timeout).await?);
+            pci_paths.push(match &device.locator.by {
+                Some(By::PciPath(path)) => path.clone(),
+                _ => String::new(),
+            });
+        }
+        Ok(Self { entries, located, pci_paths, passed, in_force: Mutex::default() })
+    }
+
+    /// Where its passed PCI functions are, on the host and here.
+    pub(super) fn pci_addresses(&self) -> &PciAddresses {
+        &self.passed.addresses
+    }
+
+    /// The host's spec with the guest's devices and rules.
+    pub(super) fn write_into(&self, spec: &Spec) -> Result<Spec> {
+        self.passed.admit(&device::rewrite(&self.passed.withdraw(spec)?, &self.located)?)
+    }
+
+    /// Loads the rules of a spec that [`Self::write_into`] has returned.
+    pub(super) fn load(&self, spec: &Spec) -> Result<Loaded<'_>> {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+        let rules: Vec<_> = Rule::parse_all(rules)?.into_iter().chain(default_rules()).collect();
+        if rules.len() > MAX_RULES {
+            return Err(Fault::InvalidArgument(format!("more than {MAX_RULES} device rules")));
+        }
+        let program =
+            sys::load_device_program(&filter::program(&rules)).context("load the device program")?;
+        Ok(Loaded { devices: self, enforced: Enforced { rules, program } })
+    }
+
+    /// Loads rules of the host that are to replace the spec's.
+    pub(super) fn load_rules(&self, rules: &[LinuxDeviceCgroup]) -> Result<Loaded<'_>> {
+        let mut resources = LinuxResources::default();
+        resources.set_devices(Some(rules.to_vec()));
+        let mut linux = Linux::default();
+        linux.set_devices(Some(self.entries.clone())).set_resources(Some(resources));
+        let mut spec = Spec::default();
+        spec.set_linux(Some(linux));
+        self.load(&self.write_into(&spec)?)
+    }
+
+    /// What the host is told: each device, and the rules in force.
+    pub fn report(&self) -> (Vec<FoundDevice>, Vec<String>) {
+        let in_force = self.in_force.lock();
+        let rules = in_force.as_ref().map_or(&[][..], |enforced| &enforced.rules);
+        let mut found: Vec<_> = self.entries.iter().filter_map(|entry| self.served(entry)).collect();
+        found.extend(self.passed.nodes.iter().map(|passed| FoundDevice {
+            entry: passed.entry.display().to_string(),
+            pci_path: passed.pci_path.clone(),
+            ..described(&passed.node.path, &passed.node)
+        }));
+        for device in &mut found {
+            let kind = if device.kind == "b" { DeviceKind::Block } else { DeviceKind::Character };
+            let identity = Identity { kind, major: device.major, minor: device.minor };
+            device.access = granted(rules, identity).to_string();
+        }
+        (found, rules.iter().map(ToString::to_string).collect())
+    }
+
+    /// An entry of the spec as it is here; none for what is no device or is passed as a PCI function.
+    fn served(&self, entry: &LinuxDevice) -> Option<FoundDevice> {
+        let path = entry.path();
+        if let Some(index) = self.located.iter().position(|device| device.container_path == *path) {
+            let device = &self.located[index];
+            return Some(FoundDevice {
+                entry: path.display().to_string(),
+                pci_path: self.pci_paths[index].clone(),
+                ..described(device.guest_path.as_ref().unwrap_or(path), &device.node)
+            });
+        }
+        if self.passed.nodes.iter().any(|passed| passed.entry == *path) {
+            return None;
+        }
+        let kind = match entry.typ() {
+            LinuxDeviceType::B => "b",
+            LinuxDeviceType::C | LinuxDeviceType::U => "c",
+            LinuxDeviceType::A | LinuxDeviceType::P => return None,
+        };
+        Some(FoundDevice {
+            entry: path.display().to_string(),
+            container_path: path.display().to_string(),
+            kind: kind.to_owned(),
+            major: entry.major(),
+            minor: entry.minor(),
+            ..Default::default()
+        })
+    }
+}
+
+fn described(container_path: &std::path::Path, node: &device::Node) -> FoundDevice {
+    FoundDevice {
+        container_path: container_path.display().to_string(),
+        kind: node.kind.letter().to_string(),
+        major: node.major,
+        minor: node.minor,
+        node: node.path.display().to_string(),
+        ..Default::default()
+    }
+}
+
+async fn locate(uevents: &Uevents, device: &Device, timeout: Duration) -> Result<LocatedDevice> {
+    let kind = match device.kind.as_str() {
+        "b" => DeviceKind::Block,
+        "c" | "u" => DeviceKind::Character,
+        other => {
+            let other: String = other.chars().take(64).collect();
+            return Err(Fault::InvalidArgument(format!("device type {other:?} is neither b nor c")));
+        }
+    };
+    Ok(LocatedDevice {
+        container_path: PathBuf::from(&device.container_path),
+        kind,
+        host_major: device.host_major,
+        host_minor: device.host_minor,
+        node: device::wait_for(uevents, &device.locator, timeout).await?,
+        guest_path: None,
+    })
+}
+
+impl From<RuleError> for Fault {
+    fn from(error: RuleError) -> Self {
+        Self::InvalidArgument(error.to_string())
+    }
+}

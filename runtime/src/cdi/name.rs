@@ -1,0 +1,56 @@
+//! The name of a device: `vendor.com/class=name` (SPEC.md "kind" and "device name"). Pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A device's full name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceName {
+    /// `vendor.com/class`.
+    pub(super) kind: String,
+    /// Unique within its kind.
+    pub(super) device: String,
+}
+
+/// Not a name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no CDI device; write VENDOR/CLASS=NAME, like vendor.com/device=0")]
+pub struct ParseNameError(String);
+
+/// Letters, digits and some of `marks` in between; a letter first, a letter or digit last.
+fn is_word(text: &str, marks: &str, digit_first: bool) -> bool {
+    let first = |c: char| c.is_ascii_alphabetic() || (digit_first && c.is_ascii_digit());
+    text.starts_with(first)
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
+}
+
+/// Whether a text is `vendor.com/class`.
+pub(super) fn is_kind(text: &str) -> bool {
+    text.split_once('/')
+        .is_some_and(|(vendor, class)| is_word(vendor, "_-.", false) && is_word(class, "_-", false))
+}
+
+/// Whether a text can stand behind the `=`.
+pub(super) fn is_device(text: &str) -> bool {
+    is_word(text, "_-.:", true)
+}
+
+impl FromStr for DeviceName {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((kind, device)) if is_kind(kind) && is_device(device) => {
+                Ok(Self { kind: kind.to_owned(), device: device.to_owned() })
+            }
+            _ => Err(ParseNameError(text.chars().take(128).collect())),
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.kind, self.device)
+    }
+}

@@ -1,0 +1,146 @@
+//! What becomes of each device of a spec, entry by entry: for people, and for who asks later. Plain data.
+//!
+//! A plan knows the host's side; the guest's side is known once the agent has found the device.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::LinuxDevice;
+use oci_spec::runtime::LinuxDeviceType;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::ContainerPlan;
+use super::PassMode;
+use super::PciAddress;
+
+/// Every device of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceMap {
+    /// In the order of `linux.devices`; an IOMMU group may stand there several times.
+    pub devices: Vec<MappedDevice>,
+    /// It also has a node of every other device of the guest.
+    pub all_devices: bool,
+    /// In the guest's numbers and in order, the last one that fits deciding. Empty until there is a guest.
+    pub rules: Vec<String>,
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MappedDevice {
+    /// Path of the entry in the spec.
+    pub entry: PathBuf,
+    /// What it names on the host.
+    pub host: HostSide,
+    /// How it gets to the guest.
+    pub attachment: Attachment,
+    /// What it is there, once that is known.
+    pub guest: Option<GuestSide>,
+}
+
+/// A device on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostSide {
+    /// `b` or `c`.
+    pub kind: String,
+    /// Device number.
+    pub major: i64,
+    /// Device number.
+    pub minor: i64,
+    /// Its node, where a node is lent.
+    pub node: Option<PathBuf>,
+    /// Its address, where a PCI function is lent.
+    pub pci_address: Option<String>,
+}
+
+/// How a device gets to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attachment {
+    /// Not at all: every kernel has one.
+    GuestsOwn,
+    /// As a virtio disk.
+    Disk,
+    /// As a virtio disk that cannot be written.
+    ReadOnlyDisk,
+    /// As a PCI function the guest's kernel drives.
+    GuestDriver,
+    /// As a PCI function a program in the container drives.
+    UserSpace,
+}
+
+impl std::fmt::Display for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::GuestsOwn => "the guest's own",
+            Self::Disk => "virtio disk",
+            Self::ReadOnlyDisk => "virtio disk, read-only",
+            Self::GuestDriver => "PCI, guest's driver",
+            Self::UserSpace => "PCI, user space",
+        })
+    }
+}
+
+/// A device in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestSide {
+    /// Its path in the container.
+    pub path: PathBuf,
+    /// `b` or `c`.
+    pub kind: String,
+    /// Device number.
+    pub major: i64,
+    /// Device number.
+    pub minor: i64,
+    /// The guest's own node, where the host lent the device.
+    pub node: Option<PathBuf>,
+    /// Where it is on the guest's bus, likewise: slot and function on each bridge's bus.
+    pub pci_path: Option<String>,
+    /// Letters of `rwm`: what the container may do with it.
+    pub access: String,
+}
+
+impl DeviceMap {
+    /// The host's side of a plan.
+    pub fn of_plan(plan: &ContainerPlan) -> Self {
+        let entries = plan.spec.linux().as_ref().and_then(|linux| linux.devices().as_deref());
+        let devices = entries.unwrap_or_default().iter().flat_map(|entry| of_entry(plan, entry)).collect();
+        Self { devices, all_devices: plan.all_devices, rules: Vec::new() }
+    }
+}
+
+/// What an entry becomes: one device, for an IOMMU group one for each of its functions, for a fifo none.
+fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
+    let kind = match entry.typ() {
+        LinuxDeviceType::B => "b",
+        LinuxDeviceType::C | LinuxDeviceType::U => "c",
+        LinuxDeviceType::A | LinuxDeviceType::P => return Vec::new(),
+    };
+    let mapped = |attachment, node: Option<&PathBuf>, address: Option<PciAddress>| MappedDevice {
+        entry: entry.path().clone(),
+        host: HostSide {
+            kind: kind.to_owned(),
+            major: entry.major(),
+            minor: entry.minor(),
+            node: node.cloned(),
+            pci_address: address.map(|address| address.to_string()),
+        },
+        attachment,
+        guest: None,
+    };
+    if let Some(disk) = plan.disks.iter().find(|disk| disk.container_path == *entry.path()) {
+        let attachment = if disk.read_only { Attachment::ReadOnlyDisk } else { Attachment::Disk };
+        return vec![mapped(attachment, Some(&disk.node), None)];
+    }
+    let functions = plan.functions.iter().filter(|function| function.container_path == *entry.path());
+    let functions: Vec<_> = functions
+        .map(|function| match function.mode {
+            PassMode::GuestDriver => mapped(Attachment::GuestDriver, None, Some(function.address)),
+            PassMode::UserSpace => mapped(Attachment::UserSpace, None, Some(function.address)),
+        })
+        .collect();
+    if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None, None)] } else { functions }
+}
