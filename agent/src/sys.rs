@@ -116,7 +116,7 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> std::io::Result<Owned
         log_buf: 0,
         kern_version: 0,
         prog_flags: 0,
-        prog_name: *b"kiai_devices\0\0\0\0",
+        prog_name: *b"kiai_rules\0\0\0\0\0\0",
     };
     // SAFETY: the kernel reads `load` and what it points to: as many instructions as it says, and a string
     // that ends; all of it outlives the call.
