@@ -88,7 +88,7 @@ fn what_cannot_be_had_is_refused_and_nothing_changes() {
         };
         let before = state();
         kiai.call(&["update", "--cpus", "3", "stuck"]).refused(&["3 vCPUs", "max-vcpus"]);
-        kiai.call(&["update", "--cpus", "2", "-m", "64m", "stuck"]).refused(&["stuck", "reclaimed"]);
+        kiai.call(&["update", "--cpus", "2", "-m", "64m", "stuck"]).refused(&["67108864", "reclaimed"]);
         kiai.call(&["update", "--cpus", "1000", "stuck"]).refused(&["1000"]);
         kiai.call(&["update", "stuck"]).refused(&["--memory"]);
         kiai.call(&["update", "-m", "1g", "nobody"]).refused(&["nobody"]);
