@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -104,13 +105,16 @@ impl Kiai {
         fs::read_to_string(file).unwrap().trim().parse().unwrap()
     }
 
+    /// That process, to be waited for.
+    pub fn shim_process(&self) -> OwnedFd {
+        rustix::process::pidfd_open(Pid::from_raw(self.shim()).unwrap(), PidfdFlags::empty()).unwrap()
+    }
+
     /// Kills that shim as the kernel would, and waits until it is gone.
     pub fn kill_shim(&self) {
-        let pid = Pid::from_raw(self.shim()).unwrap();
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let pidfd = self.shim_process();
         rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
-        let mut ready = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        rustix::event::poll(&mut ready, None).unwrap();
+        await_end(&pidfd);
     }
 
     /// Containers the state directory still knows.
@@ -130,6 +134,12 @@ impl Kiai {
             let _ = self.command(&["rm", "-f", name]).output();
         }
     }
+}
+
+/// Waits until a process is gone.
+pub fn await_end(pidfd: &OwnedFd) {
+    let mut ready = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut ready, None).unwrap();
 }
 
 /// Words that name the image of busybox.

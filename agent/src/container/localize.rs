@@ -128,15 +128,11 @@ pub(super) fn localize_process(process: &mut Process) {
     }
 }
 
-/// The hooks that run in the container's own namespaces. Those of the runtime's are the host's to run.
+/// The hooks that are programs of the container. The others are the host's, which refuses what it cannot run.
 fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
-    let some = |list: &Option<Vec<_>>| list.clone().filter(|list| !list.is_empty());
-    let (create, start) = (some(hooks.create_container()), some(hooks.start_container()));
-    if create.is_none() && start.is_none() {
-        return None;
-    }
+    let start = hooks.start_container().clone().filter(|list| !list.is_empty())?;
     let mut kept = Hooks::default();
-    kept.set_create_container(create).set_start_container(start);
+    kept.set_start_container(Some(start));
     Some(kept)
 }
 

@@ -1,6 +1,6 @@
 //! Containers and their processes.
 //!
-//! In reading order: [`create`] is the whole story of a container, [`exec`] of one more process in it;
+//! In reading order: [`mod@create`] is the whole story of a container, [`mod@exec`] of one more process in it;
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
 //! its standard streams, [`localize`] makes the host's spec the guest's, [`devices`] finds
 //! its devices, writes them into the spec and enforces the rules, [`passed`] does so for PCI functions.

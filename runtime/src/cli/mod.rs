@@ -104,6 +104,7 @@ enum Verb {
     Check(check::Check),
     Version(version::Version),
     Completions(completions::Completions),
+    Release(release::Release),
 }
 
 /// What every verb works with.
@@ -183,6 +184,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
         Verb::Check(check) => check.perform(context),
         Verb::Version(version) => version.perform(),
         Verb::Completions(completions) => completions.perform(),
+        Verb::Release(release) => release.perform(context).await,
     }
 }
 

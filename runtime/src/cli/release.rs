@@ -1,7 +1,8 @@
 //! Gives back what a container had: its sandbox, its network, and, if that was agreed, its files.
 //!
 //! Every step bears being done twice and being done for a container whose shim or whose maker was killed, so
-//! the end of `run`, `stop`, `rm` and the tidying of `ps` all are this.
+//! the end of `run`, `stop`, `rm` and the tidying of `ps` all are this. For a container in the background its shim
+//! runs it, as `kiai release`.
 
 use std::fs;
 use std::path::Path;
@@ -14,6 +15,7 @@ use rustix::process::Signal;
 use tokio::net::unix::pipe::Receiver;
 
 use crate::cli::Context;
+use crate::cli::failure::Failure;
 use crate::cli::state::State;
 use crate::cli::task::Ended;
 use crate::cli::task::Task;
@@ -21,6 +23,7 @@ use crate::cli::task::TaskError;
 use crate::network;
 use crate::store::Container;
 use crate::store::Record;
+use crate::store::StoreError;
 use crate::store::file::Lock;
 use crate::store::record::Exit;
 use crate::store::record::ShimProcess;
@@ -35,6 +38,42 @@ const SHIM_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Longest text of a sandbox's end that is read: the console is the guest's, and hostile.
 const LONGEST_REASON: u64 = 64 << 10;
+
+/// Give back what a container that has ended had; its shim runs this
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub(super) struct Release {
+    /// The container's id
+    id: String,
+}
+
+impl Release {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+        crate::shim::enter_mounts().context("standard input is no mount namespace")?;
+        match context.store.find(&self.id) {
+            Ok((container, _)) => {
+                // Whoever holds it is about to write down that it started, or releases it already.
+                if let Some(lock) = container.lock()? {
+                    tidy_locked(context, &container, &lock).await?;
+                }
+                Ok(0)
+            }
+            Err(StoreError::NoContainer(_)) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The words that have this program release a container of `context`.
+pub(super) fn words(context: &Context, id: &str) -> Vec<String> {
+    let paths = context.store.paths();
+    let folder = |path: &Path| path.to_string_lossy().into_owned();
+    let options = [("--root", folder(&paths.root)), ("--state", folder(&paths.state))];
+    let options = options.into_iter().chain([("--namespace", paths.namespace.clone())]);
+    let mut words: Vec<String> = options.flat_map(|(name, value)| [name.to_owned(), value]).collect();
+    words.extend(["release".to_owned(), id.to_owned()]);
+    words
+}
 
 /// Releases a container whose process has ended, or whose shim is dead, and writes its end down; removes it
 /// instead if it was made with `--rm`. The caller holds its lock.
@@ -193,8 +232,14 @@ async fn tidy_one(context: &Context, container: &Container, record: &Record) -> 
     if !matches!(state, State::Creating | State::Lost | State::Ended { .. }) {
         return Ok(());
     }
-    let Some(lock) = container.try_lock()? else { return Ok(()) };
-    // It may have changed before the lock was ours.
+    match container.try_lock()? {
+        Some(lock) => tidy_locked(context, container, &lock).await,
+        None => Ok(()),
+    }
+}
+
+/// Releases the container if it has ended, by its record of now: it may have changed before the lock was ours.
+async fn tidy_locked(context: &Context, container: &Container, lock: &Lock) -> anyhow::Result<()> {
     let Some(mut record) = container.record()? else { return Ok(()) };
     let seen = match State::of(&record).await {
         State::Ended { code, at } => Some(Ended { status: code, at }),
@@ -206,5 +251,5 @@ async fn tidy_one(context: &Context, container: &Container, record: &Record) -> 
         }
         _ => return Ok(()),
     };
-    release(context, container, &mut record, &lock, seen).await.map(drop)
+    release(context, container, &mut record, lock, seen).await.map(drop)
 }

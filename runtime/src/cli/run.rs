@@ -40,6 +40,7 @@ use crate::cli::task::Task;
 use crate::cli::terminal::RawMode;
 use crate::network;
 use crate::network::Network;
+use crate::network::PortMapping;
 use crate::shim;
 use crate::shim::LaunchOptions;
 use crate::spec::volume::VolumeSource;
@@ -84,6 +85,8 @@ struct Making<'a> {
     container: Container,
     lock: Lock,
     record: Record,
+    /// To be held on the host.
+    ports: Vec<PortMapping>,
 }
 
 impl Run {
@@ -181,7 +184,8 @@ impl Run {
             addresses: Vec::new(),
             status: Status::Creating,
         };
-        let mut making = Making { context, container, lock, record };
+        let ports = self.container.publish.clone();
+        let mut making = Making { context, container, lock, record, ports };
         match self.fill(&mut making, source, command) {
             Ok(()) => Ok(making),
             Err(error) => {
@@ -244,7 +248,7 @@ impl Run {
             }
         };
         let started = tokio::select! {
-            started = making.start(&streams.uris, |_| streams.start()) => started,
+            started = making.start(&streams.uris, Vec::new(), |_| streams.start()) => started,
             number = interrupted(&mut signals) => {
                 making.undo().await;
                 return Ok(status_of_signal(number));
@@ -255,7 +259,7 @@ impl Run {
             Err(failure) => return Err(making.undo_after(failure).await),
         };
         // Others may now speak to the container; `release` takes the lock back.
-        let Making { context, container, lock, mut record } = making;
+        let Making { context, container, lock, mut record, .. } = making;
         drop(lock);
         let console = self.container.console.then(|| prepare::console_file(&container.bundle()));
         let console = console.as_deref().map(Growing::open).transpose().context("cannot show the console")?;
@@ -278,7 +282,8 @@ impl Run {
             stderr: if self.process.tty { String::new() } else { uri },
             terminal: self.process.tty,
         };
-        match making.start(&uris, |_| Ok(())).await {
+        let afterwards = release::words(making.context, making.container.id());
+        match making.start(&uris, afterwards, |_| Ok(())).await {
             Ok(_) => {
                 crate::cli::format::print(&format!("{}\n", making.record.id))?;
                 Ok(0)
@@ -293,6 +298,7 @@ impl Making<'_> {
     async fn start<T>(
         &mut self,
         uris: &StreamUris,
+        afterwards: Vec<String>,
         flow: impl FnOnce(&Task) -> std::io::Result<T>,
     ) -> Result<(Task, T), Failure> {
         let bundle = self.container.bundle();
@@ -302,6 +308,8 @@ impl Making<'_> {
             bundle: bundle.clone(),
             address: None,
             debug: self.context.debug,
+            ports: self.ports.clone(),
+            afterwards,
         })
         .context("cannot start the shim")?;
         let shim = shim_process(&bundle)?;

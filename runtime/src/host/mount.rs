@@ -1,11 +1,16 @@
+#![expect(unsafe_code, reason = "mount_setattr has no wrapper")]
 //! Mounts in the process's own mount namespace. Each one is undone when the value that stands for it is dropped.
 
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
 use rustix::mount::MountFlags;
 use rustix::mount::MountPropagationFlags;
+use rustix::mount::MoveMountFlags;
+use rustix::mount::OpenTreeFlags;
 use rustix::mount::UnmountFlags;
 
 /// A mount that could not be made.
@@ -81,19 +86,41 @@ pub fn read_only_view(source: &Path, at: &Path) -> Result<Mounted, MountError> {
     Ok(mounted)
 }
 
-/// Binds `source` (a file or a directory, as `at` is) to `at`.
+/// Binds `source` (a file or a directory, as `at` is) to `at`; read-only means all that is mounted below, too.
+///
+/// The mount is made read-only before it is put where it belongs: what follows the mounts there (the guest's view)
+/// gets a copy at that moment, and nothing that is done to this one later would reach the copy.
 pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Result<Mounted, MountError> {
-    let bound = if recursive {
-        rustix::mount::mount_bind_recursive(source, at)
-    } else {
-        rustix::mount::mount_bind(source, at)
-    };
-    bound.map_err(failed("bind", source))?;
-    let mounted = Mounted::at(at);
-    if read_only {
-        remount_read_only(at)?;
+    let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        how |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(mounted)
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, source, how).map_err(failed("bind", source))?;
+    if read_only {
+        set_read_only(&tree).map_err(failed("make read-only", source))?;
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, at, flags).map_err(failed("bind to", at))?;
+    Ok(Mounted::at(at))
+}
+
+/// mount_setattr(2) on a tree that is mounted nowhere yet.
+fn set_read_only(tree: &OwnedFd) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is an empty C string, and the structure has the size that is passed with it; both outlive
+    // the call, which keeps neither.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes one mount read-only; the file system's other mounts stay as they are, and so do its other flags.
@@ -121,4 +148,41 @@ fn kept_flags(at: &Path) -> io::Result<MountFlags> {
         }
     }
     Ok(keep)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root, as the whole suite does; the mounts are seen by the test's thread alone.
+    #[test]
+    fn what_is_bound_read_only_is_so_in_the_view_and_below() {
+        std::thread::spawn(|| {
+            enter_own_namespace().unwrap();
+            let top = tempfile::tempdir().unwrap();
+            let make = |name: &str| {
+                let path = top.path().join(name);
+                std::fs::create_dir_all(&path).unwrap();
+                path
+            };
+            let (source, shared, view) = (make("source"), make("shared"), make("view"));
+            let below = make("source/below");
+            let _below = small_tmpfs(&below).unwrap();
+            let _shared = small_tmpfs(&shared).unwrap();
+            let _view = read_only_view(&shared, &view).unwrap();
+            for (name, read_only) in [("kept", true), ("changed", false)] {
+                let at = make(&format!("shared/{name}"));
+                let bound = bind(&source, &at, true, read_only).unwrap();
+                for inside in ["file", "below/file"] {
+                    let written = std::fs::write(view.join(name).join(inside), "x");
+                    let refused = written.map_err(|error| error.kind());
+                    let expected = if read_only { Err(io::ErrorKind::ReadOnlyFilesystem) } else { Ok(()) };
+                    assert_eq!(refused, expected, "{name}/{inside}");
+                }
+                drop(bound);
+            }
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -5,6 +5,7 @@
 //! symbolic link, even an absolute one, leads nowhere else. Refused: names that climb, symbolic links that
 //! climb above the root, device nodes, hard links to outside, more data than a layer of this size may hold.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -36,8 +37,10 @@ use tar::EntryType;
 
 use super::ImageError;
 
-/// Entries a layer may have.
+/// Entries a layer may have, directories that it only implies among them.
 const MOST_ENTRIES: u64 = 2_000_000;
+/// Bytes that may stand before an entry's content: its header, and long names and attributes, which are read whole.
+const LONGEST_HEADER: u64 = 1 << 20;
 /// A layer may always unpack to this much …
 const ALWAYS_ALLOWED: u64 = 1 << 30;
 /// … and beyond it to this many times its own size. Real layers stay below 20; gzip can reach 1030.
@@ -61,21 +64,25 @@ pub(super) fn layer(
 ) -> Result<u64, ImageError> {
     let archive = decompress(blob).map_err(|e| read_error(name, &e))?;
     let limit = ALWAYS_ALLOWED.max(size.saturating_mul(LARGEST_RATIO));
-    let mut counted = Counted { inner: archive, hasher: Sha256::new(), count: 0, limit };
+    let allowance = Cell::new(None);
+    let mut counted =
+        Counted { inner: archive, hasher: Sha256::new(), count: 0, limit, allowance: &allowance };
     let root = open_root(tree)?;
-    let mut layer = Layer { root, name, made: HashSet::new(), directories: Vec::new() };
+    let mut layer = Layer { root, name, made: HashSet::new(), directories: Vec::new(), count: Cell::new(0) };
     {
         let mut archive = tar::Archive::new(&mut counted);
-        let entries = archive.entries().map_err(|e| read_error(name, &e))?;
-        let mut count = 0;
-        for entry in entries {
+        let mut entries = archive.entries().map_err(|e| read_error(name, &e))?;
+        loop {
+            allowance.set(Some(LONGEST_HEADER));
+            let Some(entry) = entries.next() else { break };
+            allowance.set(None);
             let mut entry = entry.map_err(|e| read_error(name, &e))?;
-            count += 1;
-            if count > MOST_ENTRIES {
-                return Err(read_error(name, &io::Error::other(format!("more than {MOST_ENTRIES} entries"))));
-            }
+            layer.one_more()?;
             layer.entry(&mut entry)?;
+            // What is left of its content is not part of the next one's header.
+            io::copy(&mut entry, &mut io::sink()).map_err(|e| read_error(name, &e))?;
         }
+        allowance.set(None);
     }
     layer.finish()?;
     // What follows the end of the archive counts for the digest.
@@ -108,16 +115,26 @@ fn decompress<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>>
 }
 
 /// Hashes what is read and ends with an error at the limit.
-struct Counted<R> {
+struct Counted<'a, R> {
     inner: R,
     hasher: Sha256,
     count: u64,
     limit: u64,
+    /// How much may still be read for now, if that is limited.
+    allowance: &'a Cell<Option<u64>>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
+        if let Some(allowed) = self.allowance.get() {
+            let Some(left) = allowed.checked_sub(count as u64) else {
+                return Err(io::Error::other(format!(
+                    "names and attributes of an entry of more than {LONGEST_HEADER} bytes"
+                )));
+            };
+            self.allowance.set(Some(left));
+        }
         self.hasher.update(&buffer[..count]);
         self.count += count as u64;
         if self.count > self.limit {
@@ -139,10 +156,13 @@ fn open_root(tree: &Path) -> Result<OwnedFd, ImageError> {
 struct Layer<'a> {
     root: OwnedFd,
     name: &'a str,
-    /// What this layer has put there: an opaque whiteout hides what is below, not what is beside.
+    /// What this layer has put there, and the directories above it: an opaque whiteout hides what is below, not
+    /// what is beside.
     made: HashSet<PathBuf>,
     /// Times of directories, set last: filling a directory changes them.
     directories: Vec<(PathBuf, Timestamps)>,
+    /// Entries so far.
+    count: Cell<u64>,
 }
 
 impl Layer<'_> {
@@ -152,6 +172,26 @@ impl Layer<'_> {
             entry: String::from_utf8_lossy(path).chars().take(LONGEST_PATH).collect(),
             reason: reason.into(),
         }
+    }
+
+    fn one_more(&self) -> Result<(), ImageError> {
+        self.count.set(self.count.get() + 1);
+        if self.count.get() > MOST_ENTRIES {
+            return Err(read_error(
+                self.name,
+                &io::Error::other(format!("more than {MOST_ENTRIES} entries")),
+            ));
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, path: PathBuf) {
+        for above in path.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty()) {
+            if !self.made.insert(above.to_owned()) {
+                break;
+            }
+        }
+        self.made.insert(path);
     }
 
     fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), ImageError> {
@@ -221,7 +261,7 @@ impl Layer<'_> {
                     .ok_or_else(|| self.error(&raw, "a hard link to what is not there"))?;
                 self.remove(&raw, &directory, &name)?;
                 rustix::fs::linkat(&from, last, &directory, &name, AtFlags::empty()).map_err(failed)?;
-                self.made.insert(path);
+                self.remember(path);
                 // Its attributes are those of what it links to.
                 return Ok(());
             }
@@ -237,7 +277,7 @@ impl Layer<'_> {
             other => return Err(self.error(&raw, format!("an entry of unknown type {other:?}"))),
         }
         self.attributes(entry, &raw, &path)?;
-        self.made.insert(path);
+        self.remember(path);
         Ok(())
     }
 
@@ -279,6 +319,7 @@ impl Layer<'_> {
                 let (Some(above), Some(name)) = (self.directory(raw, parent, true)?, path.file_name()) else {
                     return Ok(None);
                 };
+                self.one_more()?;
                 let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
                 match rustix::fs::mkdirat(&above, name, mode) {
                     Ok(()) => {}
@@ -316,7 +357,7 @@ impl Layer<'_> {
         for entry in std::fs::read_dir(listing).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
             let child = path.join(&name);
-            if !self.made.iter().any(|made| made.starts_with(&child)) {
+            if !self.made.contains(&child) {
                 self.remove(raw, &directory, &name)?;
             }
         }

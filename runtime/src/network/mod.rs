@@ -13,6 +13,7 @@
 
 pub mod conflist;
 pub mod dns;
+pub mod held;
 pub mod namespace;
 pub mod plugin;
 pub mod port;
@@ -34,6 +35,11 @@ use crate::network::plugin::Call;
 use crate::network::plugin::Command;
 use crate::store::file;
 use crate::store::file::FileError;
+use crate::store::file::Lock;
+
+/// Held while plugins work: they all change one firewall, and not all of them bear company (two `firewall` plugins
+/// that both find its chain missing both make it, and one fails).
+const LOCK: &str = "/run/kiai-network.lock";
 
 /// The name of the guest's interface.
 pub const INTERFACE: &str = "eth0";
@@ -115,10 +121,12 @@ pub fn attach(
     };
     file::write_json(file, &attachment)?;
     namespace::create(&attachment.namespace)?;
+    let alone = Lock::exclusive(Path::new(LOCK))?;
     let mut previous = None;
     for plugin in &attachment.plugins {
         previous = Some(call(&attachment, Command::Add, plugin, previous.as_ref())?);
     }
+    drop(alone);
     let result = previous.unwrap_or(Value::Null);
     let parsed: AddResult = serde_json::from_value(result.clone()).map_err(NetworkError::Result)?;
     attachment.result = Some(result);
@@ -135,12 +143,14 @@ pub fn attach(
 /// The first thing that could not be undone; the rest was tried, and the file is kept for the next time.
 pub fn detach(file: &Path) -> Result<(), NetworkError> {
     let Some(attachment) = file::read_json::<Attachment>(file)? else { return Ok(()) };
+    let alone = Lock::exclusive(Path::new(LOCK))?;
     let mut first_error = None;
     for plugin in attachment.plugins.iter().rev() {
         if let Err(error) = call(&attachment, Command::Del, plugin, attachment.result.as_ref()) {
             first_error.get_or_insert(error);
         }
     }
+    drop(alone);
     namespace::remove(&attachment.namespace)?;
     if let Some(error) = first_error {
         return Err(error.into());

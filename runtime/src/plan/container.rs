@@ -81,14 +81,14 @@ pub fn plan_container(
     Ok(ContainerPlan { spec, volumes, disks, functions, all_devices, terminal, terminal_size })
 }
 
-/// Hooks are programs of the host that expect the container's namespaces and process there.
+/// Hooks are programs of the host that expect the container's namespaces and process there. All but those of
+/// startContainer, which are programs of the container and run in it (config.md#startContainer).
 fn check_hooks(spec: &Spec) -> Result<(), PlanError> {
     let Some(hooks) = spec.hooks() else { return Ok(()) };
     let all = [
         ("prestart", hooks.prestart()),
         ("createRuntime", hooks.create_runtime()),
         ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
         ("poststart", hooks.poststart()),
         ("poststop", hooks.poststop()),
     ];

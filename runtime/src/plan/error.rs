@@ -71,8 +71,8 @@ pub enum PlanError {
         /// Its path.
         path: PathBuf,
     },
-    /// OCI hooks are programs of the host.
-    #[error("{0} hooks: not supported")]
+    /// OCI hooks of the host.
+    #[error("{0} hooks are programs of the host, which cannot see into a microVM: not supported")]
     Hooks(&'static str),
     /// More than a microVM can have.
     #[error("{0}")]

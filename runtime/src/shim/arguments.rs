@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::failure::Failure;
 use crate::failure::Outcome;
+use crate::network::PortMapping;
 
 /// Which role the binary plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +28,11 @@ pub(super) struct Arguments {
     /// The working directory when it is not given.
     bundle: Option<PathBuf>,
     pub(super) debug: bool,
+    /// Ports of the host to hold. The CLI's alone.
+    pub(super) ports: Vec<PortMapping>,
     pub(super) action: Action,
+    /// What follows `--`: words for this program, to be run once the container has ended. The CLI's alone.
+    pub(super) afterwards: Vec<String>,
 }
 
 impl Arguments {
@@ -38,11 +43,17 @@ impl Arguments {
             address: String::new(),
             bundle: None,
             debug: false,
+            ports: Vec::new(),
             action: Action::Start,
+            afterwards: Vec::new(),
         };
         let mut action = None;
         let mut rest = words.iter();
         while let Some(word) = rest.next() {
+            if word == "--" {
+                parsed.afterwards = rest.cloned().collect();
+                break;
+            }
             let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
                 action = Some(word.as_str());
                 continue;
@@ -64,6 +75,10 @@ impl Arguments {
                 "id" => parsed.id = value()?,
                 "address" => parsed.address = value()?,
                 "bundle" => parsed.bundle = Some(value()?.into()),
+                "hold" => {
+                    let port = value()?.parse().map_err(|e| Failure::invalid(format!("flag -hold: {e}")))?;
+                    parsed.ports.push(port);
+                }
                 // Not needed: events go over ttrpc, and the socket's path is our choice.
                 "publish-binary" | "socket" => drop(value()?),
                 _ => return Err(Failure::invalid(format!("unknown flag -{name}"))),
@@ -105,9 +120,15 @@ mod tests {
             address: "/run/c.sock".into(),
             bundle: None,
             debug: true,
+            ports: Vec::new(),
             action: Action::Start,
+            afterwards: Vec::new(),
         };
         assert_eq!(parse(words).unwrap(), expected);
+        let serve = parse("-id x -hold 8080:80/tcp serve -- release --debug x").unwrap();
+        assert_eq!((serve.action, serve.afterwards.join(" ")), (Action::Serve, "release --debug x".into()));
+        assert_eq!(serve.ports, ["8080:80".parse().unwrap()]);
+        assert!(!serve.debug, "those words are not the shim's");
         let delete = parse("-namespace n -id x -bundle /b delete").unwrap();
         assert_eq!((delete.action, delete.bundle().unwrap()), (Action::Delete, "/b".into()));
     }

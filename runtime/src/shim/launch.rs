@@ -26,6 +26,7 @@ use super::SHIM_NAME;
 use crate::config::state_root;
 use crate::failure::Failure;
 use crate::failure::Outcome;
+use crate::network::PortMapping;
 use crate::plan::check_id;
 
 /// What the serving shim says when it serves; anything else is a reason why not.
@@ -44,6 +45,11 @@ pub struct LaunchOptions {
     pub address: Option<PathBuf>,
     /// Log more.
     pub debug: bool,
+    /// Ports of the host that the shim holds while it lives.
+    pub ports: Vec<PortMapping>,
+    /// Words for this program, which the shim runs once its first container has ended; none if somebody waits
+    /// for that end.
+    pub afterwards: Vec<String>,
 }
 
 /// Starts a shim and returns its socket once it serves. Leaves `address`, `shim.pid` and `shim.log` in the
@@ -90,8 +96,14 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> Outcome<()> {
     if options.debug {
         command.arg("-debug");
     }
+    for port in &options.ports {
+        command.args(["-hold", &port.to_string()]);
+    }
+    command.arg("serve");
+    if !options.afterwards.is_empty() {
+        command.arg("--").args(&options.afterwards);
+    }
     command
-        .arg("serve")
         .current_dir(bundle)
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::from(told))

@@ -1,9 +1,10 @@
 //! containerd's shim (runtime v2): one process a pod, serving the Task service on a socket.
 //!
 //! `arguments`, `launch`, `start`, `serve`, `delete` are the binary's roles; `pod` is what it serves, `task` the
-//! service (decodes, calls, encodes), `report` and `events` what it tells containerd. containerd's
-//! `core/runtime/v2/README.md`.
+//! service (decodes, calls, encodes), `report` and `events` what it tells containerd, `afterwards` who tidies up
+//! when nobody waits. containerd's `core/runtime/v2/README.md`.
 
+mod afterwards;
 mod arguments;
 mod connections;
 mod delete;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use arguments::Action;
 use arguments::Arguments;
 
+pub use afterwards::enter_mounts;
 pub use delete::delete;
 pub use launch::LaunchOptions;
 pub use launch::launch;

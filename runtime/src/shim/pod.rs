@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::sync::watch;
 
+use super::afterwards::Afterwards;
 use super::events::Events;
 use crate::agent::AgentError;
 use crate::cdi;
@@ -47,17 +48,20 @@ pub(super) struct Pod {
     sandbox: OnceCell<Arc<Sandbox>>,
     /// `None` while a container is being made: its id is taken.
     containers: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
+    /// Until the first container is there.
+    afterwards: Mutex<Option<Afterwards>>,
     stop: watch::Sender<bool>,
 }
 
 impl Pod {
-    pub(super) fn new(namespace: &str, bundle: PathBuf) -> Arc<Self> {
+    pub(super) fn new(namespace: &str, bundle: PathBuf, afterwards: Option<Afterwards>) -> Arc<Self> {
         Arc::new(Self {
             events: Events::new(namespace),
             bundle,
             shared: Mutex::default(),
             sandbox: OnceCell::new(),
             containers: Mutex::default(),
+            afterwards: Mutex::new(afterwards),
             stop: watch::channel(false).0,
         })
     }
@@ -94,6 +98,13 @@ impl Pod {
         let mut containers = self.containers.lock();
         match made {
             Ok(container) => {
+                if let Some(afterwards) = self.afterwards.lock().take() {
+                    let init = container.init.clone();
+                    tokio::spawn(async move {
+                        init.wait().await;
+                        afterwards.run();
+                    });
+                }
                 containers.insert(id, Some(container));
                 Ok(())
             }

@@ -15,6 +15,7 @@ use oci_spec::runtime::Spec;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 
+use super::afterwards::Afterwards;
 use super::arguments::Arguments;
 use super::connections;
 use super::launch::SERVING;
@@ -26,6 +27,8 @@ use crate::failure::chain;
 use crate::host::cgroup;
 use crate::host::mount;
 use crate::host::process;
+use crate::network::held;
+use crate::network::held::Held;
 
 /// How long the last answers and events may take to get out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -38,7 +41,7 @@ pub(super) fn serve(arguments: &Arguments) -> Outcome<()> {
         // Read by `launch`, as long as we have not said that we serve.
         let _ = told.write_all(e.to_string().as_bytes());
     }
-    // Without waiting for KVM to take its VM apart: the kernel does that on the way out.
+    // Whatever is still open goes with the process.
     std::process::exit(i32::from(result.is_err()));
 }
 
@@ -58,6 +61,9 @@ fn inherited() -> Outcome<(UnixListener, File)> {
 /// What belongs to the process before it has threads.
 struct Prepared {
     bundle: PathBuf,
+    /// Open until the process ends.
+    _ports: Held,
+    afterwards: Option<Afterwards>,
     cgroup: Option<cgroup::Joined>,
 }
 
@@ -65,16 +71,19 @@ fn prepare(arguments: &Arguments) -> Outcome<Prepared> {
     // Fails only for a session leader, which then is what we want to be.
     let _ = rustix::process::setsid();
     log(arguments.debug);
+    let afterwards =
+        Afterwards::of(&arguments.afterwards).map_err(|e| Failure::host("mount namespace", &e))?;
     // A namespace belongs to a thread and is inherited by those it starts.
     mount::enter_own_namespace().map_err(|e| Failure::host("mount namespace", &e))?;
     process::protect_from_oom();
+    let ports = held::hold(&arguments.ports).map_err(|e| Failure::already_exists(chain(&e)))?;
     let bundle = arguments.bundle()?;
     // A spec that cannot be read is the first create's to refuse.
     let cgroup = Spec::load(bundle.join("config.json")).ok().and_then(|spec| {
         let path = spec.linux().as_ref()?.cgroups_path().clone()?;
         (!path.as_os_str().is_empty()).then(|| cgroup::join(&cgroup::relative_path(&path)))
     });
-    Ok(Prepared { bundle, cgroup })
+    Ok(Prepared { bundle, _ports: ports, afterwards, cgroup })
 }
 
 fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: &mut File) -> Outcome<()> {
@@ -85,7 +94,7 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
         .build()
         .map_err(|e| Failure::host("tokio runtime", &e))?;
     let result = runtime.block_on(async {
-        let pod = Pod::new(&arguments.namespace, prepared.bundle);
+        let pod = Pod::new(&arguments.namespace, prepared.bundle, prepared.afterwards);
         let (open, mut closed) = mpsc::channel(1);
         let listener =
             connections::listen(listener, open).map_err(|e| Failure::host("listening socket", &e))?;
@@ -118,6 +127,9 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
     if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
         let _ = fs::remove_file(path);
     }
+    // With its tasks goes the last hold on the VM. KVM keeps a thread of its own in our cgroup for as long as the
+    // VM is there, and a cgroup that holds a thread cannot be removed.
+    runtime.shutdown_timeout(LAST_WORDS);
     if let Some(cgroup) = prepared.cgroup {
         cgroup.leave();
     }

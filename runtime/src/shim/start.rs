@@ -41,6 +41,8 @@ pub(super) fn start(arguments: &Arguments) -> Outcome<()> {
                 bundle,
                 address: Some(arguments.address.clone().into()),
                 debug: arguments.debug,
+                ports: Vec::new(),
+                afterwards: Vec::new(),
             })?;
             launch::address(&socket)
         }

@@ -41,7 +41,7 @@ pub struct NodeOption {
 /// Why a text names no device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
-    /// Not HOST[:CONTAINER[:PERMISSIONS]].
+    /// Not `HOST[:CONTAINER[:PERMISSIONS]]`.
     #[error(
         "{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths, pci:ADDRESS, or a CDI device like vendor.com/class=name"
     )]

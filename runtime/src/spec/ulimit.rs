@@ -20,7 +20,7 @@ pub struct Ulimit {
 /// Why a text is no resource limit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UlimitError {
-    /// Not of the form NAME=SOFT[:HARD].
+    /// Not of the form `NAME=SOFT[:HARD]`.
     #[error(
         "{0:?} is not a resource limit; write NAME=SOFT or NAME=SOFT:HARD, for instance nofile=1024:4096"
     )]

@@ -17,7 +17,7 @@ pub struct UserOption {
 /// Why a user cannot be had.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UserError {
-    /// Not USER[:GROUP].
+    /// Not `USER[:GROUP]`.
     #[error("{0:?} is not a user; write USER or USER:GROUP, each a name or a number")]
     Form(String),
     /// Not in `/etc/passwd`.

@@ -26,7 +26,7 @@ pub struct VolumeOption {
 /// Why a text is no volume or no tmpfs.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VolumeError {
-    /// Not SOURCE:DESTINATION[:OPTIONS].
+    /// Not `SOURCE:DESTINATION[:OPTIONS]`.
     #[error("{0:?} is not a volume; write SOURCE:DESTINATION or SOURCE:DESTINATION:ro")]
     Form(String),
     /// The destination is not absolute, or is the root itself.

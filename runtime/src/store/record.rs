@@ -38,7 +38,7 @@ pub struct Record {
     pub stop_signal: String,
     /// Ports of the host that lead to it, as `-p` words.
     pub ports: Vec<String>,
-    /// Volumes, as SOURCE:DESTINATION[:ro].
+    /// Volumes, as `SOURCE:DESTINATION[:ro]`.
     pub volumes: Vec<String>,
     /// Addresses in the sandbox's network.
     pub addresses: Vec<String>,
@@ -83,7 +83,8 @@ pub struct Exit {
     pub code: u32,
     /// When.
     pub at: Timestamp,
-    /// The kernel's OOM killer struck.
+    /// The kernel's OOM killer struck; docker's name for it.
+    #[serde(rename = "oomKilled")]
     pub out_of_memory: bool,
     /// What else there is to say: the sandbox's own end.
     pub reason: Option<String>,

@@ -1,5 +1,7 @@
 //! The same binary as containerd's shim: `ctr run --runtime io.containerd.kiai.v2`.
 
+use std::fs;
+
 use kiai_tests::containerd::Containerd;
 use kiai_tests::kiai::image;
 use kiai_tests::process;
@@ -30,6 +32,22 @@ fn ctr_runs_containers() {
         let ended = containerd.ctr(&["task", "delete", "third"]).finish();
         assert!(matches!(ended.code, Some(0 | 137)), "{ended}");
         containerd.ctr(&["container", "delete", "third"]).finish().success();
+
+        // A root file system of its own and a hook that is a program of the container.
+        let rootfs = containerd.folder().join("rootfs");
+        let source = image("busybox-rootfs");
+        process::run("cp", &["-a", source.to_str().unwrap(), rootfs.to_str().unwrap()]);
+        let mut spec: serde_json::Value =
+            serde_json::from_str(&containerd.ctr(&["oci", "spec"]).finish().success()).unwrap();
+        spec["root"] = serde_json::json!({ "path": rootfs });
+        spec["process"]["args"] = serde_json::json!(["cat", "/hooked"]);
+        spec["process"]["terminal"] = false.into();
+        let hook = ["sh", "-c", "echo by a hook > /hooked"];
+        spec["hooks"] = serde_json::json!({ "startContainer": [{ "path": "/bin/sh", "args": hook }] });
+        let config = containerd.folder().join("spec.json");
+        fs::write(&config, spec.to_string()).unwrap();
+        let words = ["--config", config.to_str().unwrap(), "hooked"];
+        assert_eq!(ctr(&words).success(), "by a hook");
         containerd.stop();
     });
 }

@@ -1,5 +1,6 @@
 //! `kiai run`: output, exit status, and what the options do.
 
+use kiai_tests::kiai::await_end;
 use kiai_tests::kiai::busybox;
 use kiai_tests::kiai::debian;
 use kiai_tests::kiai::debian_archive;
@@ -138,6 +139,27 @@ fn a_container_has_a_life_of_its_own() {
         assert!(kiai.ok(&["inspect", "life"]).contains("137"));
         kiai.ok(&["rm", "life"]);
         kiai.call(&["inspect", "life"]).refused(&["life"]);
+    });
+}
+
+#[test]
+fn a_container_in_the_background_gives_everything_back_when_it_ends() {
+    scenario(|kiai| {
+        kiai.keep_running("brief", &["-p", "18081:80"]);
+        kiai.start(&["logs", "-f", "brief"]).until("up\n");
+        let shim = kiai.shim_process();
+        kiai.ok(&["kill", "-s", "TERM", "brief"]);
+        // Nobody asks for it before its microVM is gone.
+        await_end(&shim);
+        assert_eq!(kiai.ok(&["wait", "brief"]), "0");
+        assert_eq!(kiai.ok(&["logs", "brief"]), "up");
+        kiai.ok(&["rm", "brief"]);
+
+        kiai.keep_running("briefer", &["--rm"]);
+        let shim = kiai.shim_process();
+        kiai.ok(&["kill", "briefer"]);
+        await_end(&shim);
+        kiai.call(&["inspect", "briefer"]).refused(&["briefer"]);
     });
 }
 

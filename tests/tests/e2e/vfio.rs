@@ -1,4 +1,5 @@
-//! PCI functions of the host in a pod, in a lab that has some to lend: an NVMe disk and QEMU's `edu`.
+//! PCI functions of the host in a pod, in a lab that has some to lend: an NVMe disk, QEMU's `edu`, and two
+//! functions that share a group.
 
 use std::fs;
 use std::path::Path;
@@ -7,13 +8,18 @@ use std::path::PathBuf;
 use kiai_tests::Finished;
 use kiai_tests::Kiai;
 use kiai_tests::kiai::debian;
+use kiai_tests::kiai::image;
 use kiai_tests::kiai::scratch;
 use kiai_tests::process;
 use kiai_tests::scenario;
 
+use kiai_tests::containerd::Containerd;
+
 /// Vendor and device id as sysfs writes them.
 const NVME: (&str, &str) = ("0x1b36", "0x0010");
 const EDU: (&str, &str) = ("0x1234", "0x11e8");
+const E1000: (&str, &str) = ("0x8086", "0x100e");
+const RNG: (&str, &str) = ("0x1af4", "0x1005");
 
 /// A function of the host in VFIO's hands. Dropping it gives it back.
 struct Bound<'a> {
@@ -125,20 +131,29 @@ fn a_disk_keeps_its_data_over_the_pods_restart_and_goes_back_to_the_host() {
     });
 }
 
+/// Runs one of our programs on a function that it drives itself; what it printed.
+fn drive(function: &Bound<'_>, program: &str) -> String {
+    let folder = tempfile::tempdir_in(scratch()).unwrap();
+    for (name, text) in [
+        ("function.py", include_str!("vfio/function.py")),
+        ("edu.py", include_str!("vfio/edu.py")),
+        ("e1000.py", include_str!("vfio/e1000.py")),
+    ] {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let volume = format!("{}:/test:ro", folder.path().display());
+    let device = format!("{},user-space", function.device());
+    let variable = format!("PCIDEVICE_TEST={}", function.address);
+    let words = ["run", "--rm", "-v", &volume, "--device", &device, "-e", &variable];
+    let rights = ["--cap-add", "SYS_RAWIO", "--cap-add", "SYS_ADMIN"];
+    let (image, program) = (debian(), format!("/test/{program}"));
+    function.kiai.ok(&[&words[..], &rights, &[&image, "python3", "-B", &program]].concat())
+}
+
 #[test]
 fn a_program_in_the_container_drives_a_function_itself() {
     scenario(|kiai| {
         let edu = Bound::new(kiai, EDU);
-        let folder = tempfile::tempdir_in(scratch()).unwrap();
-        fs::write(folder.path().join("edu.py"), include_str!("vfio/edu.py")).unwrap();
-        let volume = format!("{}:/test:ro", folder.path().display());
-        let device = format!("{},user-space", edu.device());
-        let variable = format!("PCIDEVICE_EDU={}", edu.address);
-        let words = ["run", "--rm", "-v", &volume, "--device", &device, "-e", &variable];
-        let rights = ["--cap-add", "SYS_RAWIO", "--cap-add", "SYS_ADMIN"];
-        let image = debian();
-        let command = [&image, "python3", "/test/edu.py"];
-        let told = kiai.ok(&[&words[..], &rights, &command].concat());
         let expected = [
             "identified as 010000ed",
             "interrupted by 0x00000001",
@@ -148,7 +163,30 @@ fn a_program_in_the_container_drives_a_function_itself() {
             "interrupted by 0x00000100",
             "1024 bytes came back",
         ];
-        assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(drive(&edu, "edu.py").lines().collect::<Vec<_>>(), expected);
+    });
+}
+
+#[test]
+fn a_group_goes_whole_or_not_at_all_and_a_pin_interrupts_as_often_as_it_is_pulled() {
+    scenario(|kiai| {
+        // Both behind one old bridge: nothing keeps their DMA apart. The host drives the first.
+        let (other, network) = (find(RNG), find(E1000));
+        assert_eq!(driver(&other).as_deref(), Some("virtio-pci"));
+        let in_the_way = format!("{other} (virtio-pci)");
+        let told = kiai.ok(&["devices", "bind", &network]);
+        assert!(told.contains(&in_the_way), "{told}");
+        let (device, image) = (format!("pci:{network},user-space"), debian());
+        let refused = kiai.call(&["run", "--rm", "--device", &device, &image, "true"]);
+        refused.refused(&[&in_the_way, "whole or not at all"]);
+
+        kiai.ok(&["devices", "bind", &other]);
+        let function = Bound::new(kiai, E1000);
+        let expected = ["interrupted by 0x4"; 3];
+        assert_eq!(drive(&function, "e1000.py").lines().collect::<Vec<_>>(), expected);
+        drop(function);
+        kiai.ok(&["devices", "unbind", &other]);
+        assert_eq!(driver(&other).as_deref(), Some("virtio-pci"));
     });
 }
 
@@ -172,18 +210,70 @@ fn what_cannot_be_passed_is_refused_by_name() {
 }
 
 #[test]
-fn a_group_goes_whole_or_not_at_all() {
+fn what_is_lent_is_neither_lent_again_nor_taken_back() {
     scenario(|kiai| {
-        // The chipset's functions share a group, and the host drives the disk controller of it.
-        process::run("modprobe", &["ahci"]);
-        assert_eq!(driver("0000:00:1f.2").as_deref(), Some("ahci"));
-        let told = kiai.ok(&["devices", "bind", "0000:00:1f.3"]);
-        assert!(told.contains("0000:00:1f.2 (ahci)"), "{told}");
-        let image = debian();
-        let refused = kiai.call(&["run", "--rm", "--device", "pci:0000:00:1f.3", &image, "true"]);
-        kiai.ok(&["devices", "unbind", "0000:00:1f.3"]);
-        process::run("modprobe", &["-r", "ahci"]);
-        refused.refused(&["0000:00:1f.2 (ahci)", "whole or not at all"]);
+        let edu = Bound::new(kiai, EDU);
+        let (device, image) = (format!("{},user-space", edu.device()), debian());
+        kiai.keep_running("holder", &["--device", &device]);
+        let again = kiai.call(&["run", "--rm", "--device", &device, &image, "true"]);
+        again.refused(&["/dev/vfio/", "another pod"]);
+        kiai.call(&["devices", "unbind", &edu.address]).refused(&[&edu.address, "in use"]);
+        kiai.ok(&["stop", "holder"]);
+        kiai.ok(&["rm", "holder"]);
+
+        // The guest has no driver for it: that is found out there, and undone.
+        let undriven = kiai.call(&["run", "--rm", "--device", &edu.device(), &image, "true"]);
+        undriven.refused(&["no driver", "user-space"]);
+        kiai.ok(&["run", "--rm", "--device", &device, &image, "ls", "/dev/vfio/vfio"]);
+    });
+}
+
+#[test]
+fn a_function_comes_and_goes_while_the_pod_runs() {
+    scenario(|kiai| {
+        let containerd = Containerd::start();
+        containerd.import(&image("busybox"), "test/busybox");
+        let reference = containerd.ctr(&["image", "ls", "-q"]).finish().success();
+        let reference = reference.lines().next().unwrap();
+        let runtime = ["run", "--runtime", "io.containerd.kiai.v2"];
+        let pod = ["-d", "--annotation", "io.kubernetes.cri.container-type=sandbox", reference, "pod"];
+        let command = ["sleep", "3600"];
+        containerd.ctr(&[&runtime[..], &pod, &command].concat()).finish().success();
+        let functions = || {
+            let list = ["task", "exec", "--exec-id", "list", "pod", "ls", "/sys/bus/pci/devices"];
+            containerd.ctr(&list).finish().success()
+        };
+        let before = functions();
+
+        let edu = Bound::new(kiai, EDU);
+        let group = fs::read_link(format!("/sys/bus/pci/devices/{}/iommu_group", edu.address)).unwrap();
+        let group = format!("/dev/vfio/{}", group.file_name().unwrap().to_str().unwrap());
+        let script = "ls /dev/vfio; ls /sys/bus/pci/devices | wc -l";
+        let expected = format!("noiommu-0\nvfio\n{}", before.lines().count() + 1);
+        for name in ["first", "second"] {
+            let member = [
+                "--rm",
+                "--annotation",
+                "io.kubernetes.cri.container-type=container",
+                "--annotation",
+                "io.kubernetes.cri.sandbox-id=pod",
+                "--device",
+                &group,
+                reference,
+                name,
+            ];
+            let plugged = containerd.ctr(&[&runtime[..], &member, &["sh", "-c", script]].concat()).finish();
+            assert_eq!(plugged.success(), expected, "{name}");
+            assert_eq!(functions(), before, "{name} is gone, and so is its function");
+        }
+        // The pod runs, and the function is free.
+        let address = edu.address.clone();
+        drop(edu);
+        assert_eq!(driver(&address), None);
+        containerd.ctr(&["task", "kill", "-s", "KILL", "pod"]).finish().success();
+        containerd.ctr(&["task", "delete", "pod"]).finish();
+        containerd.ctr(&["container", "delete", "pod"]).finish().success();
+        containerd.stop();
     });
 }
 

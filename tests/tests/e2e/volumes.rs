@@ -97,8 +97,19 @@ fn a_link_in_a_volume_leads_nowhere_on_the_host() {
 fn what_cannot_be_mounted_is_named() {
     scenario(|kiai| {
         let image = busybox();
-        for volume in ["/no/such/folder:/data", "/tmp", "/tmp:relative", "/tmp:/data:sideways", ":/data"] {
-            kiai.call(&["run", "--rm", "-v", volume, &image, "true"]).refused(&[volume]);
+        for volume in ["/tmp", "/tmp:relative", "/tmp:/data:sideways", ":/data", "/proc/none:/data"] {
+            kiai.call(&["run", "--rm", "-v", volume, &image, "true"]).refused(&[volume.trim_end_matches(":/data")]);
         }
+    });
+}
+
+#[test]
+fn a_source_that_is_not_there_becomes_a_directory() {
+    scenario(|kiai| {
+        let folder = tempfile::tempdir_in(scratch()).unwrap();
+        let source = folder.path().join("made/for/it");
+        let volume = format!("{}:/data", source.display());
+        kiai.ok(&["run", "--rm", "-v", &volume, &busybox(), "touch", "/data/file"]);
+        assert!(source.join("file").is_file());
     });
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use kiai_lab::{Job, Kind, read_frame, write_frame};
-use tempfile::TempDir;
 
 use super::Machine;
 use super::machine::Running;
@@ -25,18 +24,39 @@ const TAIL_BYTES: u64 = 6 << 10;
 /// What QEMU always says of a CPU model under emulation.
 const EXPECTED_COMPLAINT: &str = "warning: TCG doesn't support requested feature";
 
-/// Hands over `job` and returns its exit code. The machine is stopped when this returns.
-pub(crate) fn follow(
-    mut running: Running,
-    job: &Job,
-    machine: &Machine,
-    scratch: TempDir,
-) -> Result<ExitCode> {
-    let started = Instant::now();
-    let mut scratch = Some(scratch);
+/// How long a lab may take until it is ready for its command: seconds if the host is idle. An emulated machine whose
+/// host was busy at the wrong moment has been seen to wait for ever before its kernel said a word.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// Hands over `job` and waits until the lab is about to run it. False, and a word about why, if it does not come up;
+/// the machine is stopped then.
+pub(crate) fn hand_over(running: &mut Running, job: &Job, machine: &Machine) -> Result<bool> {
     if let Err(error) = write_frame(&mut running.port, Kind::Job, &job.encode()) {
-        return Ok(failed(&mut running, &format!("it does not take its job: {error}")));
+        failed(running, &format!("it does not take its job: {error}"));
+        return Ok(false);
     }
+    let limit = BOOT_LIMIT.min(machine.timeout).max(Duration::from_millis(1));
+    running.port.set_read_timeout(Some(limit))?;
+    match read_frame(&mut running.port) {
+        Ok((Kind::Started, _)) => {
+            if machine.verbose {
+                step::say(&format!("lab: up after {:.1} s", running.started.elapsed().as_secs_f32()));
+            }
+            return Ok(true);
+        }
+        Ok((Kind::Failed, payload)) => failed(running, &String::from_utf8_lossy(&payload)),
+        Ok(_) => bail!("the first frame of the lab does not say that it is up"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            failed(running, &format!("it is not up after {} s", limit.as_secs()))
+        }
+        Err(_) => failed(running, "it stopped before it was up"),
+    };
+    Ok(false)
+}
+
+/// Follows a command that was started to its end and returns its exit code. The machine is stopped when this returns.
+pub(crate) fn follow(mut running: Running, machine: &Machine) -> Result<ExitCode> {
+    let started = Instant::now();
     let to_lab = running.port.try_clone()?;
     thread::spawn(move || feed(to_lab));
 
@@ -52,26 +72,19 @@ pub(crate) fn follow(
             Err(_) => return Ok(failed(&mut running, "it stopped before the command's end")),
         };
         match kind {
-            Kind::Started => {
-                // QEMU has everything open: from here on nothing is left behind even if this process is killed.
-                drop(scratch.take());
-                if machine.verbose {
-                    step::say(&format!("lab: up after {:.1} s", started.elapsed().as_secs_f32()));
-                }
-            }
             Kind::Stdout => pass_on(&mut io::stdout(), &payload)?,
             Kind::Stderr => pass_on(&mut io::stderr(), &payload)?,
             Kind::Exit => break String::from_utf8_lossy(&payload).parse::<i32>()?,
             Kind::Failed => {
                 return Ok(failed(&mut running, &String::from_utf8_lossy(&payload)));
             }
-            Kind::Job | Kind::Stdin => bail!("the lab sent a frame that only the host sends"),
+            Kind::Started | Kind::Job | Kind::Stdin => bail!("the lab sent a frame that has no place here"),
         }
     };
     running.stop();
     if machine.verbose {
         eprint!("{}", tail(&mut running.console, u64::MAX));
-        step::say(&format!("lab: stopped after {:.1} s", started.elapsed().as_secs_f32()));
+        step::say(&format!("lab: stopped after {:.1} s", running.started.elapsed().as_secs_f32()));
     }
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }

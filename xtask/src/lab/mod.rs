@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use kiai_lab::Job;
 
 use crate::build::{self, SHIM};
-use crate::{cache, image, kernel, rootfs};
+use crate::{cache, image, kernel, rootfs, step};
 use disk::Payload;
 
 /// Where the payload disk is mounted in the lab.
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     /// Memory of the lab, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory: u32,
-    /// An IOMMU, and an `edu` and an NVMe device that can be passed to a guest
+    /// An IOMMU, and devices that can be passed to a guest: `edu`, an NVMe disk, two that share a group
     #[arg(long)]
     vfio: bool,
     /// Put a host file or folder into the lab, at LABPATH or at its own path
@@ -186,7 +186,15 @@ impl Lab {
             disks,
             scratch: scratch.path().to_path_buf(),
         };
-        let running = machine::start(machine, &files)?;
-        link::follow(running, &self.job, machine, scratch)
+        let mut running = machine::start(machine, &files)?;
+        let mut up = link::hand_over(&mut running, &self.job, machine)?;
+        if !up {
+            step::say("the lab did not come up: once more");
+            running = machine::start(machine, &files)?;
+            up = link::hand_over(&mut running, &self.job, machine)?;
+        }
+        // QEMU has everything open: from here on nothing is left behind even if this process is killed.
+        drop(scratch);
+        if up { link::follow(running, machine) } else { Ok(ExitCode::from(FAILED)) }
     }
 }

@@ -148,3 +148,27 @@ proptest! {
         prop_assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
     }
 }
+
+#[test]
+fn a_name_without_end_is_not_read_to_its_end() {
+    let mut builder = tar::Builder::new(Vec::new());
+    let name = vec![b'n'; 3 << 20];
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::GNULongName);
+    header.set_size(name.len() as u64);
+    header.set_cksum();
+    builder.append(&header, &name[..]).unwrap();
+    let tree = tempfile::tempdir().unwrap();
+    let error = apply(tree.path(), &builder.into_inner().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("1048576"), "{error}");
+}
+
+#[test]
+fn content_that_nobody_wants_is_no_header() {
+    let long = "x".repeat(3 << 20);
+    // A directory has no content, but the archive says it has.
+    let bytes = archive(&[("d", Directory, &long), ("after", Regular, "here")]);
+    let tree = tempfile::tempdir().unwrap();
+    apply(tree.path(), &bytes).unwrap();
+    assert_eq!(std::fs::read(tree.path().join("after")).unwrap(), b"here");
+}

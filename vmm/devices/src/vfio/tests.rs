@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Device;
@@ -360,4 +361,35 @@ fn a_function_with_only_a_pin_pulls_it_until_the_interrupt_ends() {
     assert_eq!(fake.connected(), None);
     ioapic.eoi(0x51);
     assert_eq!(*fake.unmasked.lock(), 1, "it is gone");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn whatever_a_driver_does_it_ends_with_an_unplugged_function(
+        accesses in prop::collection::vec((0u8..3, any::<u16>(), 0usize..3, any::<u32>()), 0..200),
+    ) {
+        let (machine, fake, slot) = plugged();
+        for (kind, offset, width, value) in accesses {
+            let width = 1 << width;
+            let aligned = offset / width * width;
+            let (address, width) = match kind {
+                // Mostly what there is: the header and the capabilities.
+                0 => (Machine::ECAM + u64::from(slot) * 0x8000 + u64::from(aligned & 0xff), width),
+                1 => (bar0(&machine, slot).wrapping_add(u64::from(offset)), width),
+                _ => (u64::from(value) & !0xf, width),
+            };
+            machine.write(address, width.into(), value.into());
+            machine.read(address, width.into());
+            if offset % 7 == 0 && fake.connected().is_some() {
+                fake.signal(0);
+                machine.platform.deliver();
+            }
+            prop_assert_ne!(fake.command() & 2, 0, "memory space stays on");
+        }
+        machine.segment.remove(slot);
+        prop_assert_eq!((fake.connected(), fake.command()), (None, 2));
+        prop_assert!(machine.platform.mappings().is_empty());
+        prop_assert_eq!((machine.platform.vectors(), Arc::strong_count(&fake)), (0, 1));
+    }
 }
