@@ -40,6 +40,8 @@ impl Containerd {
         let mut command = Command::new("sh");
         command.args(["-c", "exec containerd --config \"$0\" 2>&1", &path("config.toml")]);
         command.env("PATH", format!("{}:{}", path("bin"), env::var("PATH").unwrap()));
+        // Shims write where it does.
+        command.env("KIAI_LOG", "debug");
         let server = Running::start(command, None);
         server.until("containerd successfully booted");
         Containerd { server: Some(server), socket, folder }
@@ -67,10 +69,15 @@ impl Containerd {
         images.lines().find(|reference| reference.contains(name)).unwrap().to_owned()
     }
 
-    /// Ends it.
+    /// A folder of its own, on a disk with room.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Ends it. What it had to say is the test's output, which is shown if the test fails.
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
         server.signal(Signal::TERM);
-        server.finish();
+        println!("{}", server.finish().text());
     }
 }

@@ -20,7 +20,9 @@ const LAB_LIMIT: Duration = Duration::from_secs(45 * 60);
 const LAB_MEMORY_MIB: u32 = 6144;
 
 /// Modules that are lent devices of the machine they run on: always in a lab, which has some to spare.
-const LENT: [&str; 1] = ["vfio"];
+const LENT: [&str; 2] = ["devices", VFIO];
+/// The one of them whose lab has an IOMMU.
+const VFIO: &str = "vfio";
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -136,7 +138,12 @@ fn executables(messages: &str) -> Result<Vec<PathBuf>> {
 
 /// Whether the tests these arguments name are of a module that is lent devices.
 fn is_lent(libtest: &[String]) -> bool {
-    libtest.iter().any(|argument| LENT.iter().any(|module| argument.split("::").next() == Some(module)))
+    LENT.iter().any(|module| names(libtest, module))
+}
+
+/// Whether these arguments name tests of a module.
+fn names(libtest: &[String], module: &str) -> bool {
+    libtest.iter().any(|argument| argument.split("::").next() == Some(module))
 }
 
 fn has_tests(program: &Path, libtest: &[String]) -> Result<bool> {
@@ -171,7 +178,7 @@ fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
     lab.put(&format!("{}:{inside}", program.display()))?;
     lab.put_project()?;
     let cpus = std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8) as u32);
-    let vfio = is_lent(libtest);
+    let vfio = names(libtest, VFIO);
     let machine =
         Machine { cpus, memory_mib: LAB_MEMORY_MIB, timeout: LAB_LIMIT, vfio, ..Machine::default() };
     lab.start(&machine)
@@ -221,8 +228,8 @@ mod tests {
     #[test]
     fn only_a_module_that_is_lent_devices_gets_them() {
         let lent = |filter: &str| is_lent(&[filter.to_owned(), "--test-threads=1".to_owned()]);
-        assert!(lent("vfio::") && lent("vfio::a_disk"));
-        assert!(!lent("devices::") && !lent("vfio_like::x"));
+        assert!(lent("vfio::") && lent("vfio::a_disk") && lent("devices::"));
+        assert!(!lent("run::") && !lent("vfio_like::x"));
     }
 
     #[test]

@@ -4,10 +4,16 @@
 //! same path. Best effort, because a sandbox without one works as well.
 
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
 
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// How long the threads of a process may be on their way out.
+const WAY_OUT: Duration = Duration::from_secs(2);
 
 /// Turns a spec's `cgroupsPath` into a path below the hierarchies: "slice:prefix:name" is systemd's way to write
 /// `/slice/…/prefix-name.scope`.
@@ -47,6 +53,9 @@ impl Joined {
         for Membership { root, made } in self.0 {
             let left = std::fs::write(root.join("cgroup.procs"), "0");
             tracing::debug!(root = %root.display(), ?left, "leave cgroup");
+            if let Some(group) = made.last() {
+                await_empty(group);
+            }
             // A parent of ours that another sandbox uses by now is not empty, and stays.
             made.iter().rev().for_each(|group| remove_empty(group));
         }
@@ -71,6 +80,30 @@ pub fn join(path: &Path) -> Joined {
         }
     }
     joined
+}
+
+/// Waits until nothing is in a group of the unified hierarchy (`cgroup.events` wakes a poll). A thread that has
+/// been joined may still be on its way out, and such a one is not moved with its process.
+fn await_empty(group: &Path) {
+    use rustix::event::PollFd;
+    use rustix::event::PollFlags;
+    let Ok(events) = std::fs::File::open(group.join("cgroup.events")) else { return };
+    let deadline = Instant::now() + WAY_OUT;
+    loop {
+        let mut text = [0; 128];
+        // Reading from the start is also what arms the next wake-up.
+        let Ok(length) = events.read_at(&mut text, 0) else { return };
+        if text[..length].starts_with(b"populated 0") {
+            return;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(limit) = left.try_into() else { return };
+        let changed = rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&limit));
+        if !matches!(changed, Ok(1..)) {
+            tracing::debug!(group = %group.display(), "something stays in the cgroup");
+            return;
+        }
+    }
 }
 
 /// Makes the group and its parents; `made` gets those that were not there.

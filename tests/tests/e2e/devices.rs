@@ -120,11 +120,21 @@ fn a_privileged_container_has_every_device_of_its_guest() {
     scenario(|kiai| {
         let disk = Loop::new("priv");
         let device = format!("{}:/dev/mine", disk.node);
-        let script = "mknod /dev/again b $(stat -c '0x%t 0x%T' /dev/mine); head -c 4 /dev/again; echo; \
+        let script = "mknod /dev/again b $(number /dev/mine | tr : ' '); head -c 4 /dev/again; echo; \
             head -c 4 /dev/vda; echo; head -c 1 /dev/kmsg > /dev/null && echo log; \
-            grep Seccomp: /proc/self/status; mount -t tmpfs none /mnt && echo mounted; \
+            grep Seccomp: /proc/self/status; mkdir /m && mount -t tmpfs none /m && echo mounted; \
             echo 1 > /proc/sys/net/ipv4/ip_forward && echo written; grep CapEff /proc/self/status";
-        let words = ["run", "--rm", "--privileged", "--device", &device, &busybox(), "sh", "-c", script];
+        let words = [
+            "run",
+            "--rm",
+            "--privileged",
+            "--device",
+            &device,
+            &busybox(),
+            "sh",
+            "-c",
+            &self::script(script),
+        ];
         let output = kiai.ok(&words);
         let lines: Vec<_> = output.lines().collect();
         assert_eq!(lines[..3], ["priv", "priv", "log"], "{output}");
