@@ -5,19 +5,19 @@
 set -eu
 rootfs=${KIAI_TEST_IMAGES:?}/busybox-rootfs
 for run in $(seq "${1:-5}"); do
-    mkfifo hold
+    mkfifo input output
     start=$(date +%s%N)
-    exec 3< <(kiai run --rm -i --network none --rootfs "$rootfs" sh -c 'echo first; read -r line' < hold)
-    exec 4> hold
+    kiai run --rm -i --network none --rootfs "$rootfs" sh -c 'echo first; read -r line' < input > output &
+    exec 4> input 3< output
     read -r line <&3
     end=$(date +%s%N)
     exits=$(cat /sys/kernel/debug/kvm/exits)
-    pid=$(pgrep -f 'containerd-shim-kiai-v2' | head -n 1)
-    pss=$(awk '/^Pss:/ {sum += $2} END {print sum}' "/proc/$pid/smaps_rollup")
-    guest=$(awk '/kiai-ram/ {ram = 1; next} /^[0-9a-f]+-/ {ram = 0} ram && /^Pss:/ {sum += $2} END {print sum + 0}' "/proc/$pid/smaps")
-    echo "run $run: $(((end - start) / 1000)) us to \"$line\"; VM exits: $exits; PSS: $((pss - guest)) KiB and guest RAM $guest KiB"
+    shim=/proc/$(pgrep -f containerd-shim-kiai-v2 | head -n 1)
+    all=$(awk '/^Pss:/ {print $2}' "$shim/smaps_rollup")
+    guest=$(awk '/^[0-9a-f]+-/ {ram = /kiai-ram/} ram && /^Pss:/ {sum += $2} END {print sum + 0}' "$shim/smaps")
+    echo "run $run: $(((end - start) / 1000)) us to \"$line\"; VM exits $exits; PSS $((all - guest)) KiB, guest RAM $guest KiB"
     exec 4>&-
-    cat <&3 > /dev/null
+    wait
     exec 3<&-
-    rm hold
+    rm input output
 done
