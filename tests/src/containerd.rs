@@ -47,11 +47,6 @@ impl Containerd {
         Containerd { server: Some(server), socket, folder }
     }
 
-    /// Its folder, for what goes with it.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// Starts `ctr WORDS`.
     pub fn ctr(&self, words: &[&str]) -> Running {
         let mut command = Command::new("ctr");
