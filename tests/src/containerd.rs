@@ -64,11 +64,6 @@ impl Containerd {
         images.lines().find(|reference| reference.contains(name)).unwrap().to_owned()
     }
 
-    /// A folder of its own, on a disk with room.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// Ends it. What it had to say is the test's output, which is shown if the test fails.
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();

@@ -90,12 +90,7 @@ impl Devices {
 
     /// Loads the rules of a spec that [`Self::write_into`] has returned.
     pub(super) fn load(&self, spec: &Spec) -> Result<Loaded<'_>> {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-        let rules: Vec<_> = Rule::parse_all(rules)?.into_iter().chain(default_rules()).collect();
-        if rules.len() > MAX_RULES {
-            return Err(Fault::InvalidArgument(format!("more than {MAX_RULES} device rules")));
-        }
+        let rules = rules_of(spec)?;
         let program =
             sys::load_device_program(&filter::program(&rules)).context("load the device program")?;
         Ok(Loaded { devices: self, enforced: Enforced { rules, program } })
@@ -103,13 +98,18 @@ impl Devices {
 
     /// Loads rules of the host that are to replace the spec's.
     pub(super) fn load_rules(&self, rules: &[LinuxDeviceCgroup]) -> Result<Loaded<'_>> {
+        self.load(&self.with_rules(rules)?)
+    }
+
+    /// The spec's entries with other rules of the host, as they are here.
+    fn with_rules(&self, rules: &[LinuxDeviceCgroup]) -> Result<Spec> {
         let mut resources = LinuxResources::default();
         resources.set_devices(Some(rules.to_vec()));
         let mut linux = Linux::default();
         linux.set_devices(Some(self.entries.clone())).set_resources(Some(resources));
         let mut spec = Spec::default();
         spec.set_linux(Some(linux));
-        self.load(&self.write_into(&spec)?)
+        self.write_into(&spec)
     }
 
     /// What the host is told: each device, and the rules in force.
@@ -160,6 +160,17 @@ impl Devices {
     }
 }
 
+/// The rules of a spec that is the guest's, and those every container has.
+fn rules_of(spec: &Spec) -> Result<Vec<Rule>> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    let rules: Vec<_> = Rule::parse_all(rules)?.into_iter().chain(default_rules()).collect();
+    if rules.len() > MAX_RULES {
+        return Err(Fault::InvalidArgument(format!("more than {MAX_RULES} device rules")));
+    }
+    Ok(rules)
+}
+
 fn described(container_path: &std::path::Path, node: &device::Node) -> FoundDevice {
     FoundDevice {
         container_path: container_path.display().to_string(),
@@ -193,5 +204,66 @@ async fn locate(uevents: &Uevents, device: &Device, timeout: Duration) -> Result
 impl From<RuleError> for Fault {
     fn from(error: RuleError) -> Self {
         Self::InvalidArgument(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Node;
+    use crate::device::rule::Access;
+
+    /// Two disks whose numbers are exchanged here.
+    fn devices() -> Devices {
+        let entry = |path: &str, minor| {
+            let entry = serde_json::json!({"path": path, "type": "b", "major": 254, "minor": minor});
+            serde_json::from_value(entry).unwrap()
+        };
+        let located = |path: &str, host_minor, minor| LocatedDevice {
+            container_path: path.into(),
+            kind: DeviceKind::Block,
+            host_major: 254,
+            host_minor,
+            node: Node { path: "/dev/vda".into(), kind: DeviceKind::Block, major: 254, minor },
+            guest_path: None,
+        };
+        Devices {
+            entries: vec![entry("/dev/a", 0), entry("/dev/b", 16)],
+            located: vec![located("/dev/a", 0, 16), located("/dev/b", 16, 0)],
+            pci_paths: vec!["05.0".into(), "06.0".into()],
+            passed: Passed::default(),
+            in_force: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn rules_of_an_update_are_the_hosts_and_become_the_guests() {
+        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(serde_json::json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "b", "major": 254, "minor": 0, "access": "r"},
+        ]))
+        .unwrap();
+        let rules = rules_of(&devices().with_rules(&rules).unwrap()).unwrap();
+        let may = |minor| granted(&rules, Identity { kind: DeviceKind::Block, major: 254, minor });
+        assert_eq!(may(16), Access::READ.with(Access::MKNOD), "A, which is 254:0 on the host");
+        assert_eq!(may(0), Access::MKNOD, "B");
+    }
+
+    #[test]
+    fn too_many_rules_are_refused() {
+        let rule: LinuxDeviceCgroup = serde_json::from_value(serde_json::json!({"allow": true})).unwrap();
+        let spec = devices().with_rules(&vec![rule; MAX_RULES]).unwrap();
+        assert!(matches!(rules_of(&spec), Err(Fault::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn the_host_is_told_where_each_entry_is() {
+        let (found, rules) = devices().report();
+        let told: Vec<_> = found
+            .iter()
+            .map(|found| format!("{} {}:{} {}", found.entry, found.major, found.minor, found.pci_path))
+            .collect();
+        assert_eq!(told, ["/dev/a 254:16 05.0", "/dev/b 254:0 06.0"]);
+        assert!(rules.is_empty(), "none is in force yet");
     }
 }

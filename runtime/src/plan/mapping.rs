@@ -144,3 +144,53 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
         .collect();
     if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None, None)] } else { functions }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Annotations;
+    use crate::plan::BlockDevice;
+    use crate::plan::HostFacts;
+    use crate::plan::plan_container;
+
+    #[test]
+    fn each_entry_is_shown_with_how_it_gets_there() {
+        let spec = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.1.0",
+            "process": {"cwd": "/", "args": ["x"], "user": {"uid": 0, "gid": 0}},
+            "linux": {
+                "devices": [
+                    {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
+                    {"path": "/dev/a", "type": "b", "major": 7, "minor": 0},
+                    {"path": "/dev/again", "type": "b", "major": 7, "minor": 0},
+                    {"path": "/dev/pipe", "type": "p"},
+                ],
+                "resources": {"devices": [{"allow": true, "type": "b", "major": 7, "minor": 0, "access": "r"}]},
+            },
+        }))
+        .unwrap();
+        let node = BlockDevice { node: "/dev/loop0".into() };
+        let facts = HostFacts { block_devices: [((7, 0), node)].into(), ..HostFacts::default() };
+        let annotations = Annotations { all_devices: true, ..Annotations::default() };
+        let map = DeviceMap::of_plan(&plan_container("c", &spec, &annotations, &facts).unwrap());
+        let shown: Vec<_> = map
+            .devices
+            .iter()
+            .map(|device| {
+                let node = device.host.node.as_ref().map_or("-".into(), |node| node.display().to_string());
+                format!("{} {node} {}", device.entry.display(), device.attachment)
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "/dev/fuse - the guest's own",
+                "/dev/a /dev/loop0 virtio disk, read-only",
+                "/dev/again /dev/loop0 virtio disk, read-only",
+            ]
+        );
+        assert!(map.all_devices && map.rules.is_empty());
+        let json = serde_json::to_string(&map).unwrap();
+        assert_eq!(serde_json::from_str::<DeviceMap>(&json).unwrap(), map);
+    }
+}
