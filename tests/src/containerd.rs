@@ -47,6 +47,11 @@ impl Containerd {
         Containerd { server: Some(server), socket, folder }
     }
 
+    /// A folder of its own, on a disk with room.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Starts `ctr WORDS`.
     pub fn ctr(&self, words: &[&str]) -> Running {
         let mut command = Command::new("ctr");
