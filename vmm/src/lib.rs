@@ -20,6 +20,7 @@ mod layout;
 mod machine;
 mod memory;
 mod probe;
+mod seccomp;
 mod vcpu;
 
 pub use boot::LoadError;

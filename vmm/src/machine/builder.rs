@@ -27,6 +27,7 @@ use crate::console::Console;
 use crate::kvm;
 use crate::layout;
 use crate::memory;
+use crate::seccomp;
 use crate::vcpu;
 
 /// Why a machine could not be built; nothing is left behind.
@@ -72,6 +73,7 @@ impl Machine {
         config.validate()?;
         let host = |step| move |source| BootError::Host { step, source };
         vcpu::install_signal_handler().map_err(host("vCPU signal handler"))?;
+        seccomp::prepare().map_err(host("system call filters"))?;
 
         let memory = memory::allocate(config.memory_mib, config.huge_pages)?;
         let ram = memory.memory();

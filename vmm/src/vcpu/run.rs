@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 
 use super::kick::Kicker;
 use crate::handle::Ending;
+use crate::seccomp;
 
 /// KVM_SYSTEM_EVENT types (KVM api.rst 5).
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -215,6 +216,10 @@ impl Thread {
         let kicker = Kicker::of_this_thread(&mut self.vcpu);
         self.control.kickers.lock()[self.id] = Some(kicker);
         let guard = ThreadEnd { control: self.control.clone(), id: self.id };
+        if let Err(e) = seccomp::confine(seccomp::Kind::Vcpu) {
+            let reason = format!("vCPU {}: its thread cannot be confined: {e}", self.id);
+            self.control.end(Ending::VcpuError(reason));
+        }
         while self.control.may_run() {
             if let Some(ending) = self.run_until_told() {
                 self.control.end(ending);

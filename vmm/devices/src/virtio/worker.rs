@@ -6,6 +6,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::ControlOperation;
@@ -15,11 +16,24 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::log_limit::LogLimit;
+
 /// Tokens of the worker's own events; handlers use smaller ones.
 const KILL: u64 = u64::MAX;
 const AGAIN: u64 = u64::MAX - 1;
 /// Events taken from the kernel at a time.
 const BATCH: usize = 32;
+
+/// What every worker's thread begins with.
+static BEGINNING: OnceLock<Beginning> = OnceLock::new();
+
+type Beginning = fn(&str) -> io::Result<()>;
+
+/// Has `act` called with the thread's name on each worker's thread from now on, before it touches anything of
+/// the guest's. A worker whose thread fails at that does nothing. Once in a process; later calls are ignored.
+pub fn before_each(act: Beginning) {
+    BEGINNING.get_or_init(|| act);
+}
 
 /// What a device does on its thread.
 pub trait Handler: Send + 'static {
@@ -129,6 +143,16 @@ impl<H> Drop for Worker<H> {
 }
 
 fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or_default();
+    if let Err(e) = BEGINNING.get().map_or(Ok(()), |act| act(name)) {
+        // Each time a driver starts the device.
+        static REPORTS: LogLimit = LogLimit::new();
+        if REPORTS.allows() {
+            tracing::error!("thread {name} cannot begin: {e}");
+        }
+        return handler;
+    }
     if handler.start(interest).is_break() {
         return handler;
     }
