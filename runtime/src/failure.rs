@@ -19,6 +19,7 @@ use crate::host::NetworkError;
 use crate::plan::PlanError;
 use crate::sandbox::BootError;
 use crate::sandbox::LendError;
+use crate::sandbox::ResizeError;
 
 /// A failed request.
 #[derive(Debug, Clone)]
@@ -125,6 +126,18 @@ impl Coded for TaskError {
             Self::Panicked(_) => Code::INTERNAL,
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
+            Self::Resize(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for ResizeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Plan(error) => error.code(),
+            Self::Request(_) => Code::FAILED_PRECONDITION,
+            Self::Memory(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Agent(error) => error.code(),
         }
     }
 }
@@ -150,6 +163,7 @@ impl Coded for BootError {
             Self::Network(NetworkError::Host(_) | NetworkError::Interface { .. }) => Code::INVALID_ARGUMENT,
             Self::Network(NetworkError::Namespace { source, .. }) => of_io(source),
             Self::Agent(error) => error.code(),
+            Self::Memory(_) => Code::RESOURCE_EXHAUSTED,
             _ => Code::INTERNAL,
         }
     }
@@ -159,7 +173,9 @@ impl Coded for LendError {
     fn code(&self) -> Code {
         match self {
             Self::Open { source, .. } => of_io(source),
-            Self::Attach { .. } => Code::INTERNAL,
+            Self::Vfio { source, .. } => of_io(source),
+            Self::OtherMode { .. } | Self::Taken(_) => Code::FAILED_PRECONDITION,
+            Self::Attach { .. } | Self::Pass(_) | Self::Panicked(_) => Code::INTERNAL,
             Self::Agent(error) => error.code(),
         }
     }

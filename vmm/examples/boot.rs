@@ -46,6 +46,7 @@ fn boot(arguments: &[String]) -> Result<kiai_vmm::Ending, Box<dyn std::error::Er
         vcpus: 1,
         max_vcpus: 2,
         memory_mib: 128,
+        max_memory_mib: 128,
         huge_pages: false,
         kernel: open(kernel)?,
         initrd: Some(open(initrd)?),

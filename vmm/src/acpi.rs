@@ -109,6 +109,14 @@ fn pci_root() -> Vec<u8> {
     let (pci32, pci32_end) = (below_4g(layout::PCI32), below_4g(layout::PCI32 + layout::PCI32_SIZE - 1));
     let pci64_end = layout::PCI64 + layout::PCI64_SIZE - 1;
     let uncached = aml::AddressSpaceCacheable::NotCacheable;
+    // INTA of any slot (ACPI 6.5 §6.2.13): address, pin, no link device, GSI.
+    let slots: Vec<u32> = (1..32).map(|slot| slot << 16 | 0xffff).collect();
+    let routes: Vec<_> = slots
+        .iter()
+        .map(|slot| aml::Package::new(vec![slot, &aml::ZERO, &aml::ZERO, &layout::PCI_GSI]))
+        .collect();
+    let routes = aml::Package::new(routes.iter().map(|route| route as &dyn Aml).collect());
+    let pins = aml::Name::new("_PRT".into(), &routes);
     bytes(&aml::Device::new(
         "_SB_.PCI0".into(),
         vec![
@@ -125,6 +133,7 @@ fn pci_root() -> Vec<u8> {
                     &aml::AddressSpace::new_memory(uncached, true, layout::PCI64, pci64_end, None),
                 ]),
             ),
+            &pins,
         ],
     ))
 }

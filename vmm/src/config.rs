@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use kiai_devices::vfio::Group;
 use kiai_devices::virtio::vsock::VsockPorts;
 
 use crate::layout;
@@ -17,6 +18,9 @@ pub struct VmConfig {
     pub max_vcpus: u8,
     /// Guest RAM at boot, MiB, at least 32.
     pub memory_mib: u32,
+    /// Guest RAM that can be had at most, by plugging more in while it runs ([`crate::VmHandle::request_memory`]);
+    /// at least `memory_mib`. What is not plugged costs next to nothing.
+    pub max_memory_mib: u32,
     /// Back guest RAM with 2 MiB pages from the host's pool; `memory_mib` must then be even.
     pub huge_pages: bool,
     /// Uncompressed ELF with a PVH note, or (slower) a bzImage.
@@ -73,6 +77,30 @@ pub enum DeviceConfig {
     },
     /// virtio-rng, fed by the host kernel.
     Rng,
+    /// virtio-balloon, through which the guest gives free pages back to the host. At most one.
+    Balloon,
+    /// A PCI function of the host, in the hands of `vfio-pci`. All guest memory is pinned while there is one.
+    Vfio {
+        /// Its IOMMU group.
+        group: Arc<VfioGroup>,
+        /// "0000:00:03.0".
+        address: String,
+    },
+}
+
+/// An IOMMU group of the host, open. The kernel lets it be opened once, so its functions share this.
+pub struct VfioGroup {
+    /// `/dev/vfio/NUMBER`.
+    pub(crate) group: Group,
+    /// `/dev/vfio/vfio`, used unless another group of the machine has brought one already.
+    pub(crate) container: OwnedFd,
+}
+
+impl VfioGroup {
+    /// `number` is for errors.
+    pub fn new(number: u32, group: OwnedFd, container: OwnedFd) -> Arc<Self> {
+        Arc::new(Self { group: Group::new(number.to_string(), group), container })
+    }
 }
 
 /// What is wrong with a [`VmConfig`]; nothing was made yet.
@@ -89,18 +117,31 @@ pub enum ConfigError {
     /// Too little for a kernel and its initrd, or more than the address map has room for.
     #[error("{0} MiB of memory: between 32 and 240000 can be had")]
     Memory(u32),
+    /// Less at most than at boot, or more than the address map has room for.
+    #[error(
+        "{boot} MiB of memory at boot and {most} at most: at least as much, and up to 240000, can be had"
+    )]
+    MaxMemory {
+        /// At boot.
+        boot: u32,
+        /// Asked for at most.
+        most: u32,
+    },
     /// 2 MiB pages do not add up to an odd number of MiB.
     #[error("{0} MiB of memory cannot be made of 2 MiB pages")]
     HugePages(u32),
     /// The bus has room for one.
     #[error("more than one vsock device")]
     TwoVsocks,
+    /// A guest has one memory.
+    #[error("more than one balloon")]
+    TwoBalloons,
 }
 
 impl VmConfig {
     /// Checks what can be checked without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let Self { vcpus, max_vcpus, memory_mib, .. } = *self;
+        let Self { vcpus, max_vcpus, memory_mib, max_memory_mib, .. } = *self;
         if vcpus == 0 || vcpus > max_vcpus || max_vcpus > layout::MAX_VCPUS {
             return Err(ConfigError::Vcpus { vcpus, max_vcpus });
         }
@@ -108,12 +149,18 @@ impl VmConfig {
         if !(32..=240_000).contains(&memory_mib) {
             return Err(ConfigError::Memory(memory_mib));
         }
+        if !(memory_mib..=240_000).contains(&max_memory_mib) {
+            return Err(ConfigError::MaxMemory { boot: memory_mib, most: max_memory_mib });
+        }
         if self.huge_pages && memory_mib % 2 != 0 {
             return Err(ConfigError::HugePages(memory_mib));
         }
         let vsocks = self.devices.iter().filter(|d| matches!(d, DeviceConfig::Vsock { .. })).count();
         if vsocks > 1 {
             return Err(ConfigError::TwoVsocks);
+        }
+        if self.devices.iter().filter(|d| matches!(d, DeviceConfig::Balloon)).count() > 1 {
+            return Err(ConfigError::TwoBalloons);
         }
         Ok(())
     }

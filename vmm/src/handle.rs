@@ -7,6 +7,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::DeviceConfig;
 use crate::config::VmConfig;
@@ -14,6 +15,7 @@ use crate::machine::AttachError;
 use crate::machine::BootError;
 use crate::machine::DetachError;
 use crate::machine::Machine;
+use crate::machine::MemoryRequestError;
 
 /// How a microVM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +73,19 @@ pub struct Attached {
     pub pci_path: String,
 }
 
+/// A guest's memory, MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySizes {
+    /// What it booted with: the least.
+    pub boot: u32,
+    /// What it is to have.
+    pub requested: u32,
+    /// What it has.
+    pub plugged: u32,
+    /// What it can have.
+    pub most: u32,
+}
+
 /// A handle on a microVM. Clones name the same machine; dropping the last one stops it.
 #[derive(Clone)]
 pub struct VmHandle(Arc<Machine>);
@@ -122,5 +137,23 @@ impl VmHandle {
     /// still reads there is all ones.
     pub fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
         self.0.detach(id)
+    }
+
+    /// How much memory the guest has, and how much it is to have.
+    pub fn memory(&self) -> MemorySizes {
+        self.0.memory()
+    }
+
+    /// Asks the guest to have `mib` of memory, more or less than now, rounded up to a block (2 MiB, or 1/16384 of
+    /// what can be plugged). It plugs and unplugs at its own pace, and unplugs what it can spare: see
+    /// [`VmHandle::await_memory`]. May be asked of a machine that is not running yet.
+    pub fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError> {
+        self.0.request_memory(mib)
+    }
+
+    /// Blocks until the guest has what it is to have, the machine is over, or `patience` ends; says how much it
+    /// has then.
+    pub fn await_memory(&self, patience: Duration) -> MemorySizes {
+        self.0.await_memory(patience)
     }
 }

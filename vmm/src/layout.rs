@@ -3,7 +3,7 @@
 //! ```text
 //!   0x0000_0000  RAM: boot structures, then (1 MiB) the kernel and its initrd
 //!   0xc000_0000  hole: 32-bit PCI window, ECAM, IOAPIC, local APIC, KVM's pages
-//!   0x1_0000_0000  RAM again
+//!   0x1_0000_0000  RAM again, then RAM that is plugged in later
 //!   0x40_0000_0000 64-bit PCI window
 //! ```
 
@@ -62,6 +62,8 @@ pub(crate) const SERIAL: u16 = 0x3f8;
 pub(crate) const SERIAL_SIZE: u16 = 8;
 /// GSI of COM1.
 pub(crate) const SERIAL_GSI: u32 = 4;
+/// GSI of every PCI interrupt pin: virtio has none, and passed functions that know no messages are rare.
+pub(crate) const PCI_GSI: u32 = 16;
 /// Keyboard-controller reset (`reboot=k`), one port.
 pub(crate) const I8042_COMMAND: u16 = 0x64;
 /// ACPI reset, sleep control and sleep status registers (ACPI 6.5 §4.8.3.6, §4.8.3.7).
@@ -84,6 +86,19 @@ pub(crate) fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
     if bytes <= HOLE { vec![(0, bytes)] } else { vec![(0, HOLE), (HOLE_END, bytes - HOLE)] }
 }
 
+/// Where RAM that is plugged in later starts, behind the `boot` bytes of RAM there are from the beginning. Linux
+/// adds memory in blocks of up to 2 GiB and wants them whole.
+pub(crate) fn hotplug_start(boot: u64) -> u64 {
+    let end = ram_ranges(boot).last().map_or(0, |&(start, length)| start + length);
+    end.max(HOLE_END).next_multiple_of(2 << 30)
+}
+
+/// How such RAM of `bytes` is divided: blocks of 2 MiB, the size of a huge page, or larger ones, so that they
+/// are at most 16384 and a process may map each by itself (vm.max_map_count).
+pub(crate) fn hotplug_block(bytes: u64) -> u64 {
+    (bytes / 16384).next_power_of_two().max(2 << 20)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +108,17 @@ mod tests {
         assert_eq!(ram_ranges(64 << 20), [(0, 64 << 20)]);
         assert_eq!(ram_ranges(HOLE), [(0, HOLE)]);
         assert_eq!(ram_ranges(HOLE + 4096), [(0, HOLE), (HOLE_END, 4096)]);
+    }
+
+    #[test]
+    fn memory_is_plugged_behind_that_of_the_boot() {
+        assert_eq!(hotplug_start(64 << 20), HOLE_END);
+        assert_eq!(hotplug_start(HOLE), HOLE_END);
+        assert_eq!(hotplug_start(HOLE + 4096), HOLE_END + (2 << 30));
+        assert_eq!(hotplug_start(HOLE + (2 << 30)), HOLE_END + (2 << 30));
+        assert_eq!(hotplug_block(4 << 30), 2 << 20);
+        assert_eq!(hotplug_block(32 << 30), 2 << 20);
+        assert_eq!(hotplug_block(240 << 30), 16 << 20);
     }
 
     #[test]

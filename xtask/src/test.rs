@@ -19,6 +19,9 @@ use crate::{cache, check, fuzz, image, kernel, rootfs, step, workspace};
 const LAB_LIMIT: Duration = Duration::from_secs(45 * 60);
 const LAB_MEMORY_MIB: u32 = 6144;
 
+/// Modules that are lent devices of the machine they run on: always in a lab, which has some to spare.
+const LENT: [&str; 1] = ["vfio"];
+
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -59,8 +62,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         step::say(&format!("end-to-end: {name}"));
         match place {
-            Place::Machine if !on_this_machine(&program, &libtest)? => failed.push(name),
-            Place::Machine => {}
+            Place::Machine => {
+                let skipped = LENT.iter().flat_map(|module| ["--skip".to_owned(), format!("{module}::")]);
+                let here: Vec<String> = libtest.iter().cloned().chain(skipped).collect();
+                if has_tests(&program, &here)? && !on_this_machine(&program, &here)? {
+                    failed.push(name);
+                }
+                for module in LENT {
+                    let only = [vec![format!("{module}::")], libtest.clone()].concat();
+                    if (arguments.arguments.is_empty() || is_lent(&libtest)) && !in_the_lab(&program, &only)?
+                    {
+                        failed.push(module.to_owned());
+                    }
+                }
+            }
             Place::Lab if !arguments.arguments.is_empty() => {
                 if !in_the_lab(&program, &libtest)? {
                     failed.push(name);
@@ -119,6 +134,11 @@ fn executables(messages: &str) -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
+/// Whether the tests these arguments name are of a module that is lent devices.
+fn is_lent(libtest: &[String]) -> bool {
+    libtest.iter().any(|argument| LENT.iter().any(|module| argument.split("::").next() == Some(module)))
+}
+
 fn has_tests(program: &Path, libtest: &[String]) -> Result<bool> {
     let listing = step::output(Command::new(program).args(libtest).arg("--list"))?;
     Ok(listing.lines().any(|line| line.ends_with(": test")))
@@ -151,7 +171,9 @@ fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
     lab.put(&format!("{}:{inside}", program.display()))?;
     lab.put_project()?;
     let cpus = std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8) as u32);
-    let machine = Machine { cpus, memory_mib: LAB_MEMORY_MIB, timeout: LAB_LIMIT, ..Machine::default() };
+    let vfio = is_lent(libtest);
+    let machine =
+        Machine { cpus, memory_mib: LAB_MEMORY_MIB, timeout: LAB_LIMIT, vfio, ..Machine::default() };
     lab.start(&machine)
 }
 
@@ -194,6 +216,13 @@ mod tests {
             r#"{"reason":"build-finished","success":true}"#,
         );
         assert_eq!(executables(messages).unwrap(), [PathBuf::from("/t/run-2")]);
+    }
+
+    #[test]
+    fn only_a_module_that_is_lent_devices_gets_them() {
+        let lent = |filter: &str| is_lent(&[filter.to_owned(), "--test-threads=1".to_owned()]);
+        assert!(lent("vfio::") && lent("vfio::a_disk"));
+        assert!(!lent("devices::") && !lent("vfio_like::x"));
     }
 
     #[test]

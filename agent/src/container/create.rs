@@ -12,6 +12,7 @@ use tokio::sync::RwLock;
 
 use super::io::{Streams, Terminal, pipes, start_terminal};
 use super::localize::{Guest, LocalizeError, Localized, localize};
+use super::passed;
 use super::process::{Fresh, Process};
 use super::state::{Container, Phase};
 use super::{RUN, check_id};
@@ -65,8 +66,10 @@ async fn build(
     if !Path::new(&request.rootfs).is_dir() {
         return Err(Fault::InvalidArgument(format!("rootfs {:?} is not a directory", request.rootfs)));
     }
+    let passed = passed::wait_for(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
     let located = locate(&sandbox.uevents, &request.devices).await?;
-    let spec = device::rewrite(&spec, &located)?;
+    let spec = device::rewrite(&passed.withdraw(&spec)?, &located)?;
+    let spec = passed.admit(&spec)?;
     let guest = Guest { swap: Path::new("/proc/swaps").exists() };
     let Localized { spec, sysctls, own_pids } =
         localize(spec, Path::new(&request.rootfs), cgroup.within_hierarchy(), guest)?;
@@ -107,6 +110,7 @@ async fn build(
         init,
         phase: RwLock::new(Phase::Created(started)),
         execs: Default::default(),
+        pci_addresses: passed.addresses,
         oom_watch: sandbox.ooms.watch(id.clone(), cgroup.clone()),
     }))
 }
@@ -144,7 +148,7 @@ impl Plumbing {
 
 async fn locate(uevents: &Uevents, devices: &[Device]) -> Result<Vec<LocatedDevice>> {
     let mut located = Vec::with_capacity(devices.len());
-    for device in devices {
+    for device in devices.iter().filter(|device| !passed::is_passed(device)) {
         let kind = match device.kind.as_str() {
             "b" => DeviceKind::Block,
             "c" | "u" => DeviceKind::Character,
@@ -220,7 +224,8 @@ impl From<LocateError> for Fault {
     fn from(error: LocateError) -> Self {
         match &error {
             LocateError::Absent(..) => Self::NotFound(error.to_string()),
-            LocateError::Wait(..) => Self::Internal(anyhow::Error::new(error)),
+            LocateError::NoDriver(_) => Self::FailedPrecondition(error.to_string()),
+            LocateError::Wait(..) | LocateError::Vfio(..) => Self::Internal(anyhow::Error::new(error)),
             _ => Self::InvalidArgument(error.to_string()),
         }
     }

@@ -2,12 +2,14 @@
 //!
 //! In reading order: [`create`] is the whole story of a container, [`exec`] of one more process in it;
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
-//! its standard streams, [`localize`] makes the host's spec the guest's.
+//! its standard streams, [`localize`] makes the host's spec the guest's, [`passed`] puts
+//! PCI functions of the host into it.
 
 mod create;
 mod exec;
 mod io;
 mod localize;
+mod passed;
 mod process;
 mod state;
 

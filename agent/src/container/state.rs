@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::Process;
 use crate::cgroup::Cgroup;
+use crate::device::PciAddresses;
 use crate::fault::{Fault, Result};
 use crate::storage::Storages;
 
@@ -43,6 +44,8 @@ pub struct Container {
     pub(super) phase: RwLock<Phase>,
     /// Processes of `exec`; `None` while one is being built.
     pub(super) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Where its passed PCI functions are, on the host and here.
+    pub(super) pci_addresses: PciAddresses,
     pub(super) oom_watch: AbortHandle,
 }
 
@@ -146,8 +149,20 @@ impl Container {
         }
     }
 
-    /// Sets limits; blocking.
+    /// Sets limits; blocking. A memory limit below what the container cannot do without would be the end of one
+    /// of its processes, so it is refused.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let limit = resources.memory().as_ref().and_then(|memory| memory.limit());
+        if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()).filter(|&limit| limit > 0) {
+            let stats = self.cgroup.stats();
+            let held = stats.memory_anon + stats.memory_kernel;
+            if held > limit {
+                return Err(Fault::FailedPrecondition(format!(
+                    "container {} uses {held} bytes of memory that cannot be reclaimed: more than {limit}",
+                    self.id
+                )));
+            }
+        }
         Ok(self.cgroup.update(resources).with_context(|| format!("update container {}", self.id))?)
     }
 

@@ -51,6 +51,14 @@ pub enum LocateError {
     /// It did not appear in time.
     #[error("no device with {0} appeared within {1:?}")]
     Absent(String, Duration),
+    /// It is there, but no driver has made a node for it.
+    #[error(
+        "no driver of the guest's kernel makes a node for PCI function {0}; its user-space mode needs none"
+    )]
+    NoDriver(PciPath),
+    /// vfio-pci does not take it.
+    #[error("give PCI function {0} to vfio-pci")]
+    Vfio(PciPath, #[source] std::io::Error),
     /// Uevents cannot be listened to.
     #[error("wait for {0}")]
     Wait(String, #[source] std::io::Error),
@@ -190,7 +198,7 @@ fn node_of_disk(disk: &Path) -> Option<Node> {
     Some(Node { path, kind: DeviceKind::Block, major, minor })
 }
 
-fn parse_dev(text: &str) -> Option<(i64, i64)> {
+pub(super) fn parse_dev(text: &str) -> Option<(i64, i64)> {
     let (major, minor) = text.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }

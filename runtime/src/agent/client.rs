@@ -11,8 +11,10 @@ use kiai_protocol::agent::CreateSandboxRequest;
 use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::Empty;
 use kiai_protocol::agent::ExecProcessRequest;
+use kiai_protocol::agent::OnlineCpusRequest;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
+use kiai_protocol::agent::RemovePciRequest;
 use kiai_protocol::agent::RescanPciRequest;
 use kiai_protocol::agent::ResizeTerminalRequest;
 use kiai_protocol::agent::SetClockRequest;
@@ -142,6 +144,13 @@ impl Agent {
         bounded("RescanPci", self.0.rescan_pci(Context::default(), &request)).await.map(drop)
     }
 
+    /// Has the guest let go of a PCI function: its driver's, and off the guest's bus.
+    pub async fn remove_pci(&self, path: &str) -> Result<(), AgentError> {
+        let mut request = RemovePciRequest::new();
+        request.pci_path = path.into();
+        bounded("RemovePci", self.0.remove_pci(Context::default(), &request)).await.map(drop)
+    }
+
     /// Builds a container, its process not yet started.
     pub async fn create_container(&self, request: CreateContainerRequest) -> Result<(), AgentError> {
         bounded("CreateContainer", self.0.create_container(Context::default(), &request)).await.map(drop)
@@ -233,6 +242,13 @@ impl Agent {
     /// Forgets a process that was run in a container and has exited.
     pub async fn remove_process(&self, of: &ProcessRequest) -> Result<(), AgentError> {
         bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
+    }
+
+    /// Brings CPUs on or off line until `count` are online.
+    pub async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
+        let mut request = OnlineCpusRequest::new();
+        request.count = count.into();
+        bounded("OnlineCpus", self.0.online_cpus(Context::default(), &request)).await.map(drop)
     }
 
     /// Answers with the next container the guest's OOM killer strikes.

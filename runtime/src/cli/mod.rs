@@ -10,6 +10,7 @@
 
 mod check;
 mod completions;
+mod devices;
 mod each;
 mod exec;
 mod failure;
@@ -38,6 +39,7 @@ mod stop;
 mod streams;
 mod task;
 mod terminal;
+mod update;
 mod version;
 mod wait;
 
@@ -91,10 +93,12 @@ enum Verb {
     Inspect(inspect::Inspect),
     Wait(wait::Wait),
     Stats(stats::Stats),
+    Update(update::Update),
     Pull(pull::Pull),
     Import(import::Import),
     Images(images::Images),
     Rmi(rmi::Rmi),
+    Devices(devices::Devices),
     Check(check::Check),
     Version(version::Version),
     Completions(completions::Completions),
@@ -168,10 +172,12 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
         Verb::Inspect(inspect) => inspect.perform(context).await,
         Verb::Wait(wait) => wait.perform(context).await,
         Verb::Stats(stats) => stats.perform(context).await,
+        Verb::Update(update) => update.perform(context).await,
         Verb::Pull(pull) => pull.perform(context).await,
         Verb::Import(import) => import.perform(context).await,
         Verb::Images(images) => images.perform(context),
         Verb::Rmi(rmi) => rmi.perform(context).await,
+        Verb::Devices(devices) => devices.perform(),
         Verb::Check(check) => check.perform(context),
         Verb::Version(version) => version.perform(),
         Verb::Completions(completions) => completions.perform(),

@@ -98,8 +98,9 @@ pub(super) struct ContainerOptions {
     /// Set a resource limit: nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub(super) ulimit: Vec<Ulimit>,
-    /// Lend a device of the host
-    #[arg(long, value_name = "HOST[:PATH[:rwm]]")]
+    /// Lend a device of the host: a node, or a PCI function (pci:ADDRESS, see kiai devices; with
+    /// ,user-space a program in the container drives it)
+    #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]")]
     pub(super) device: Vec<DeviceOption>,
     /// Network of the container
     #[arg(long, value_enum, default_value = "default")]

@@ -19,13 +19,17 @@ use oci_spec::runtime::Spec;
 use crate::cli::options::ContainerOptions;
 use crate::cli::options::ProcessOptions;
 use crate::cli::terminal;
+use crate::host::pci;
 use crate::network::Network;
 use crate::network::dns;
+use crate::plan::PassMode;
+use crate::plan::PciAddress;
 use crate::spec;
 use crate::spec::SpecInput;
 use crate::spec::capability::CapabilityChanges;
 use crate::spec::device::DeviceOption;
 use crate::spec::device::HostDevice;
+use crate::spec::device::NodeOption;
 use crate::spec::env::Environment;
 use crate::spec::mounts::EtcFiles;
 use crate::spec::user::ResolvedUser;
@@ -207,6 +211,32 @@ fn find_volume(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<BindMount
 }
 
 fn find_device(device: &DeviceOption) -> anyhow::Result<HostDevice> {
+    match device {
+        DeviceOption::Node(node) => find_node(node, None),
+        DeviceOption::Pci(address, mode) => {
+            let node = PathBuf::from("/dev/vfio").join(find_group(*address)?.to_string());
+            let node = NodeOption { host: node.clone(), container: node, permissions: "rwm".to_owned() };
+            find_node(&node, Some((*address, *mode)))
+        }
+    }
+}
+
+/// The IOMMU group of a function that is ready to be passed.
+fn find_group(address: PciAddress) -> anyhow::Result<u32> {
+    let Some(function) = pci::function(Path::new(pci::SYS), address) else {
+        bail!("no PCI function {address} on this host");
+    };
+    let Some(group) = function.group else {
+        bail!("PCI function {address} has no IOMMU group; see kiai devices");
+    };
+    if !function.is_vfio() {
+        let driver = function.driver.unwrap_or_else(|| "no driver".to_owned());
+        bail!("PCI function {address} is on {driver}, not vfio-pci: kiai devices bind {address}");
+    }
+    Ok(group)
+}
+
+fn find_node(device: &NodeOption, function: Option<(PciAddress, PassMode)>) -> anyhow::Result<HostDevice> {
     let named = || format!("device {}", device.host.display());
     let metadata = fs::metadata(&device.host).with_context(named)?;
     let kind = metadata.file_type();
@@ -221,6 +251,7 @@ fn find_device(device: &DeviceOption) -> anyhow::Result<HostDevice> {
         minor: rustix::fs::minor(number),
         mode: metadata.mode(),
         permissions: device.permissions.clone(),
+        function,
     })
 }
 

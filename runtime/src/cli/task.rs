@@ -9,6 +9,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::Client;
 use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::types::mount::Mount;
+use oci_spec::runtime::LinuxResources;
 use oci_spec::runtime::Process;
 use ttrpc::Code;
 use ttrpc::context::Context;
@@ -235,6 +236,17 @@ impl Task {
             code: Code::INTERNAL,
             message: format!("the answer is damaged: {error}"),
         })
+    }
+
+    /// Changes what the container may use.
+    pub(super) async fn update(&self, resources: &LinuxResources) -> Result<(), TaskError> {
+        let mut any = Any::new();
+        any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned();
+        any.value = serde_json::to_vec(resources).expect("OCI resources are always JSON");
+        let request =
+            api::UpdateTaskRequest { id: self.id.clone(), resources: Some(any).into(), ..Default::default() };
+        let call = TaskError::of("cannot update the container");
+        self.client.update(Context::default(), &request).await.map_err(call).map(drop)
     }
 
     /// Forgets an ended process; for the container itself, takes it apart.

@@ -42,7 +42,9 @@ pub(super) struct File {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct Sandbox {
     pub(super) vcpus: Option<u8>,
+    pub(super) max_vcpus: Option<u8>,
     pub(super) memory_mib: Option<u32>,
+    pub(super) max_memory_mib: Option<u32>,
     pub(super) kernel: Option<PathBuf>,
     pub(super) initrd: Option<PathBuf>,
     pub(super) kernel_parameters: Option<Vec<String>>,

@@ -25,8 +25,12 @@ const DEFAULT_INITRD: &str = "/usr/share/kiai/initramfs.cpio";
 pub struct Config {
     /// vCPUs of a sandbox that asks for none.
     pub vcpus: u8,
-    /// MiB every sandbox gets beside the limits of its containers.
+    /// vCPUs a sandbox can have later; otherwise as many as the host, at most 8.
+    pub max_vcpus: Option<u8>,
+    /// MiB every sandbox gets beside the limits of its containers, and boots with: the rest is plugged in.
     pub memory_mib: u32,
+    /// MiB a sandbox can have later; otherwise as much as the host.
+    pub max_memory_mib: Option<u32>,
     /// Guest kernel.
     pub kernel: PathBuf,
     /// Initial RAM file system with the agent.
@@ -46,13 +50,15 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             vcpus: 1,
+            max_vcpus: None,
             memory_mib: 256,
+            max_memory_mib: None,
             kernel: DEFAULT_KERNEL.into(),
             initrd: DEFAULT_INITRD.into(),
             kernel_parameters: Vec::new(),
             huge_pages: false,
             boot_timeout_seconds: 60,
-            pod_annotations: vec!["vcpus".into(), "memory-mib".into()],
+            pod_annotations: ["vcpus", "max-vcpus", "memory-mib", "max-memory-mib"].map(String::from).into(),
         }
     }
 }
@@ -81,7 +87,9 @@ impl Config {
         let File { sandbox, pods } = file;
         Self {
             vcpus: sandbox.vcpus.unwrap_or(otherwise.vcpus),
+            max_vcpus: sandbox.max_vcpus,
             memory_mib: sandbox.memory_mib.unwrap_or(otherwise.memory_mib),
+            max_memory_mib: sandbox.max_memory_mib,
             kernel: sandbox.kernel.unwrap_or(otherwise.kernel),
             initrd: sandbox.initrd.unwrap_or(otherwise.initrd),
             kernel_parameters: sandbox.kernel_parameters.unwrap_or(otherwise.kernel_parameters),

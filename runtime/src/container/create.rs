@@ -16,7 +16,9 @@ use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
+use super::limits::Applied;
 use crate::agent::AgentError;
+use crate::agent::message;
 use crate::host::MountError;
 use crate::host::rootfs::FsMount;
 use crate::plan::ContainerPlan;
@@ -92,7 +94,36 @@ pub async fn create(
     reporter: Reporter,
 ) -> Result<Arc<Container>, CreateError> {
     let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
-    let devices = sandbox.lend(&plan.disks).await?;
+    let (loan, devices) = sandbox.lend(&plan.disks, &plan.functions).await?;
+    match ask(&options, &plan, &sandbox, devices).await {
+        Ok(streams) => {
+            let init = Process::new(&options.id, "", options.uris, options.terminal);
+            init.set_streams(streams);
+            let lent = (lent, loan);
+            let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+            let applied =
+                resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
+            let container =
+                Container::new(options.id, options.bundle, sandbox, init, lent, applied, reporter);
+            let container = Arc::new(container);
+            container.report(Report::Created);
+            container.watch(container.init.clone());
+            Ok(container)
+        }
+        Err(error) => {
+            sandbox.take_back(loan).await;
+            Err(error)
+        }
+    }
+}
+
+/// Asks the agent for the container.
+async fn ask(
+    options: &CreateOptions,
+    plan: &ContainerPlan,
+    sandbox: &Sandbox,
+    devices: Vec<message::Device>,
+) -> Result<Streams, CreateError> {
     let (streams, stdio) =
         Streams::open(&options.uris, options.terminal, &sandbox.ports, &sandbox.port_numbers)?;
 
@@ -105,13 +136,7 @@ pub async fn create(
     request.stdio = Some(stdio).into();
     (request.rows, request.columns) = plan.terminal_size;
     sandbox.agent.create_container(request).await?;
-
-    let init = Process::new(&options.id, "", options.uris, options.terminal);
-    init.set_streams(streams);
-    let container = Arc::new(Container::new(options.id, options.bundle, sandbox, init, lent, reporter));
-    container.report(Report::Created);
-    container.watch(container.init.clone());
-    Ok(container)
+    Ok(streams)
 }
 
 async fn lend(options: &CreateOptions, plan: &ContainerPlan, shared: &Path) -> Result<Lent, CreateError> {

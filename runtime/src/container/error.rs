@@ -1,6 +1,7 @@
 //! Why something cannot be done to a container or a process.
 
 use crate::agent::AgentError;
+use crate::sandbox::ResizeError;
 
 use super::io::StdioError;
 
@@ -51,6 +52,9 @@ pub enum TaskError {
     /// The guest.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// The machine could not follow the limits.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// The microVM is over.
     #[error("the sandbox has ended")]
     SandboxEnded,

@@ -7,6 +7,7 @@ mod create;
 mod error;
 pub mod io;
 mod lend;
+mod limits;
 mod process;
 mod task;
 

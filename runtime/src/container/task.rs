@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::StatsContainerResponse;
+use oci_spec::runtime::LinuxResources;
 use oci_spec::runtime::Process as ProcessSpec;
 use parking_lot::Mutex;
 
@@ -21,7 +22,10 @@ use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
+use super::limits::Applied;
+use crate::plan::Limits;
 use crate::plan::check_id;
+use crate::sandbox::Loan;
 use crate::sandbox::Sandbox;
 
 /// File in the bundle that says why the sandbox ended by the guest's fault.
@@ -39,7 +43,9 @@ pub struct Container {
     pub init: Arc<Process>,
     sandbox: Arc<Sandbox>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
-    lent: Mutex<Option<Lent>>,
+    lent: Mutex<Option<(Lent, Loan)>>,
+    /// Locked while they change.
+    applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
     /// Told already that memory ran out.
     out_of_memory: AtomicBool,
@@ -65,7 +71,8 @@ impl Container {
         bundle: PathBuf,
         sandbox: Arc<Sandbox>,
         init: Process,
-        lent: Lent,
+        lent: (Lent, Loan),
+        applied: Applied,
         reporter: Reporter,
     ) -> Self {
         Self {
@@ -75,6 +82,7 @@ impl Container {
             sandbox,
             execs: Mutex::default(),
             lent: Mutex::new(Some(lent)),
+            applied: tokio::sync::Mutex::new(applied),
             reporter,
             out_of_memory: AtomicBool::default(),
         }
@@ -276,7 +284,8 @@ impl Container {
             // What the host lent goes all the same; the guest's remains end with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
         }
-        let lent = self.lent.lock().take();
+        let Some((lent, loan)) = self.lent.lock().take() else { return };
+        self.sandbox.take_back(loan).await;
         if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
             tracing::error!(container = self.id, "unmounting panicked");
         }
@@ -310,12 +319,25 @@ impl Container {
         }
     }
 
-    /// Changes resources; `resources` is the OCI object as JSON.
+    /// Changes resources; `resources` is the OCI object as JSON. The machine grows before and shrinks after, and
+    /// if anything fails all is as it was.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
         self.init.alive("update")?;
-        serde_json::from_slice::<oci_spec::runtime::LinuxResources>(&resources)
-            .map_err(|e| TaskError::Malformed { what: "resources", reason: e.to_string() })?;
-        Ok(self.guest()?.agent.update_container(&self.id, resources).await?)
+        let malformed =
+            |e: serde_json::Error| TaskError::Malformed { what: "resources", reason: e.to_string() };
+        let changes: LinuxResources = serde_json::from_slice(&resources).map_err(malformed)?;
+        let sandbox = self.guest()?;
+        let mut applied = self.applied.lock().await;
+        let host_mib = crate::host::facts::memory_mib();
+        let limits = |applied: Applied| Limits::default().changed(&applied.resources(), host_mib);
+        let after = applied.with(&changes);
+        let back = serde_json::to_vec(&applied.resources()).map_err(malformed)?;
+        let limit = |there: bool| {
+            sandbox.agent.update_container(&self.id, if there { resources.clone() } else { back.clone() })
+        };
+        sandbox.resize(limits(*applied), limits(after), limit).await?;
+        *applied = after;
+        Ok(())
     }
 
     /// Figures of its cgroup.

@@ -7,9 +7,11 @@ use std::path::Path;
 
 use oci_spec::runtime::Spec;
 
+use crate::host::pci;
 use crate::plan::BlockDevice;
 use crate::plan::HostFacts;
 use crate::plan::SourceKind;
+use crate::plan::wanted_groups;
 use crate::plan::wanted_sources;
 
 /// Looks at every path and device the spec names. What cannot be looked at is left out: the plan refuses it by
@@ -18,15 +20,26 @@ pub fn gather(spec: &Spec) -> HostFacts {
     let (sources, blocks) = wanted_sources(spec);
     HostFacts {
         memory_mib: memory_mib(),
+        cpus: cpus(),
         sources: sources.into_iter().filter_map(|path| Some((path.into(), kind(path)?))).collect(),
         block_devices: blocks
             .into_iter()
             .filter_map(|id| Some((id, block_device(id)?)))
             .collect::<BTreeMap<_, _>>(),
+        vfio: wanted_groups(spec)
+            .into_iter()
+            .filter_map(|number| Some((number, pci::group_of_node(Path::new(pci::SYS), number)?)))
+            .collect(),
     }
 }
 
-fn memory_mib() -> u32 {
+fn cpus() -> u8 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    u8::try_from(cpus).unwrap_or(u8::MAX)
+}
+
+/// RAM of the host, MiB.
+pub fn memory_mib() -> u32 {
     let info = rustix::system::sysinfo();
     #[expect(clippy::useless_conversion, reason = "the width of these fields depends on the target")]
     let bytes = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));

@@ -8,6 +8,7 @@ pub mod facts;
 pub mod mount;
 pub mod network;
 mod overlay;
+pub mod pci;
 pub mod process;
 pub mod rootfs;
 mod tap;

@@ -3,9 +3,14 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use super::PassMode;
+use super::PciAddress;
 use super::PlanError;
+use super::size::millis;
 
 const PREFIX: &str = "io.kiai.";
+/// Before the number of an annotation that chooses a PCI function.
+const FUNCTION: &str = "vfio.";
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -32,18 +37,24 @@ pub enum Role {
 pub struct Annotations {
     /// What the task is to its pod.
     pub role: Role,
-    /// `io.kiai.vcpus`.
+    /// `io.kiai.vcpus`: all of the guest's vCPUs, whatever the limits.
     pub vcpus: Option<u8>,
-    /// `io.kiai.memory-mib`: all of the guest's memory.
+    /// `io.kiai.max-vcpus`: how many can be brought online later.
+    pub max_vcpus: Option<u8>,
+    /// `io.kiai.memory-mib`: all of the guest's memory, whatever the limits.
     pub memory_mib: Option<u32>,
+    /// `io.kiai.max-memory-mib`: how much it can have later.
+    pub max_memory_mib: Option<u32>,
     /// `io.kiai.kernel`.
     pub kernel: Option<PathBuf>,
     /// `io.kiai.console`: a file to which the guest's console is appended.
     pub console: Option<PathBuf>,
+    /// `io.kiai.vfio.<n>`: PCI functions and who drives each, "ADDRESS=guest-driver" or "ADDRESS=user-space".
+    pub functions: Vec<(PciAddress, PassMode)>,
     /// Bytes: what the kubelet computed for the pod (containerd 1.6.9 and later).
     pub pod_memory: Option<u64>,
-    /// CPUs, rounded up, likewise.
-    pub pod_cpus: Option<u64>,
+    /// Thousandths of a CPU, likewise.
+    pub pod_cpu_millis: Option<u64>,
 }
 
 impl Annotations {
@@ -52,23 +63,36 @@ impl Annotations {
         let mut annotations = Self { role: role(all)?, ..Self::default() };
         for (name, value) in all {
             let Some(ours) = name.strip_prefix(PREFIX) else { continue };
-            if annotations.role != Role::Single && !allowed.iter().any(|a| a == ours) {
+            // Numbered ones are allowed by the word before the number.
+            let numbered = ours.strip_prefix(FUNCTION).filter(|number| number.parse::<u16>().is_ok());
+            let key = if numbered.is_some() { FUNCTION.trim_end_matches('.') } else { ours };
+            if annotations.role != Role::Single && !allowed.iter().any(|a| a == key) {
                 return Err(PlanError::ForbiddenAnnotation(name.clone()));
             }
             match ours {
+                _ if numbered.is_some() => annotations.functions.push(function(name, value)?),
                 "vcpus" => annotations.vcpus = Some(number(name, value)?),
+                "max-vcpus" => annotations.max_vcpus = Some(number(name, value)?),
+                "max-memory-mib" => annotations.max_memory_mib = Some(number(name, value)?),
                 "memory-mib" => annotations.memory_mib = Some(number(name, value)?),
                 "kernel" => annotations.kernel = Some(path(name, value)?),
                 "console" => annotations.console = Some(path(name, value)?),
                 _ => return Err(PlanError::UnknownAnnotation(name.clone())),
             }
         }
+        // A map has no order, and a plan has one.
+        annotations.functions.sort_unstable();
         annotations.pod_memory = positive(all, SANDBOX_MEMORY)?;
         let quota = positive(all, SANDBOX_CPU_QUOTA)?;
         let period = positive(all, SANDBOX_CPU_PERIOD)?;
-        annotations.pod_cpus = quota.zip(period).map(|(quota, period)| quota.div_ceil(period));
+        annotations.pod_cpu_millis = quota.zip(period).map(|(quota, period)| millis(quota, period));
         Ok(annotations)
     }
+}
+
+fn function(name: &str, value: &str) -> Result<(PciAddress, PassMode), PlanError> {
+    let wish = value.split_once('=').and_then(|(at, mode)| Some((at.parse().ok()?, mode.parse().ok()?)));
+    wish.ok_or_else(|| bad(name, value, "is not ADDRESS=guest-driver or ADDRESS=user-space"))
 }
 
 fn role(all: &HashMap<String, String>) -> Result<Role, PlanError> {
@@ -147,6 +171,26 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_chosen_by_number_and_told_in_one_order() {
+        let chosen = parse(
+            &[("io.kiai.vfio.1", "0000:00:03.0=user-space"), ("io.kiai.vfio.0", "81:00.0=guest-driver")],
+            &[],
+        );
+        let chosen: Vec<_> =
+            chosen.unwrap().functions.iter().map(|(at, mode)| format!("{at} {mode}")).collect();
+        assert_eq!(chosen, ["0000:00:03.0 user-space", "0000:81:00.0 guest-driver"]);
+        let pod = (CONTAINER_TYPE, "sandbox");
+        let wish = ("io.kiai.vfio.7", "0000:00:03.0=user-space");
+        assert!(parse(&[pod, wish], &["vfio"]).is_ok());
+        assert!(parse(&[pod, wish], &["vcpus"]).is_err());
+        for (name, value) in
+            [("vfio.x", "0000:00:03.0=user-space"), ("vfio.0", "0000:00:03.0"), ("vfio.0", "x=y")]
+        {
+            assert!(parse(&[(&format!("io.kiai.{name}"), value)], &[]).is_err(), "{name} {value}");
+        }
+    }
+
+    #[test]
     fn the_kubelets_figures_are_read() {
         let got = parse(
             &[
@@ -158,6 +202,6 @@ mod tests {
             &[],
         )
         .unwrap();
-        assert_eq!((got.pod_memory, got.pod_cpus), (Some(1 << 20), Some(2)));
+        assert_eq!((got.pod_memory, got.pod_cpu_millis), (Some(1 << 20), Some(1500)));
     }
 }

@@ -5,6 +5,7 @@ use oci_spec::runtime::Spec;
 use super::Annotations;
 use super::Disk;
 use super::HostFacts;
+use super::PassedFunction;
 use super::PlanError;
 use super::Role;
 use super::Volume;
@@ -21,6 +22,8 @@ pub struct ContainerPlan {
     pub volumes: Vec<Volume>,
     /// Block devices of the host to lend.
     pub disks: Vec<Disk>,
+    /// PCI functions of the host to pass.
+    pub functions: Vec<PassedFunction>,
     /// The process wants a terminal.
     pub terminal: bool,
     /// Rows and columns of the terminal; 0 is the kernel's default.
@@ -61,13 +64,18 @@ pub fn plan_container(
     let rules =
         linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default();
     let disks = devices::plan_devices(linux.devices().as_deref().unwrap_or_default(), &rules, facts)?;
+    let functions = devices::plan_functions(
+        linux.devices().as_deref().unwrap_or_default(),
+        &annotations.functions,
+        facts,
+    )?;
     spec.set_linux(Some(linux));
 
     if annotations.role != Role::Single {
         // The pod's host name is the sandbox's; a container without its own UTS namespace must not set one.
         spec.set_hostname(None);
     }
-    Ok(ContainerPlan { spec, volumes, disks, terminal, terminal_size })
+    Ok(ContainerPlan { spec, volumes, disks, functions, terminal, terminal_size })
 }
 
 /// Hooks are programs of the host that expect the container's namespaces and process there.

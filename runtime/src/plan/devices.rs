@@ -8,12 +8,16 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceType;
 
 use super::HostFacts;
+use super::PassMode;
+use super::PassedFunction;
+use super::PciAddress;
 use super::PlanError;
+use super::pci;
 
 /// Character devices every Linux kernel numbers alike and gives to whoever opens them: null, zero, full, random,
-/// urandom, tty, console, ptmx, fuse, net/tun. The guest's own serve the spec's entries unchanged.
+/// urandom, tty, console, ptmx, fuse, net/tun, vfio/vfio. The guest's own serve the spec's entries unchanged.
 const GUEST_NATIVE: &[(i64, i64)] =
-    &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229), (10, 200)];
+    &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229), (10, 200), (10, 196)];
 
 /// A block device of the host, lent to the guest as a virtio disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub(super) fn plan_devices(
             // A fifo has no kernel behind it.
             LinuxDeviceType::P => {}
             LinuxDeviceType::C | LinuxDeviceType::U if is_guest_native(major, minor) => {}
+            // A VFIO group: `plan_functions`.
+            LinuxDeviceType::C | LinuxDeviceType::U if facts.vfio.contains_key(&(major, minor)) => {}
             LinuxDeviceType::C | LinuxDeviceType::U => {
                 return refuse(format!(
                     "character device {major}:{minor} of the host cannot be lent to a microVM"
@@ -61,6 +67,32 @@ pub(super) fn plan_devices(
         }
     }
     Ok(disks)
+}
+
+/// The PCI functions to pass: those of every VFIO group among the entries. `chosen` is what annotations say.
+pub(super) fn plan_functions(
+    devices: &[LinuxDevice],
+    chosen: &[(PciAddress, PassMode)],
+    facts: &HostFacts,
+) -> Result<Vec<PassedFunction>, PlanError> {
+    let mut functions: Vec<PassedFunction> = Vec::new();
+    for device in devices {
+        let number = (device.major(), device.minor());
+        if !matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U) {
+            continue;
+        }
+        if let Some(group) = facts.vfio.get(&number) {
+            if functions.iter().any(|function| function.group == group.number) {
+                let reason = format!("another entry names IOMMU group {} already", group.number);
+                return Err(PlanError::Device { path: device.path().clone(), reason });
+            }
+            functions.extend(pci::plan_group(device.path(), number, group, chosen)?);
+        }
+    }
+    match chosen.iter().find(|(address, _)| functions.iter().all(|function| function.address != *address)) {
+        Some((address, _)) => Err(PlanError::NoGroup(*address)),
+        None => Ok(functions),
+    }
 }
 
 fn disk(path: &Path, (major, minor): (i64, i64), node: &Path, rules: &[LinuxDeviceCgroup]) -> Disk {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::PciAddress;
+
 /// The spec asks for something that cannot be done; nothing has been done yet.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
@@ -53,6 +55,9 @@ pub enum PlanError {
         /// Why not.
         reason: String,
     },
+    /// An annotation chooses a PCI function, but no entry names its group.
+    #[error("PCI function {0}: its IOMMU group is not among linux.devices")]
+    NoGroup(PciAddress),
     /// A namespace of the host.
     #[error("{kind} namespace {path}: a microVM cannot join a namespace of the host")]
     Namespace {

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::LinuxDeviceType;
 use oci_spec::runtime::Spec;
 
+use super::VfioGroupFacts;
+use super::devices;
 use super::mounts;
 
 /// Facts read by `host::facts` for one spec.
@@ -15,10 +17,14 @@ use super::mounts;
 pub struct HostFacts {
     /// RAM of the host, MiB.
     pub memory_mib: u32,
+    /// CPUs this process may use.
+    pub cpus: u8,
     /// What each bind mount's source is. A source that does not exist is not in the map.
     pub sources: BTreeMap<PathBuf, SourceKind>,
     /// Nodes of the block devices the spec names, by (major, minor).
     pub block_devices: BTreeMap<(i64, i64), BlockDevice>,
+    /// VFIO groups the spec names, by (major, minor) of their nodes.
+    pub vfio: BTreeMap<(i64, i64), VfioGroupFacts>,
 }
 
 /// A block device of the host.
@@ -59,4 +65,15 @@ pub fn wanted_sources(spec: &Spec) -> (BTreeSet<&Path>, BTreeSet<(i64, i64)>) {
         .map(|device| (device.major(), device.minor()))
         .collect();
     (sources, blocks)
+}
+
+/// The (major, minor) pairs of character devices that may be VFIO groups.
+pub fn wanted_groups(spec: &Spec) -> BTreeSet<(i64, i64)> {
+    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default();
+    devices
+        .iter()
+        .filter(|device| matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U))
+        .map(|device| (device.major(), device.minor()))
+        .filter(|&(major, minor)| !devices::is_guest_native(major, minor))
+        .collect()
 }

@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
+use oci_spec::runtime::LinuxResources;
 use oci_spec::runtime::Spec;
 
 use super::Annotations;
+use super::Bounds;
 use super::HostFacts;
+use super::Limits;
+use super::MachineSize;
 use super::PlanError;
 use super::Role;
 use super::mounts;
 use super::namespaces;
 use crate::config::Config;
-
-const MOST_VCPUS: u64 = 64;
 
 /// What to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +23,12 @@ pub struct SandboxPlan {
     pub id: String,
     /// Host name of the guest; empty leaves it alone.
     pub hostname: String,
-    /// vCPUs, 1..=64.
-    pub vcpus: u8,
-    /// Guest RAM, MiB, even.
-    pub memory_mib: u32,
+    /// How large the machine is to be when the first container starts.
+    pub size: MachineSize,
+    /// How large it can be, and what follows from a change of limits.
+    pub bounds: Bounds,
+    /// What the containers may use together at first.
+    pub limits: Limits,
     /// Guest kernel.
     pub kernel: PathBuf,
     /// Initial RAM file system with the agent.
@@ -54,28 +58,15 @@ pub fn plan_sandbox(
     facts: &HostFacts,
 ) -> Result<SandboxPlan, PlanError> {
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux section"))?;
-    let limits = Limits::of(spec, annotations);
-
-    let vcpus = match annotations.vcpus {
-        Some(vcpus) => vcpus.into(),
-        None => limits.cpus.unwrap_or(0).max(config.vcpus.into()),
-    };
-    if !(1..=MOST_VCPUS).contains(&vcpus) {
-        return Err(PlanError::TooBig(format!("{vcpus} vCPUs: a microVM can have 1 to {MOST_VCPUS}")));
-    }
-
-    let memory_mib = match annotations.memory_mib {
-        Some(mib) => u64::from(mib),
-        // A limit beyond the host's memory is how some clients write "no limit".
-        None => {
-            let limit = limits.memory.map_or(0, |bytes| bytes.div_ceil(1 << 20));
-            u64::from(config.memory_mib) + if limit > facts.memory_mib.into() { 0 } else { limit }
-        }
-    };
-    let memory_mib = u32::try_from(memory_mib)
-        .ok()
-        .and_then(|mib| mib.checked_next_multiple_of(2))
-        .ok_or_else(|| PlanError::TooBig(format!("{memory_mib} MiB of memory")))?;
+    let limits = limits(linux.resources().as_ref(), annotations, facts);
+    let bounds = Bounds::of(
+        limits,
+        (config.memory_mib, config.vcpus),
+        (annotations.memory_mib, annotations.vcpus),
+        (annotations.max_memory_mib.or(config.max_memory_mib), annotations.max_vcpus.or(config.max_vcpus)),
+        (facts.memory_mib, facts.cpus),
+    )?;
+    let size = bounds.size(limits)?;
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mut kernel_parameters = config.kernel_parameters.clone();
@@ -86,8 +77,9 @@ pub fn plan_sandbox(
     Ok(SandboxPlan {
         id: id.into(),
         hostname: spec.hostname().clone().unwrap_or_default(),
-        vcpus: u8::try_from(vcpus).expect("at most 64, checked above"),
-        memory_mib,
+        size,
+        bounds,
+        limits,
         kernel: annotations.kernel.clone().unwrap_or_else(|| config.kernel.clone()),
         initrd: config.initrd.clone(),
         kernel_parameters,
@@ -100,26 +92,13 @@ pub fn plan_sandbox(
     })
 }
 
-/// What the containers may use, where somebody said so.
-struct Limits {
-    /// Bytes.
-    memory: Option<u64>,
-    /// CPUs, rounded up.
-    cpus: Option<u64>,
-}
-
-impl Limits {
-    fn of(spec: &Spec, annotations: &Annotations) -> Self {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let positive = |figure: i64| u64::try_from(figure).ok().filter(|&n| n > 0);
-        let memory = resources.and_then(|r| r.memory().as_ref()).and_then(|m| m.limit()).and_then(positive);
-        let cpu = resources.and_then(|r| r.cpu().as_ref());
-        let quota = cpu.and_then(|cpu| cpu.quota()).and_then(positive);
-        let period = cpu.and_then(|cpu| cpu.period()).filter(|&period| period > 0).unwrap_or(100_000);
-        Self {
-            memory: annotations.pod_memory.or(memory),
-            cpus: annotations.pod_cpus.or(quota.map(|quota| quota.div_ceil(period))),
-        }
+/// What the containers may use together: the kubelet's figures, or those of the only container.
+fn limits(resources: Option<&LinuxResources>, annotations: &Annotations, facts: &HostFacts) -> Limits {
+    let own = resources.map(|resources| Limits::default().changed(resources, facts.memory_mib));
+    let own = own.unwrap_or_default();
+    Limits {
+        memory: annotations.pod_memory.unwrap_or(own.memory),
+        cpu_millis: annotations.pod_cpu_millis.unwrap_or(own.cpu_millis),
     }
 }
 
@@ -151,24 +130,33 @@ mod tests {
     }
 
     fn plan(spec: &Spec, annotations: &Annotations) -> Result<SandboxPlan, PlanError> {
-        let facts = HostFacts { memory_mib: 4096, ..HostFacts::default() };
+        let facts = HostFacts { memory_mib: 4096, cpus: 2, ..HostFacts::default() };
         plan_sandbox("s", spec, annotations, &Config::default(), &facts)
     }
 
     #[test]
     fn limits_come_on_top_of_the_base() {
         let none = plan(&spec(None, None), &Annotations::default()).unwrap();
-        assert_eq!((none.memory_mib, none.vcpus), (256, 1));
+        assert_eq!((none.size.memory_mib, none.size.vcpus), (256, 1));
         let some = plan(&spec(Some(100 << 20), Some(250_000)), &Annotations::default()).unwrap();
-        assert_eq!((some.memory_mib, some.vcpus), (356, 3));
+        assert_eq!((some.size.memory_mib, some.size.vcpus), (356, 3));
         let odd = plan(&spec(Some((101 << 20) - 5), None), &Annotations::default()).unwrap();
-        assert_eq!(odd.memory_mib, 358);
+        assert_eq!(odd.size.memory_mib, 358);
+    }
+
+    #[test]
+    fn the_guest_boots_with_the_base_and_may_grow_to_what_the_host_has() {
+        let plan = plan(&spec(Some(1 << 30), None), &Annotations::default()).unwrap();
+        let Bounds { boot_mib, most_mib, most_vcpus, .. } = plan.bounds;
+        assert_eq!((boot_mib, plan.size.memory_mib, most_mib), (256, 1280, 4096));
+        assert_eq!((plan.size.vcpus, most_vcpus), (1, 2));
     }
 
     #[test]
     fn no_limit_is_written_in_many_ways() {
         for limit in [-1, 0, i64::MAX, 0x7fff_ffff_ffff_f000] {
-            assert_eq!(plan(&spec(Some(limit), Some(-1)), &Annotations::default()).unwrap().memory_mib, 256);
+            let plan = plan(&spec(Some(limit), Some(-1)), &Annotations::default()).unwrap();
+            assert_eq!(plan.size.memory_mib, 256);
         }
     }
 
@@ -181,7 +169,7 @@ mod tests {
             ..Annotations::default()
         };
         let plan = plan(&spec(Some(1 << 30), Some(800_000)), &annotations).unwrap();
-        assert_eq!((plan.vcpus, plan.memory_mib, plan.kernel), (2, 64, "/k".into()));
+        assert_eq!((plan.size.vcpus, plan.size.memory_mib, plan.kernel), (2, 64, "/k".into()));
     }
 
     #[test]

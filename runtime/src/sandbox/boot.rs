@@ -19,9 +19,11 @@ use kiai_vmm::VmHandle;
 use kiai_vmm::vsock::VsockPorts;
 
 use super::Endings;
+use super::GrowError;
 use super::Machine;
 use super::Sandbox;
 use super::ending::tail;
+use super::resize;
 use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::Ready;
@@ -103,6 +105,12 @@ pub enum BootError {
     /// The agent could not prepare the guest.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// The guest does not take the memory it is to have.
+    #[error(transparent)]
+    Memory(#[from] GrowError),
+    /// The machine cannot have that much.
+    #[error("memory")]
+    MemorySize(#[from] kiai_vmm::MemoryRequestError),
 }
 
 /// Boots the sandbox; `shared` is the directory its guest sees. Everything that can fail before the guest runs
@@ -114,7 +122,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
     let config = machine(&plan, shared, ports.clone())?;
 
     let namespace = plan.network.clone();
-    let queues = usize::from(plan.vcpus);
+    let queues = usize::from(plan.size.vcpus);
     let network = tokio::task::spawn_blocking(move || match namespace {
         Some(path) => network::take_over(&path, queues),
         None => Ok(Network::default()),
@@ -137,6 +145,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         ending: ended.ending,
         console: tail(&ended.console),
     };
+    // The guest plugs the rest in as soon as it has a driver, while the agent starts.
+    vm.0.request_memory(plan.size.memory_mib)?;
     if vm.0.resume().is_err() {
         return Err(died(endings.wait().await));
     }
@@ -158,7 +168,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
             agent.create_sandbox(request(&plan)),
             agent.set_clock(),
             agent.configure_network(&network)
-        )
+        )?;
+        resize::grown(&vm.0).await.map_err(BootError::from)
     };
     tokio::select! {
         // A guest that dies closes the connection as well; its own words say more.
@@ -166,7 +177,10 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         ended = endings.wait() => return Err(died(ended)),
         prepared = prepared => prepared?,
     };
-    Ok(Sandbox { agent, ports, port_numbers: PortNumbers::default(), endings, vm })
+    let pod = tokio::sync::Mutex::new(plan.limits);
+    let (port_numbers, groups) = (PortNumbers::default(), super::pass::Groups::default());
+    let desk = tokio::sync::Mutex::default();
+    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups, desk })
 }
 
 fn machine(
@@ -184,9 +198,10 @@ fn machine(
         }
     };
     Ok(VmConfig {
-        vcpus: plan.vcpus,
-        max_vcpus: plan.vcpus,
-        memory_mib: plan.memory_mib,
+        vcpus: plan.size.vcpus,
+        max_vcpus: plan.bounds.most_vcpus,
+        memory_mib: plan.bounds.boot_mib,
+        max_memory_mib: plan.bounds.most_mib,
         huge_pages: plan.huge_pages,
         kernel: open("kernel", &plan.kernel)?,
         initrd: Some(open("initrd", &plan.initrd)?),
@@ -196,6 +211,7 @@ fn machine(
             DeviceConfig::Vsock { ports },
             DeviceConfig::Fs { tag: SHARED_TAG.into(), directory: shared },
             DeviceConfig::Rng,
+            DeviceConfig::Balloon,
         ],
     })
 }

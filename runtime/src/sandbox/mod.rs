@@ -4,7 +4,11 @@
 //! and hands out vsock ports. Names no KVM type.
 
 mod boot;
+mod bus;
 mod ending;
+mod lend;
+mod pass;
+mod resize;
 mod shared;
 
 use std::sync::Arc;
@@ -16,12 +20,18 @@ use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::container::io::PortNumbers;
+use crate::plan::Bounds;
 use crate::plan::Disk;
+use crate::plan::Limits;
+use crate::plan::PassedFunction;
 
 pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
 pub use ending::Endings;
+pub use lend::Loan;
+pub use resize::GrowError;
+pub use resize::ResizeError;
 pub use shared::SharedDirectory;
 
 /// A booted microVM whose agent answers. Dropping it stops the machine.
@@ -34,7 +44,14 @@ pub struct Sandbox {
     pub port_numbers: PortNumbers,
     /// Its end, when that comes.
     pub endings: Endings,
+    /// How large it can be.
+    bounds: Bounds,
+    /// What its containers may use together; locked while that changes.
+    pod: tokio::sync::Mutex<Limits>,
     vm: Machine,
+    groups: pass::Groups,
+    /// What is lent; locked while that changes.
+    desk: tokio::sync::Mutex<lend::Desk<kiai_vmm::DeviceId>>,
 }
 
 /// A device of the host that could not be lent to the guest.
@@ -58,50 +75,52 @@ pub enum LendError {
         #[source]
         source: kiai_vmm::AttachError,
     },
+    /// Another container of the sandbox has it, and the guest has one of it.
+    #[error("block device {path}: lent already, {}", if *.read_only { "to be written to" } else { "to be read only" })]
+    OtherMode {
+        /// On the host.
+        path: std::path::PathBuf,
+        /// It is asked for to be read only.
+        read_only: bool,
+    },
+    /// Another container of the sandbox has it.
+    #[error("PCI function {0}: lent to another container")]
+    Taken(String),
+    /// The VFIO nodes of a PCI function cannot be opened.
+    #[error("VFIO group {path}")]
+    Vfio {
+        /// On the host.
+        path: std::path::PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine would not take a PCI function.
+    #[error("pass a device")]
+    Pass(#[source] kiai_vmm::AttachError),
+    /// A thread of ours panicked.
+    #[error("attaching panicked: {0}")]
+    Panicked(String),
     /// The guest did not find it.
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
 
 impl Sandbox {
-    /// Puts block devices of the host on the guest's bus and has the guest find them.
-    pub async fn lend(&self, disks: &[Disk]) -> Result<Vec<message::Device>, LendError> {
-        let mut devices = Vec::new();
-        for disk in disks {
-            devices.push(self.attach(disk)?);
-        }
-        if !devices.is_empty() {
-            let expect = devices.iter().filter_map(|device| device.locator.as_ref().cloned()).collect();
-            self.agent.rescan_pci(expect).await?;
-        }
-        Ok(devices)
+    /// Puts devices of the host on the guest's bus and has the guest find them; returns the loan, and what to
+    /// tell the agent of each. On an error none of them is there.
+    pub async fn lend(
+        &self,
+        disks: &[Disk],
+        functions: &[PassedFunction],
+    ) -> Result<(Loan, Vec<message::Device>), LendError> {
+        self.desk.lock().await.lend(self, disks, functions).await
     }
 
-    fn attach(&self, disk: &Disk) -> Result<message::Device, LendError> {
-        let path = &disk.node;
-        let file = std::fs::File::options()
-            .read(true)
-            .write(!disk.read_only)
-            .open(path)
-            .map_err(|source| LendError::Open { path: path.clone(), source })?;
-        let attached = self
-            .vm
-            .0
-            .attach(kiai_vmm::DeviceConfig::Block {
-                disk: kiai_vmm::NamedFile { name: path.display().to_string(), file },
-                read_only: disk.read_only,
-                serial: format!("disk-{}-{}", disk.major, disk.minor),
-            })
-            .map_err(|source| LendError::Attach { path: path.clone(), source })?;
-        let mut locator = message::DeviceLocator::new();
-        locator.set_pci_path(attached.pci_path);
-        let mut device = message::Device::new();
-        device.locator = Some(locator).into();
-        device.container_path = disk.container_path.display().to_string();
-        device.kind = "b".into();
-        device.host_major = disk.major;
-        device.host_minor = disk.minor;
-        Ok(device)
+    /// Has the guest let go of devices and takes them off its bus. A guest that does not answer loses them all
+    /// the same.
+    pub async fn take_back(&self, loan: Loan) {
+        self.desk.lock().await.take_back(self, loan).await;
     }
 
     /// Ends the guest in good order: its file systems are synced before the machine stops. A guest that does not

@@ -211,7 +211,7 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
         let container = self.0.container(&request.id).map_err(refused)?;
         let resources = request.resources.into_option().map(|any| any.value).unwrap_or_default();
-        container.update(resources).await.map_err(refused)?;
+        finish(async move { container.update(resources).await }).await?;
         Ok(api::Empty::new())
     }
 

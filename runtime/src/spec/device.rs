@@ -1,4 +1,4 @@
-//! `--device HOST[:CONTAINER[:PERMISSIONS]]` and the device rules of a container.
+//! `--device HOST[:CONTAINER[:PERMISSIONS]]` or `pci:ADDRESS[,MODE]`, and the device rules of a container.
 //!
 //! The numbers here are the host's. What they are in the guest is found out there (OCI runtime-spec
 //! `config-linux.md#devices`). Pure: the node was looked up by the caller.
@@ -10,9 +10,22 @@ use oci_spec::runtime::LinuxDevice;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceType;
 
+use crate::plan::ParsePciAddressError;
+use crate::plan::PassMode;
+use crate::plan::PciAddress;
+
 /// What the user wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceOption {
+pub enum DeviceOption {
+    /// A device node of the host.
+    Node(NodeOption),
+    /// A PCI function of the host, and who drives it.
+    Pci(PciAddress, PassMode),
+}
+
+/// A device node of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeOption {
     /// The node on the host.
     pub host: PathBuf,
     /// Where it appears in the container.
@@ -25,17 +38,35 @@ pub struct DeviceOption {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
     /// Not HOST[:CONTAINER[:PERMISSIONS]].
-    #[error("{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths")]
+    #[error(
+        "{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths, or pci:ADDRESS"
+    )]
     Form(String),
     /// A letter other than r, w, m.
     #[error("{0:?}: permissions are made of the letters r, w and m")]
     Permissions(String),
+    /// After `pci:` comes something else than an address.
+    #[error(transparent)]
+    Pci(#[from] ParsePciAddressError),
+    /// After the address comes something else than who drives the function.
+    #[error("{0:?}: after the address comes ,guest-driver or ,user-space")]
+    Mode(String),
+}
+
+/// `pci:ADDRESS[,MODE]`; the guest's kernel drives it unless the container is to.
+fn pci(text: &str, word: &str) -> Result<DeviceOption, DeviceError> {
+    let (address, mode) = word.split_once(',').unwrap_or((word, "guest-driver"));
+    let mode = mode.parse().map_err(|()| DeviceError::Mode(text.to_owned()))?;
+    Ok(DeviceOption::Pci(address.parse()?, mode))
 }
 
 impl FromStr for DeviceOption {
     type Err = DeviceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(word) = text.strip_prefix("pci:") {
+            return pci(text, word);
+        }
         let parts: Vec<&str> = text.split(':').collect();
         let is_permissions =
             |word: &str| !word.is_empty() && word.chars().all(|letter| "rwm".contains(letter));
@@ -52,7 +83,8 @@ impl FromStr for DeviceOption {
         if !is_permissions(permissions) {
             return Err(DeviceError::Permissions(text.to_owned()));
         }
-        Ok(Self { host: host.into(), container: container.into(), permissions: permissions.to_owned() })
+        let (host, container, permissions) = (host.into(), container.into(), permissions.to_owned());
+        Ok(Self::Node(NodeOption { host, container, permissions }))
     }
 }
 
@@ -71,11 +103,31 @@ pub struct HostDevice {
     pub mode: u32,
     /// Of the letters `r`, `w`, `m`.
     pub permissions: String,
+    /// It is an IOMMU group, and this is the function of it that is wanted.
+    pub function: Option<(PciAddress, PassMode)>,
+}
+
+/// The annotations (`io.kiai.vfio.<n>`) that choose the PCI functions among these devices.
+pub(crate) fn annotations(devices: &[HostDevice]) -> impl Iterator<Item = (String, String)> {
+    let chosen = devices.iter().filter_map(|device| device.function).enumerate();
+    chosen.map(|(n, (address, mode))| (format!("io.kiai.vfio.{n}"), format!("{address}={mode}")))
+}
+
+/// The entries of `linux.devices`: one for each path, as functions of one group share its node.
+pub(crate) fn nodes(devices: &[HostDevice]) -> Vec<LinuxDevice> {
+    let mut nodes: Vec<LinuxDevice> = Vec::new();
+    for device in devices {
+        let shared = |node: &LinuxDevice| device.function.is_some() && *node == device.node();
+        if !nodes.iter().any(shared) {
+            nodes.push(device.node());
+        }
+    }
+    nodes
 }
 
 impl HostDevice {
     /// The entry of `linux.devices`.
-    pub(crate) fn node(&self) -> LinuxDevice {
+    fn node(&self) -> LinuxDevice {
         let mut device = LinuxDevice::default();
         device.set_path(self.container.clone());
         device.set_typ(self.kind());
@@ -148,11 +200,11 @@ mod tests {
         ];
         for (text, host, container, permissions) in table {
             let device: DeviceOption = text.parse().unwrap();
-            let expected = DeviceOption {
+            let expected = DeviceOption::Node(NodeOption {
                 host: host.into(),
                 container: container.into(),
                 permissions: permissions.into(),
-            };
+            });
             assert_eq!(device, expected, "{text}");
         }
     }
@@ -166,6 +218,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pci_function_is_driven_by_the_guest_unless_said() {
+        let address = "0000:00:03.0".parse().unwrap();
+        for (text, mode) in [
+            ("pci:0000:00:03.0", PassMode::GuestDriver),
+            ("pci:00:03.0,guest-driver", PassMode::GuestDriver),
+            ("pci:0000:00:03.0,user-space", PassMode::UserSpace),
+        ] {
+            assert_eq!(text.parse(), Ok(DeviceOption::Pci(address, mode)), "{text}");
+        }
+        assert!(matches!("pci:3".parse::<DeviceOption>(), Err(DeviceError::Pci(_))));
+        assert!(matches!("pci:00:03.0,both".parse::<DeviceOption>(), Err(DeviceError::Mode(_))));
+    }
+
+    #[test]
+    fn functions_of_one_group_share_a_node_and_are_told_apart_by_annotations() {
+        let function = |address: &str| HostDevice {
+            container: "/dev/vfio/12".into(),
+            block: false,
+            major: 243,
+            minor: 0,
+            mode: 0o600,
+            permissions: "rwm".into(),
+            function: Some((address.parse().unwrap(), PassMode::UserSpace)),
+        };
+        let devices = [function("00:03.0"), function("00:03.1")];
+        assert_eq!(nodes(&devices).len(), 1);
+        let told: Vec<_> = annotations(&devices).map(|(name, value)| format!("{name}: {value}")).collect();
+        assert_eq!(
+            told,
+            ["io.kiai.vfio.0: 0000:00:03.0=user-space", "io.kiai.vfio.1: 0000:00:03.1=user-space"]
+        );
+    }
+
+    #[test]
     fn a_device_is_a_node_and_a_rule() {
         let device = HostDevice {
             container: "/dev/disk".into(),
@@ -174,6 +260,7 @@ mod tests {
             minor: 3,
             mode: 0o60660,
             permissions: "r".into(),
+            function: None,
         };
         let node = device.node();
         assert_eq!((node.typ(), node.major(), node.minor()), (LinuxDeviceType::B, 7, 3));

@@ -127,7 +127,9 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     spec.set_root(Some(root));
     spec.set_hostname(Some(input.hostname.to_owned()));
     spec.set_mounts(Some(mounts::plan_mounts(&options.tmpfs, &input.volumes, &input.etc)?));
-    spec.set_annotations(Some(annotations(options)?));
+    let mut annotations = annotations(options)?;
+    annotations.extend(device::annotations(&input.devices));
+    spec.set_annotations(Some(annotations));
 
     let mut process = Process::default();
     let args = process::arguments(input.image, options.entrypoint.as_deref(), &options.command);
@@ -151,7 +153,7 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     linux.set_masked_paths(Some(owned(MASKED_PATHS)));
     linux.set_readonly_paths(Some(owned(READONLY_PATHS)));
     linux.set_seccomp(Some(seccomp::default_profile(&capabilities)));
-    linux.set_devices(Some(input.devices.iter().map(HostDevice::node).collect()));
+    linux.set_devices(Some(device::nodes(&input.devices)));
     linux.set_resources(Some(resources::plan_resources(options.cpus, options.memory, &input.devices)));
     spec.set_linux(Some(linux));
     Ok(spec)
@@ -200,9 +202,11 @@ fn namespaces(network: Option<PathBuf>) -> Vec<LinuxNamespace> {
 /// What sizes the sandbox travels in annotations, because containerd's callers have no other way either.
 fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> {
     let mut annotations = HashMap::new();
-    if let Some(cpus) = options.cpus {
-        let vcpus = cpus.vcpus().ok_or(SpecError::TooManyCpus(cpus))?;
-        annotations.insert("io.kiai.vcpus".to_owned(), vcpus.to_string());
+    // The limit itself sizes the sandbox, and can change later: the annotation would not.
+    if let Some(cpus) = options.cpus
+        && cpus.vcpus().is_none()
+    {
+        return Err(SpecError::TooManyCpus(cpus));
     }
     if let Some(kernel) = &options.kernel {
         annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());

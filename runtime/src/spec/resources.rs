@@ -15,8 +15,15 @@ pub(crate) fn plan_resources(
     memory: Option<MemorySize>,
     devices: &[HostDevice],
 ) -> LinuxResources {
-    let mut resources = LinuxResources::default();
+    let mut resources = plan_limits(cpus, memory);
     resources.set_devices(Some(device::plan_rules(devices)));
+    resources
+}
+
+/// CPU quota and memory limit alone: what a running container's can be changed to.
+pub(crate) fn plan_limits(cpus: Option<Cpus>, memory: Option<MemorySize>) -> LinuxResources {
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None);
     if let Some(cpus) = cpus {
         let mut cpu = LinuxCpu::default();
         cpu.set_quota(Some(cpus.quota_us()));

@@ -57,7 +57,7 @@ fn limits_size_container_and_sandbox() {
     assert_eq!(resources.cpu().as_ref().unwrap().period(), Some(100_000));
     assert_eq!(resources.memory().unwrap().limit(), Some(64 << 20));
     let annotations = spec.annotations().as_ref().unwrap();
-    assert_eq!(annotations["io.kiai.vcpus"], "2");
+    assert!(!annotations.contains_key("io.kiai.vcpus"), "the quota says it, and may change");
     assert_eq!(annotations["io.kiai.kernel"], "/boot/vmlinux");
 }
 

@@ -7,6 +7,7 @@
 mod exec;
 mod failures;
 mod io;
+mod vfio;
 
 // Written, and not yet seen to pass whole in the lab: containerd, images, many, network, refusals, resources,
 // run, volumes. Each joins the list above once it has.

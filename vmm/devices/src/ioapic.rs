@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::Weak;
 
 use parking_lot::Mutex;
 
@@ -43,17 +44,27 @@ struct Registers {
     pins: Vec<Pin>,
 }
 
+/// Drives a pin from outside this process, by its vector's eventfd: a device that masks its own line each time it
+/// signals, and must be told when it may signal again.
+pub trait LevelSource: Send + Sync {
+    /// An interrupt of the pin has ended. Called on a vCPU thread, whoever of those on the pin had raised it.
+    fn ended(&self);
+}
+
 struct Pin {
     entry: u64,
     /// The line is held active (level-triggered).
     active: bool,
     vector: Arc<dyn MsiVector>,
+    sources: Vec<Weak<dyn LevelSource>>,
 }
 
 impl IoApic {
     /// All pins masked.
     pub fn new(interrupts: &dyn Interrupts) -> io::Result<Self> {
-        let pin = |n| Ok(Pin { entry: MASKED, active: false, vector: interrupts.ioapic_pin(n)? });
+        let pin = |n| {
+            Ok(Pin { entry: MASKED, active: false, vector: interrupts.ioapic_pin(n)?, sources: Vec::new() })
+        };
         let pins = (0..PINS).map(pin).collect::<io::Result<_>>()?;
         Ok(Self(Mutex::new(Registers { select: 0, id: 0, pins })))
     }
@@ -79,14 +90,28 @@ impl IoApic {
         }
     }
 
+    /// Puts `source` on a pin as long as it lives; returns what it signals. `None` if there is no such pin.
+    ///
+    /// While the pin is masked or edge-triggered nothing ends, so what was signalled waits in the eventfd.
+    pub fn wire(&self, pin: u32, source: Weak<dyn LevelSource>) -> Option<Arc<dyn MsiVector>> {
+        let mut registers = self.0.lock();
+        let pin = registers.pins.get_mut(usize::try_from(pin).ok()?)?;
+        pin.sources.retain(|source| source.strong_count() > 0);
+        pin.sources.push(source);
+        Some(pin.vector.clone())
+    }
+
     /// A local APIC has ended the level-triggered interrupt `vector`.
     pub fn eoi(&self, vector: u8) {
+        let mut sources = Vec::new();
         for pin in &mut self.0.lock().pins {
             if pin.entry & LEVEL != 0 && pin.entry & 0xff == u64::from(vector) {
                 pin.entry &= !REMOTE_IRR;
                 report(pin.deliver_level());
+                sources.extend(pin.sources.iter().filter_map(Weak::upgrade));
             }
         }
+        sources.iter().for_each(|source| source.ended());
     }
 }
 
@@ -277,6 +302,29 @@ mod tests {
         apic.set_level(9, false).unwrap();
         apic.eoi(0x40);
         assert_eq!(pin.triggered.load(Ordering::SeqCst), 2);
+    }
+
+    struct Line(AtomicUsize);
+
+    impl LevelSource for Line {
+        fn ended(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn who_drives_a_pin_hears_of_each_end_as_long_as_it_lives() {
+        let apic = IoApic::new(&Pins::default()).unwrap();
+        let line = Arc::new(Line(AtomicUsize::new(0)));
+        let weak: Weak<dyn LevelSource> = Arc::downgrade(&line) as _;
+        assert!(apic.wire(24, weak.clone()).is_none(), "there are 24 pins");
+        assert!(apic.wire(16, weak).is_some());
+        set_entry(&apic, 16, LEVEL | 0x51);
+        apic.eoi(0x51);
+        apic.eoi(0x52);
+        assert_eq!(line.0.load(Ordering::SeqCst), 1);
+        drop(line);
+        apic.eoi(0x51);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! containers. A device gets open things (files, sockets, taps), never paths to open.
 //!
 //! Reading order: [`bus`] routes a trapped access; [`pci`] gives it a function; [`virtio`] makes the function
-//! a device.
+//! a device, [`vfio`] makes it one of the host's.
 
 pub mod bus;
 pub mod ioapic;
@@ -14,4 +14,5 @@ pub mod platform;
 pub mod serial;
 #[cfg(feature = "test-util")]
 pub mod testing;
+pub mod vfio;
 pub mod virtio;

@@ -57,6 +57,35 @@ pub trait Mapper: Send + Sync {
     fn unmap(&self, guest_address: u64, length: u64) -> io::Result<()>;
 }
 
+/// Told of every change of guest RAM: an IOMMU's map, for one.
+///
+/// Called under the lock of the list of RAM, in the order of the changes; it must not ask for a change itself.
+/// On an error nothing of the range may be left behind.
+pub trait RamListener: Send + Sync {
+    /// `length` bytes at `host_address` are RAM at `guest_address` from now on. All three are page-aligned.
+    fn added(&self, guest_address: u64, host_address: u64, length: u64) -> io::Result<()>;
+    /// They are going, exactly as one call of [`RamListener::added`] named them; once this returns nobody
+    /// reaches them through the listener.
+    fn removed(&self, guest_address: u64, length: u64) -> io::Result<()>;
+}
+
+/// Says when pages of guest RAM may be given back to the host behind the guest's back: not while a device reaches
+/// them without the CPU, because it would go on using those that are gone.
+pub trait Discards: Send + Sync {
+    /// Runs `discard`, during which nobody can pin RAM, unless it is pinned; whether it ran.
+    fn discard(&self, discard: &mut dyn FnMut()) -> bool;
+}
+
+/// RAM that comes and goes while the guest runs, in blocks of a region of guest-physical addresses. Every block
+/// is unplugged at first. The caller knows which are plugged and asks for nothing twice.
+pub trait PluggableRam: Send + Sync {
+    /// Makes `length` bytes from `offset` of the region RAM, zeroed, for the guest and every device. On an
+    /// error nothing is plugged.
+    fn plug(&self, offset: u64, length: u64) -> io::Result<()>;
+    /// Takes them away again and gives them back to the host. On an error all of them stay plugged.
+    fn unplug(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
 /// All of it, as a bus needs it to place its functions.
 #[derive(Clone)]
 pub struct Platform {

@@ -19,6 +19,9 @@ const BASE: &[&str] = &[
     // The TSC is the host's; no watchdog clocksource exists to check it against.
     "tsc=reliable",
     "cryptomgr.notests",
+    // Memory that is plugged in is for movable pages, so that it can be unplugged again, as long as there is a
+    // quarter that is not: page tables and the like need room too.
+    "memory_hotplug.online_policy=auto-movable",
 ];
 
 /// Joins the base, the number of CPUs to start and the caller's words.

@@ -4,9 +4,11 @@
 mod doorbell;
 mod interrupt;
 mod slots;
+mod vfio;
 mod vm;
 
 pub(crate) use doorbell::KvmDoorbells;
 pub(crate) use interrupt::KvmInterrupts;
+pub(crate) use vfio::KvmVfio;
 pub use vm::KvmError;
 pub(crate) use vm::create;

@@ -3,8 +3,12 @@
 //! Allocate a slot, build the device, put its function on the bus. Every step before the last undoes itself
 //! by being dropped; the last either happens or does not.
 
+use std::sync::Arc;
+
 use crate::layout::GUEST_CID;
+use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
+use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
 use kiai_devices::virtio::device::VirtioDevice;
@@ -17,6 +21,7 @@ use kiai_fs::Fs;
 use kiai_fs::FsError;
 
 use super::Machine;
+use super::passthrough::PassError;
 use crate::config::DeviceConfig;
 use crate::handle::Attached;
 use crate::handle::DeviceId;
@@ -31,6 +36,9 @@ pub enum AttachError {
     /// A second vsock device.
     #[error("the microVM has a vsock device already")]
     SecondVsock,
+    /// A second balloon.
+    #[error("the microVM has a balloon already")]
+    SecondBalloon,
     /// The disk.
     #[error("block device")]
     Block(#[source] BlockError),
@@ -40,6 +48,15 @@ pub enum AttachError {
     /// The shared directory.
     #[error("shared directory")]
     Fs(#[source] FsError),
+    /// A PCI function of the host.
+    #[error("PCI function {address}")]
+    Vfio {
+        /// On the host.
+        address: String,
+        /// The reason.
+        #[source]
+        source: PassError,
+    },
     /// The host gave no interrupts or doorbells.
     #[error("interrupts and doorbells")]
     Function(#[source] std::io::Error),
@@ -59,6 +76,7 @@ pub enum DetachError {
 /// What the machine remembers of an attached device.
 pub(super) struct Slot {
     is_vsock: bool,
+    is_balloon: bool,
 }
 
 impl Machine {
@@ -71,13 +89,19 @@ impl Machine {
         if is_vsock && devices.values().any(|slot| slot.is_vsock) {
             return Err(AttachError::SecondVsock);
         }
-        let device = build(config)?;
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
-            .map_err(AttachError::Function)?;
-        let slot = self.segment.insert(function).map_err(AttachError::Bus)?;
+        let is_balloon = matches!(config, DeviceConfig::Balloon);
+        if is_balloon && devices.values().any(|slot| slot.is_balloon) {
+            return Err(AttachError::SecondBalloon);
+        }
+        let slot = self.segment.insert(self.function(config)?).map_err(AttachError::Bus)?;
         let id = DeviceId(slot);
-        devices.insert(id, Slot { is_vsock });
+        devices.insert(id, Slot { is_vsock, is_balloon });
         Ok(Attached { id, pci_path: format!("{slot:02x}.0") })
+    }
+
+    /// Makes a device a function on the bus; its slot.
+    pub(super) fn insert(&self, device: Box<dyn VirtioDevice>) -> Result<u8, AttachError> {
+        self.segment.insert(self.virtio(device)?).map_err(AttachError::Bus)
     }
 
     pub(crate) fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
@@ -94,16 +118,30 @@ impl Machine {
             self.segment.remove(id.0);
         }
     }
-}
 
-fn build(config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
-    Ok(match config {
-        DeviceConfig::Block { disk, read_only, serial } => {
-            Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
-        }
-        DeviceConfig::Fs { tag, directory } => Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?),
-        DeviceConfig::Rng => Box::new(Rng::new()),
-        DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
-        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?),
-    })
+    fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<dyn PciFunction>, AttachError> {
+        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone());
+        Ok(function.map_err(AttachError::Function)?)
+    }
+
+    fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
+        self.virtio(match config {
+            DeviceConfig::Vfio { group, address } => {
+                let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
+                return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
+            }
+            DeviceConfig::Block { disk, read_only, serial } => {
+                Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
+            }
+            DeviceConfig::Fs { tag, directory } => {
+                Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?)
+            }
+            DeviceConfig::Rng => Box::new(Rng::new()),
+            DeviceConfig::Balloon => Box::new(Balloon::unless_pinned(self.ram.clone())),
+            DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
+            DeviceConfig::Net { taps, mac, mtu } => {
+                Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)
+            }
+        })
+    }
 }

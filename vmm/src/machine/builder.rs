@@ -16,6 +16,7 @@ use vm_memory::GuestAddressSpace;
 
 use super::AttachError;
 use super::Machine;
+use super::passthrough::Passthrough;
 use super::power::AcpiPower;
 use super::power::KeyboardReset;
 use crate::acpi;
@@ -74,12 +75,21 @@ impl Machine {
 
         let memory = memory::allocate(config.memory_mib, config.huge_pages)?;
         let ram = memory.memory();
-        let (kvm, vm, slots) = kvm::create(&memory::regions(&ram))?;
+        let regions = memory::regions(&ram);
+        let (kvm, vm, slots) = kvm::create(&regions)?;
         let platform = Platform {
             interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
             doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
             mapper: Arc::new(slots),
         };
+        let plugged = memory::Ram::new(&regions);
+        let region = super::memory::region(config.memory_mib, config.max_memory_mib);
+        let hotplug = region.map(|region| {
+            let (mapper, plugged) = (platform.mapper.clone(), plugged.clone());
+            memory::HotplugRam::new(region, config.huge_pages, memory.clone(), mapper, plugged)
+                .map(|hotplug| (region, hotplug))
+        });
+        let hotplug = hotplug.transpose()?;
 
         let rsdp = acpi::write(&ram, config.max_vcpus).map_err(|e| BootError::Acpi(e.to_string()))?;
         let command_line = boot::command_line::build(config.vcpus, &config.command_line)?;
@@ -105,17 +115,24 @@ impl Machine {
 
         let vcpus = vcpu::Vcpus::spawn(vcpus, control.clone(), &buses).map_err(host("spawn vCPU threads"))?;
         let devices = std::mem::take(&mut config.devices);
-        let machine = Self {
+        let mut machine = Self {
             vcpus,
             control,
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
+            passthrough: Passthrough::new(vm, plugged.clone(), buses.ioapic),
             console,
             memory: memory.clone(),
+            ram: plugged,
+            boot_mib: config.memory_mib,
+            hotplug: None,
         };
         for device in devices {
             machine.attach(device)?;
+        }
+        if let Some((region, hotplug)) = hotplug {
+            machine.attach_hotplug(region, hotplug)?;
         }
         Ok(machine)
     }

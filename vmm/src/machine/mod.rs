@@ -2,6 +2,8 @@
 
 mod attach;
 mod builder;
+mod memory;
+mod passthrough;
 mod power;
 
 use std::collections::BTreeMap;
@@ -15,12 +17,15 @@ use parking_lot::Mutex;
 pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
+pub use memory::MemoryRequestError;
+pub use passthrough::PassError;
 
 use crate::console::Console;
 use crate::handle::DeviceId;
 use crate::handle::Ended;
 use crate::handle::Ending;
 use crate::handle::State;
+use crate::memory::Ram;
 use crate::vcpu::Control;
 use crate::vcpu::Vcpus;
 
@@ -31,8 +36,12 @@ pub(crate) struct Machine {
     devices: Mutex<BTreeMap<DeviceId, attach::Slot>>,
     segment: Arc<PciSegment>,
     platform: Platform,
+    passthrough: passthrough::Passthrough,
     console: Console,
     memory: GuestMemory,
+    ram: Arc<Ram>,
+    boot_mib: u32,
+    hotplug: Option<memory::Hotplug>,
 }
 
 impl Machine {

@@ -12,6 +12,8 @@ const REVISION: usize = 0x08;
 const BARS: usize = 0x10;
 const SUBSYSTEM: usize = 0x2c;
 const CAPABILITIES: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
 /// First byte after the header.
 const FIRST_CAPABILITY: usize = 0x40;
 
@@ -93,9 +95,16 @@ impl ConfigSpace {
     /// Appends a capability: its id, then what follows the next pointer. Returns its offset. `writable` has
     /// a bit for each bit of `body` the driver may change, or is empty for none.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u8 {
-        let at = self.next_capability;
-        assert!(at + 2 + body.len() <= SIZE, "the capabilities of our devices fit");
-        let offset = u8::try_from(at).expect("below 256");
+        let offset = u8::try_from(self.next_capability).expect("the capabilities of our devices fit");
+        self.add_capability_at(offset, id, body, writable);
+        offset
+    }
+
+    /// Appends a capability at an offset of the caller's choice, behind every one before it: it and `body` lie
+    /// between the header and the end.
+    pub fn add_capability_at(&mut self, offset: u8, id: u8, body: &[u8], writable: &[u8]) {
+        let at = usize::from(offset);
+        assert!(at >= FIRST_CAPABILITY && at + 2 + body.len() <= SIZE, "checked by the caller");
         self.bytes[self.last_capability] = offset;
         self.last_capability = at + 1;
         self.bytes[at] = id;
@@ -103,7 +112,12 @@ impl ConfigSpace {
         self.writable[at + 2..at + 2 + writable.len()].copy_from_slice(writable);
         self.bytes[STATUS] |= STATUS_CAPABILITIES;
         self.next_capability = (at + 2 + body.len()).next_multiple_of(4);
-        offset
+    }
+
+    /// Says that the function interrupts through a pin (1 is INTA). The line is the driver's to note.
+    pub fn set_interrupt_pin(&mut self, pin: u8) {
+        self.bytes[INTERRUPT_PIN] = pin;
+        self.writable[INTERRUPT_LINE] = 0xff;
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::AccessError;
 use crate::log_limit::LogLimit;
@@ -18,6 +19,8 @@ const ENABLE: u16 = 1 << 15;
 const FUNCTION_MASK: u16 = 1 << 14;
 /// Vector control bit.
 const MASK: u32 = 1;
+/// What of message control the driver may write.
+pub const CONTROL_WRITABLE: u16 = ENABLE | FUNCTION_MASK;
 /// Capability id.
 pub const CAPABILITY: u8 = 0x11;
 
@@ -28,6 +31,9 @@ pub struct Msix(Mutex<Table>);
 
 struct Table {
     control: u16,
+    /// Something outside this process signals the vectors' eventfds (VFIO), and does not ask first: so a masked
+    /// vector must not be routed. The event then waits in the eventfd, which is the pending bit.
+    external: bool,
     entries: Vec<Entry>,
 }
 
@@ -47,9 +53,25 @@ struct Entry {
 impl Msix {
     /// One entry a vector, all masked, the capability disabled.
     pub fn new(vectors: Vec<Arc<dyn MsiVector>>) -> Self {
+        Self::with(vectors, false)
+    }
+
+    /// The same for a function whose interrupts something else signals, through the vectors' eventfds.
+    pub fn of_external(vectors: Vec<Arc<dyn MsiVector>>) -> Self {
+        Self::with(vectors, true)
+    }
+
+    fn with(vectors: Vec<Arc<dyn MsiVector>>, external: bool) -> Self {
         let entry =
             |vector| Entry { words: [0, 0, 0, MASK], pending: false, routed: None, open: false, vector };
-        Self(Mutex::new(Table { control: 0, entries: vectors.into_iter().map(entry).collect() }))
+        Self(Mutex::new(Table { control: 0, external, entries: vectors.into_iter().map(entry).collect() }))
+    }
+
+    /// Calls `f` with the eventfd of each vector. Nothing changes in the table meanwhile.
+    pub fn with_events<T>(&self, f: impl FnOnce(&[&EventFd]) -> T) -> T {
+        let table = self.0.lock();
+        let events: Vec<&EventFd> = table.entries.iter().map(|entry| entry.vector.eventfd()).collect();
+        f(&events)
     }
 
     /// The capability's body after id and next pointer, and which of its bits are writable. Table and pending
@@ -60,14 +82,14 @@ impl Msix {
         body[..2].copy_from_slice(&last.to_le_bytes());
         body[2..6].copy_from_slice(&(table | u32::from(bar)).to_le_bytes());
         body[6..].copy_from_slice(&(pending | u32::from(bar)).to_le_bytes());
-        writable[..2].copy_from_slice(&(ENABLE | FUNCTION_MASK).to_le_bytes());
+        writable[..2].copy_from_slice(&CONTROL_WRITABLE.to_le_bytes());
         (body, writable)
     }
 
     /// The driver wrote message control.
     pub fn set_control(&self, control: u16) {
         let mut table = self.0.lock();
-        let control = control & (ENABLE | FUNCTION_MASK);
+        let control = control & CONTROL_WRITABLE;
         if table.control != control {
             table.control = control;
             (0..table.entries.len()).for_each(|index| table.update(index));
@@ -127,7 +149,7 @@ impl Msix {
         let table = self.0.lock();
         for (i, byte) in data.iter_mut().enumerate() {
             let first = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(i).saturating_mul(8);
-            let bit = |n: usize| table.entries.get(first + n).is_some_and(|e| e.pending);
+            let bit = |n: usize| table.entries.get(first + n).is_some_and(|e| e.is_pending(table.external));
             *byte = if first < table.entries.len() { (0..8).map(|n| u8::from(bit(n)) << n).sum() } else { 0 };
         }
         Ok(())
@@ -142,7 +164,15 @@ impl Msix {
             table.entries[index].pending = false;
             table.update(index);
             table.entries[index].disconnect();
+            if table.external {
+                table.entries[index].forget();
+            }
         }
+    }
+
+    /// Whether the driver has enabled MSI-X.
+    pub fn is_enabled(&self) -> bool {
+        self.0.lock().control & ENABLE != 0
     }
 }
 
@@ -154,6 +184,9 @@ impl Table {
         let [low, high, data, control] = entry.words;
         let address = u64::from(high) << 32 | u64::from(low);
         let wanted = (open && control & MASK == 0).then_some(MsiMessage { address, data });
+        if wanted.is_none() && self.external {
+            entry.disconnect();
+        }
         if wanted.is_some() && wanted != entry.routed {
             match entry.vector.route(wanted) {
                 Ok(()) => entry.routed = wanted,
@@ -181,6 +214,18 @@ impl Entry {
         {
             tracing::error!("an MSI-X vector stays routed: {e}");
         }
+    }
+
+    fn is_pending(&self, external: bool) -> bool {
+        // Looking takes the event, so it is put back.
+        let waits = |event: &EventFd| event.read().is_ok() && event.write(1).is_ok();
+        self.pending || external && self.routed.is_none() && waits(self.vector.eventfd())
+    }
+
+    /// Drops what an eventfd holds.
+    fn forget(&self) {
+        // Nothing in it is an error, and the wish.
+        let _ = self.vector.eventfd().read();
     }
 
     fn raise(&self) {
@@ -268,6 +313,29 @@ mod tests {
     }
 
     const NO_SUCH: u16 = 0xffff;
+
+    #[test]
+    fn what_something_else_signals_waits_in_its_eventfd_while_masked() {
+        let platform = FakePlatform::new();
+        let msix = Msix::of_external(platform.platform().interrupts.vectors(2).unwrap());
+        let signal = |vector: usize| msix.with_events(|events| events[vector].write(1).unwrap());
+        msix.set_control(ENABLE);
+        open(&msix, 1);
+        signal(1);
+        platform.deliver();
+        assert_eq!((pending(&msix), platform.count(MESSAGE)), (0, 1));
+        write(&msix, 16 + 12, MASK);
+        signal(1);
+        platform.deliver();
+        assert_eq!((pending(&msix), pending(&msix), platform.count(MESSAGE)), (2, 2, 1));
+        write(&msix, 16 + 12, 0);
+        platform.deliver();
+        assert_eq!((pending(&msix), platform.count(MESSAGE)), (0, 2));
+        msix.set_control(0);
+        signal(1);
+        msix.reset();
+        assert_eq!(pending(&msix), 0, "a reset forgets");
+    }
 
     #[test]
     fn a_new_message_takes_effect_at_unmask_and_masking_costs_no_route() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ pub struct FakePlatform {
     refusing: Mutex<bool>,
     vectors: Mutex<usize>,
     routes: Mutex<usize>,
+    made: Mutex<Vec<Weak<FakeVector>>>,
 }
 
 /// Host memory in the guest's address space.
@@ -117,6 +119,15 @@ impl FakePlatform {
         *self.vectors.lock()
     }
 
+    /// Does what an irqfd does: each vector whose eventfd was signalled and that is routed sends its message.
+    pub fn deliver(&self) {
+        for vector in self.made.lock().iter().filter_map(Weak::upgrade) {
+            if vector.routed.lock().is_some() && vector.event.read().is_ok() {
+                vector.trigger().unwrap();
+            }
+        }
+    }
+
     /// How often a vector was given a message.
     pub fn routes(&self) -> usize {
         *self.routes.lock()
@@ -184,8 +195,9 @@ impl Interrupts for FakeInterrupts {
         let vector = |_| {
             *self.0.vectors.lock() += 1;
             let event = EventFd::new(EFD_NONBLOCK)?;
-            Ok(Arc::new(FakeVector { platform: self.0.clone(), routed: Mutex::new(None), event })
-                as Arc<dyn MsiVector>)
+            let vector = Arc::new(FakeVector { platform: self.0.clone(), routed: Mutex::new(None), event });
+            self.0.made.lock().push(Arc::downgrade(&vector));
+            Ok(vector as Arc<dyn MsiVector>)
         };
         (0..count).map(vector).collect()
     }

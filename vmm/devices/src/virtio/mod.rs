@@ -5,6 +5,7 @@ pub mod block;
 pub(crate) mod buffers;
 pub mod console;
 pub mod device;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;

@@ -2,8 +2,8 @@
 //! size the host asks for, and by reporting pages that are free anyway (§5.5.6.7).
 //!
 //! Either way the pages' contents are lost, and a page is there again as soon as the guest touches it. So the
-//! balloon is a favour of the guest's, never a limit. It must not be used together with devices that keep
-//! guest pages pinned (VFIO).
+//! balloon is a favour of the guest's, never a limit. While a device keeps guest RAM pinned (VFIO), nothing is
+//! given back, and the guest is none the wiser.
 //!
 //! `reclaim` returns pages to the host, `worker` takes them from the queues, `control` is what the host holds.
 
@@ -14,11 +14,13 @@ mod tests;
 mod worker;
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
 use super::worker::Worker;
+use crate::platform::Discards;
 use worker::Pages;
 
 pub use control::BalloonControl;
@@ -43,6 +45,8 @@ const ACTUAL: u64 = 4;
 #[derive(Default)]
 pub struct Balloon {
     control: BalloonControl,
+    /// Who says when pages may go; always, if nobody does.
+    discards: Option<Arc<dyn Discards>>,
     worker: Option<Worker<Pages>>,
 }
 
@@ -50,6 +54,11 @@ impl Balloon {
     /// An empty balloon.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty balloon of a machine whose RAM may be pinned.
+    pub fn unless_pinned(discards: Arc<dyn Discards>) -> Self {
+        Self { discards: Some(discards), ..Self::default() }
     }
 
     /// The host's end. It outlives the device.
@@ -95,7 +104,7 @@ impl VirtioDevice for Balloon {
         let descriptors: Vec<_> =
             queues.iter().map(|queue| (queue.notification.as_raw_fd(), u64::from(queue.index))).collect();
         let interrupt = activation.interrupt.clone();
-        let pages = Pages::new(queues, activation, self.control.clone());
+        let pages = Pages::new(queues, activation, self.control.clone(), self.discards.clone());
         let worker = Worker::spawn("virtio-balloon", pages, &descriptors)
             .map_err(|source| ActivateError::Host { step: "spawn the balloon thread", source })?;
         self.worker = Some(worker);

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use vm_memory::FileOffset;
 use vm_memory::GuestAddress;
@@ -11,6 +13,7 @@ use super::Balloon;
 use super::BalloonControl;
 use super::F_REPORTING;
 use super::reclaim::reclaim;
+use crate::platform::Discards;
 use crate::testing::Buffer::Read as R;
 use crate::testing::Buffer::Write as W;
 use crate::testing::Descriptor;
@@ -66,6 +69,41 @@ fn reported_pages_are_given_back_whole() {
     assert_eq!(queues[2].request(&[W(START, 8192), W(START + 4 * 4096 + 1, 8192)]), 0);
     let zero: Vec<u64> = (0..10).filter(|&page| is_zero(&machine, page)).collect();
     assert_eq!((zero, control.returned()), (vec![0, 1, 5], 3 * 4096));
+}
+
+/// RAM that is pinned or not, as the test says.
+#[derive(Default)]
+struct Pins(AtomicBool);
+
+impl Discards for Pins {
+    fn discard(&self, discard: &mut dyn FnMut()) -> bool {
+        let pinned = self.0.load(Ordering::SeqCst);
+        if !pinned {
+            discard();
+        }
+        !pinned
+    }
+}
+
+#[test]
+fn nothing_is_given_back_while_ram_is_pinned() {
+    let machine = Machine::new();
+    let pins = Arc::new(Pins::default());
+    let balloon = Balloon::unless_pinned(pins.clone());
+    let control = balloon.control();
+    let slot = machine.plug(balloon);
+    let driver = Driver::negotiate(&machine, slot, F_REPORTING);
+    let mut queues = driver.queues();
+    driver.ready();
+    fill(&machine, 2);
+    pins.0.store(true, Ordering::SeqCst);
+    assert_eq!(queues[2].request(&[W(START, 8192)]), 0);
+    assert!(!is_zero(&machine, 0) && !is_zero(&machine, 1));
+    assert_eq!(control.returned(), 0);
+    pins.0.store(false, Ordering::SeqCst);
+    assert_eq!(queues[2].request(&[W(START, 8192)]), 0);
+    assert!(is_zero(&machine, 0) && is_zero(&machine, 1));
+    assert_eq!(control.returned(), 8192);
 }
 
 #[test]

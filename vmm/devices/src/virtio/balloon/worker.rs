@@ -1,7 +1,9 @@
 //! Takes pages from the queues and gives them back to the host.
 
+use std::io;
 use std::io::Read;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
@@ -13,6 +15,7 @@ use super::INFLATE;
 use super::PAGE;
 use super::reclaim::reclaim;
 use crate::log_limit::LogLimit;
+use crate::platform::Discards;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::queue;
@@ -28,12 +31,23 @@ const MOST: usize = 4096;
 pub(super) struct Pages {
     queues: Vec<ActiveQueue>,
     activation: Activation,
+    host: Host,
+}
+
+/// The host as pages are given back to it.
+struct Host {
     control: BalloonControl,
+    discards: Option<Arc<dyn Discards>>,
 }
 
 impl Pages {
-    pub(super) fn new(queues: Vec<ActiveQueue>, activation: Activation, control: BalloonControl) -> Self {
-        Self { queues, activation, control }
+    pub(super) fn new(
+        queues: Vec<ActiveQueue>,
+        activation: Activation,
+        control: BalloonControl,
+        discards: Option<Arc<dyn Discards>>,
+    ) -> Self {
+        Self { queues, activation, host: Host { control, discards } }
     }
 
     fn serve(&mut self, index: u16) -> ControlFlow<()> {
@@ -42,13 +56,13 @@ impl Pages {
         };
         queue::clear(queue);
         let memory = self.activation.memory.memory();
-        let control = &self.control;
+        let host = &self.host;
         let served = queue::serve(queue, &memory, &self.activation.interrupt, |memory, chain| {
             match index {
-                INFLATE => inflate(memory, chain, control)?,
+                INFLATE => inflate(memory, chain, host)?,
                 // The guest takes pages back by touching them; there is nothing to do.
                 DEFLATE => {}
-                _ => report(memory, chain, control)?,
+                _ => report(memory, chain, host)?,
             }
             Ok(0)
         });
@@ -57,7 +71,7 @@ impl Pages {
 }
 
 /// Page numbers, 32 bits each (§5.5.6.1).
-fn inflate(memory: &GuestMemoryMmap, chain: Chain<'_>, control: &BalloonControl) -> Result<(), ChainError> {
+fn inflate(memory: &GuestMemoryMmap, chain: Chain<'_>, host: &Host) -> Result<(), ChainError> {
     let mut reader = chain.reader(memory)?;
     let count = reader.available_bytes() / 4;
     if count > MOST {
@@ -72,30 +86,26 @@ fn inflate(memory: &GuestMemoryMmap, chain: Chain<'_>, control: &BalloonControl)
         run = match run {
             Some((start, length)) if start + length == page => Some((start, length + PAGE)),
             done => {
-                give_back(memory, done, control)?;
+                give_back(memory, done, host)?;
                 Some((page, PAGE))
             }
         };
     }
-    give_back(memory, run, control)
+    give_back(memory, run, host)
 }
 
 /// Free memory as device-writable buffers (§5.5.6.7).
-fn report(memory: &GuestMemoryMmap, chain: Chain<'_>, control: &BalloonControl) -> Result<(), ChainError> {
+fn report(memory: &GuestMemoryMmap, chain: Chain<'_>, host: &Host) -> Result<(), ChainError> {
     for descriptor in chain {
         if !descriptor.is_write_only() {
             return Err(ChainError::Layout("free pages that the device may not write"));
         }
-        give_back(memory, Some((descriptor.addr().0, u64::from(descriptor.len()))), control)?;
+        give_back(memory, Some((descriptor.addr().0, u64::from(descriptor.len()))), host)?;
     }
     Ok(())
 }
 
-fn give_back(
-    memory: &GuestMemoryMmap,
-    range: Option<(u64, u64)>,
-    control: &BalloonControl,
-) -> Result<(), ChainError> {
+fn give_back(memory: &GuestMemoryMmap, range: Option<(u64, u64)>, host: &Host) -> Result<(), ChainError> {
     let Some((start, length)) = range else { return Ok(()) };
     if !vm_memory::GuestMemoryBackend::check_range(
         memory,
@@ -104,8 +114,8 @@ fn give_back(
     ) {
         return Err(ChainError::Layout("pages that are not RAM"));
     }
-    match reclaim(memory, start, length) {
-        Ok(bytes) => control.count_returned(bytes),
+    match host.reclaim(memory, start, length) {
+        Ok(bytes) => host.control.count_returned(bytes),
         // The host keeps memory it could have had; the guest has done its part.
         Err(e) => {
             static REPORTS: LogLimit = LogLimit::new();
@@ -115,6 +125,21 @@ fn give_back(
         }
     }
     Ok(())
+}
+
+impl Host {
+    fn reclaim(&self, memory: &GuestMemoryMmap, start: u64, length: u64) -> io::Result<u64> {
+        // Pinned: nothing is given back.
+        let mut reclaimed = Ok(0);
+        let mut discard = || reclaimed = reclaim(memory, start, length);
+        match &self.discards {
+            Some(discards) => {
+                discards.discard(&mut discard);
+            }
+            None => discard(),
+        }
+        reclaimed
+    }
 }
 
 impl Handler for Pages {

@@ -1,4 +1,7 @@
-//! Guest RAM: one memfd, mapped shared, with the architecture's hole left out.
+//! Guest RAM: one memfd, mapped shared, with the architecture's hole left out; and the list of what is plugged.
+
+mod hotplug;
+mod ram;
 
 use std::fs::File;
 use std::io;
@@ -11,6 +14,11 @@ use vm_memory::GuestAddress;
 use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::GuestMemoryRegion;
+
+pub(crate) use hotplug::HotplugRam;
+pub(crate) use hotplug::SECTION;
+pub(crate) use ram::Ram;
+pub(crate) use ram::Subscription;
 
 use crate::layout;
 
@@ -41,16 +49,12 @@ pub enum MemoryError {
 /// Makes and maps `mib` MiB of RAM.
 pub(crate) fn allocate(mib: u32, huge_pages: bool) -> Result<GuestMemory, MemoryError> {
     let bytes = u64::from(mib) << 20;
-    let file_error = |source: rustix::io::Errno| MemoryError::File { mib, huge_pages, source: source.into() };
-    let mut flags = MemfdFlags::CLOEXEC;
-    if huge_pages {
-        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
-    }
-    let file = File::from(rustix::fs::memfd_create("kiai-ram", flags).map_err(file_error)?);
-    rustix::fs::ftruncate(&file, bytes).map_err(file_error)?;
+    let file_error = |source| MemoryError::File { mib, huge_pages, source };
+    let file = memfd("kiai-ram", bytes, huge_pages).map_err(file_error)?;
     if huge_pages {
         // Reserve now: a pool that is too small would otherwise be a SIGBUS in the middle of the guest.
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).map_err(file_error)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)
+            .map_err(|errno| file_error(errno.into()))?;
     }
     let file = Arc::new(file);
     let mut offset = 0;
@@ -66,6 +70,17 @@ pub(crate) fn allocate(mib: u32, huge_pages: bool) -> Result<GuestMemory, Memory
     let memory = GuestMemoryMmap::from_ranges_with_files(ranges)
         .map_err(|e| MemoryError::Map { mib, reason: e.to_string() })?;
     Ok(GuestMemory::new(memory))
+}
+
+/// A file of `bytes` in memory, none of them there yet.
+fn memfd(name: &str, bytes: u64, huge_pages: bool) -> io::Result<File> {
+    let mut flags = MemfdFlags::CLOEXEC;
+    if huge_pages {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = File::from(rustix::fs::memfd_create(name, flags)?);
+    rustix::fs::ftruncate(&file, bytes)?;
+    Ok(file)
 }
 
 /// (guest address, host address, length) of each region, for the hypervisor's slots.

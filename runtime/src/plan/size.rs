@@ -1,0 +1,225 @@
+//! How large a pod's microVM is: from what its containers may use, when it boots and at every change of that.
+
+use oci_spec::runtime::LinuxResources;
+
+use super::PlanError;
+
+/// Most vCPUs of a microVM.
+pub(super) const MOST_VCPUS: u8 = 64;
+/// Present vCPUs cost a thread on the host and per-CPU memory in the guest, so who says nothing of a ceiling gets
+/// the host's number, but no more than this.
+const USUAL_VCPUS: u8 = 8;
+
+/// What a container, or all of a pod together, may use. Zero stands for "nobody said".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// CPU time, in thousandths of a CPU.
+    pub cpu_millis: u64,
+}
+
+impl Limits {
+    /// These, changed by what `resources` mentions. A memory limit beyond the host's memory is how some clients
+    /// write "no limit".
+    pub fn changed(self, resources: &LinuxResources, host_memory_mib: u32) -> Self {
+        let positive = |figure: i64| u64::try_from(figure).unwrap_or(0);
+        let memory = resources.memory().as_ref().and_then(|memory| memory.limit()).map(positive);
+        let memory = memory.map(|bytes| if bytes >> 20 > host_memory_mib.into() { 0 } else { bytes });
+        let cpu = resources.cpu().as_ref();
+        let quota = cpu.and_then(|cpu| cpu.quota()).map(positive);
+        let period = cpu.and_then(|cpu| cpu.period()).filter(|&period| period > 0).unwrap_or(100_000);
+        Self {
+            memory: memory.unwrap_or(self.memory),
+            cpu_millis: quota.map_or(self.cpu_millis, |quota| millis(quota, period)),
+        }
+    }
+
+    /// These of a pod, after one of its containers had `from` and has `to`.
+    pub fn moved(self, from: Self, to: Self) -> Self {
+        Self {
+            memory: self.memory.saturating_sub(from.memory).saturating_add(to.memory),
+            cpu_millis: self.cpu_millis.saturating_sub(from.cpu_millis).saturating_add(to.cpu_millis),
+        }
+    }
+}
+
+/// A share of CPU time, rounded up.
+pub(super) fn millis(quota: u64, period: u64) -> u64 {
+    quota.saturating_mul(1000).div_ceil(period.max(1))
+}
+
+/// How large a machine is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineSize {
+    /// Memory, MiB, even.
+    pub memory_mib: u32,
+    /// vCPUs online.
+    pub vcpus: u8,
+}
+
+/// What holds for the life of a pod's machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// MiB the pod has beside the limits of its containers.
+    pub base_mib: u32,
+    /// MiB the guest boots with, and never has less than: even.
+    pub boot_mib: u32,
+    /// MiB it can have at most: even.
+    pub most_mib: u32,
+    /// vCPUs it has at least.
+    pub least_vcpus: u8,
+    /// vCPUs that are present: it can have no more.
+    pub most_vcpus: u8,
+    /// All of its memory, where an annotation says so, whatever the limits are.
+    pub pinned_mib: Option<u32>,
+    /// All of its vCPUs, likewise.
+    pub pinned_vcpus: Option<u8>,
+}
+
+impl Bounds {
+    /// The machine for a pod whose containers may use `limits` together.
+    pub fn size(&self, limits: Limits) -> Result<MachineSize, PlanError> {
+        let wanted = wanted(self.base_mib, self.pinned_mib, limits.memory);
+        let memory_mib = even(wanted)?.max(self.boot_mib);
+        if memory_mib > self.most_mib {
+            let most = self.most_mib;
+            return Err(PlanError::TooBig(format!(
+                "{memory_mib} MiB of memory: this sandbox can have {most} (annotation io.kiai.max-memory-mib, \
+                 max-memory-mib in the configuration)"
+            )));
+        }
+        let vcpus = vcpus(self.least_vcpus, self.pinned_vcpus, limits.cpu_millis)?;
+        if vcpus > self.most_vcpus {
+            let most = self.most_vcpus;
+            return Err(PlanError::TooBig(format!(
+                "{vcpus} vCPUs: this sandbox can have {most} (annotation io.kiai.max-vcpus, max-vcpus in the \
+                 configuration)"
+            )));
+        }
+        Ok(MachineSize { memory_mib, vcpus })
+    }
+
+    /// The bounds of a pod that starts with `limits`; `ceilings` are what somebody said of MiB and vCPUs at most,
+    /// `host` what the host has of either.
+    pub(super) fn of(
+        limits: Limits,
+        (base_mib, least_vcpus): (u32, u8),
+        (pinned_mib, pinned_vcpus): (Option<u32>, Option<u8>),
+        (most_mib, most_vcpus): (Option<u32>, Option<u8>),
+        (host_mib, host_vcpus): (u32, u8),
+    ) -> Result<Self, PlanError> {
+        let memory = even(wanted(base_mib, pinned_mib, limits.memory))?;
+        let vcpus = vcpus(least_vcpus, pinned_vcpus, limits.cpu_millis)?;
+        let most_mib = match most_mib {
+            Some(most) => most,
+            None if pinned_mib.is_some() => memory,
+            None => memory.max(host_mib),
+        };
+        let most_vcpus = match most_vcpus {
+            Some(most) => most,
+            None if pinned_vcpus.is_some() => vcpus,
+            None => vcpus.max(host_vcpus.min(USUAL_VCPUS)),
+        };
+        if most_vcpus > MOST_VCPUS {
+            return Err(too_many(most_vcpus.into()));
+        }
+        // Memory that is there at boot costs time at boot: the rest is plugged in while it goes on.
+        let boot_mib = memory.min(even(base_mib.into())?);
+        let most_mib = even(most_mib.into())?;
+        Ok(Self { base_mib, boot_mib, most_mib, least_vcpus, most_vcpus, pinned_mib, pinned_vcpus })
+    }
+}
+
+fn wanted(base_mib: u32, pinned_mib: Option<u32>, limit: u64) -> u64 {
+    pinned_mib.map_or_else(|| u64::from(base_mib) + limit.div_ceil(1 << 20), u64::from)
+}
+
+fn even(mib: u64) -> Result<u32, PlanError> {
+    u32::try_from(mib)
+        .ok()
+        .and_then(|mib| mib.checked_next_multiple_of(2))
+        .ok_or_else(|| PlanError::TooBig(format!("{mib} MiB of memory")))
+}
+
+fn vcpus(least: u8, pinned: Option<u8>, millis: u64) -> Result<u8, PlanError> {
+    let wanted = pinned.map_or_else(|| millis.div_ceil(1000).max(least.into()), u64::from);
+    u8::try_from(wanted).ok().filter(|n| (1..=MOST_VCPUS).contains(n)).ok_or_else(|| too_many(wanted))
+}
+
+fn too_many(vcpus: u64) -> PlanError {
+    PlanError::TooBig(format!("{vcpus} vCPUs: a microVM can have 1 to {MOST_VCPUS}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::LinuxCpuBuilder;
+    use oci_spec::runtime::LinuxMemoryBuilder;
+    use oci_spec::runtime::LinuxResourcesBuilder;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn bounds(pinned: (Option<u32>, Option<u8>), most: (Option<u32>, Option<u8>)) -> Bounds {
+        let limits = Limits { memory: 100 * MIB, cpu_millis: 1500 };
+        Bounds::of(limits, (256, 1), pinned, most, (4096, 4)).unwrap()
+    }
+
+    #[test]
+    fn the_machine_follows_the_limits_within_its_bounds() {
+        let bounds = bounds((None, None), (None, None));
+        assert_eq!((bounds.boot_mib, bounds.most_mib, bounds.most_vcpus), (256, 4096, 4));
+        let size = |memory: u64, cpu_millis| bounds.size(Limits { memory: memory * MIB, cpu_millis });
+        assert_eq!(size(0, 0), Ok(MachineSize { memory_mib: 256, vcpus: 1 }));
+        assert_eq!(size(1001, 3001), Ok(MachineSize { memory_mib: 1258, vcpus: 4 }));
+        let error = size(4000, 0).unwrap_err().to_string();
+        assert!(error.contains("4256 MiB") && error.contains("max-memory-mib"), "{error}");
+        let error = size(0, 4001).unwrap_err().to_string();
+        assert!(error.contains("5 vCPUs") && error.contains("max-vcpus"), "{error}");
+    }
+
+    #[test]
+    fn what_an_annotation_pins_no_limit_moves() {
+        let bounds = bounds((Some(64), Some(2)), (None, None));
+        assert_eq!((bounds.boot_mib, bounds.most_mib, bounds.most_vcpus), (64, 64, 2));
+        for limits in [Limits::default(), Limits { memory: 1 << 40, cpu_millis: 1 << 40 }] {
+            assert_eq!(bounds.size(limits), Ok(MachineSize { memory_mib: 64, vcpus: 2 }));
+        }
+    }
+
+    #[test]
+    fn a_ceiling_somebody_set_is_the_ceiling() {
+        let low = bounds((None, None), (Some(301), Some(1)));
+        assert_eq!((low.most_mib, low.most_vcpus), (302, 1));
+        assert!(low.size(Limits { memory: 100 * MIB, cpu_millis: 0 }).is_err());
+        let high = bounds((None, None), (Some(9000), Some(64)));
+        assert_eq!((high.most_mib, high.most_vcpus), (9000, 64));
+        let beyond = Bounds::of(Limits::default(), (256, 1), (None, None), (None, Some(65)), (1, 1));
+        assert!(beyond.is_err());
+    }
+
+    #[test]
+    fn an_update_changes_what_it_mentions() {
+        let before = Limits { memory: 100 * MIB, cpu_millis: 1500 };
+        let memory = LinuxMemoryBuilder::default().limit(300 << 20).build().unwrap();
+        let resources = LinuxResourcesBuilder::default().memory(memory).build().unwrap();
+        assert_eq!(before.changed(&resources, 4096), Limits { memory: 300 * MIB, ..before });
+        let cpu = LinuxCpuBuilder::default().quota(25_000).period(50_000u64).build().unwrap();
+        let resources = LinuxResourcesBuilder::default().cpu(cpu).build().unwrap();
+        assert_eq!(before.changed(&resources, 4096), Limits { cpu_millis: 500, ..before });
+        let memory = LinuxMemoryBuilder::default().limit(-1).build().unwrap();
+        let cpu = LinuxCpuBuilder::default().quota(-1).build().unwrap();
+        let none = LinuxResourcesBuilder::default().memory(memory).cpu(cpu).build().unwrap();
+        assert_eq!(before.changed(&none, 4096), Limits::default());
+    }
+
+    #[test]
+    fn a_pod_follows_each_of_its_containers() {
+        let pod = Limits { memory: 500 * MIB, cpu_millis: 1500 };
+        let (from, to) =
+            (Limits { memory: 200 * MIB, cpu_millis: 500 }, Limits { memory: 50 * MIB, cpu_millis: 2000 });
+        assert_eq!(pod.moved(from, to), Limits { memory: 350 * MIB, cpu_millis: 3000 });
+        assert_eq!(pod.moved(from, to).moved(to, from), pod);
+    }
+}

@@ -1,0 +1,113 @@
+//! How much memory the guest has: what it booted with and what virtio-mem has plugged since.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use kiai_devices::virtio::mem::Mem;
+use kiai_devices::virtio::mem::MemControl;
+use kiai_devices::virtio::mem::MemRegion;
+
+use super::BootError;
+use super::Machine;
+use crate::handle::Ending;
+use crate::handle::MemorySizes;
+use crate::layout;
+use crate::memory::HotplugRam;
+use crate::memory::SECTION;
+
+/// Why a size of memory cannot be asked for; what was asked for before still is.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryRequestError {
+    /// The machine is over.
+    #[error("the microVM has ended: {0}")]
+    Ended(Ending),
+    /// The guest cannot give up what it booted with, nor get more than the machine was built for.
+    #[error("{mib} MiB of memory: between {least} and {most} can be had")]
+    OutOfRange {
+        /// Asked for.
+        mib: u32,
+        /// At boot.
+        least: u32,
+        /// At most.
+        most: u32,
+    },
+}
+
+/// Memory that is plugged, of a machine that can have more than at boot.
+pub(super) struct Hotplug {
+    control: MemControl,
+    /// Holds the mappings until every device is gone.
+    _ram: Arc<HotplugRam>,
+}
+
+/// The region for a machine of `boot` MiB that may have `most`.
+pub(super) fn region(boot: u32, most: u32) -> Option<MemRegion> {
+    let length = (u64::from(most.saturating_sub(boot)) << 20).next_multiple_of(SECTION);
+    let address = layout::hotplug_start(u64::from(boot) << 20);
+    (length > 0).then(|| MemRegion { address, length, block: layout::hotplug_block(length) })
+}
+
+impl Machine {
+    /// Puts the virtio-mem device on the bus.
+    pub(super) fn attach_hotplug(&mut self, region: MemRegion, ram: HotplugRam) -> Result<(), BootError> {
+        let ram = Arc::new(ram);
+        let device = Mem::new(region, ram.clone());
+        let control = device.control();
+        self.insert(Box::new(device))?;
+        self.hotplug = Some(Hotplug { control, _ram: ram });
+        Ok(())
+    }
+
+    pub(crate) fn memory(&self) -> MemorySizes {
+        let boot = self.boot_mib;
+        let mib = |bytes: u64| boot + u32::try_from(bytes >> 20).expect("the address map ends at 256 GiB");
+        let sizes = self.hotplug.as_ref().map(|hotplug| hotplug.control.sizes()).unwrap_or_default();
+        MemorySizes {
+            boot,
+            requested: mib(sizes.requested),
+            plugged: mib(sizes.plugged),
+            most: mib(sizes.most),
+        }
+    }
+
+    pub(crate) fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError> {
+        if let Err(ending) = self.control.status() {
+            return Err(MemoryRequestError::Ended(ending));
+        }
+        let MemorySizes { boot: least, most, .. } = self.memory();
+        let out_of_range = || MemoryRequestError::OutOfRange { mib, least, most };
+        let more = mib.checked_sub(least).ok_or_else(out_of_range)?;
+        match &self.hotplug {
+            Some(Hotplug { control, .. }) => {
+                let bytes = (u64::from(more) << 20).next_multiple_of(control.block());
+                control.request(bytes).map_err(|_| out_of_range())
+            }
+            None if more == 0 => Ok(()),
+            None => Err(out_of_range()),
+        }
+    }
+
+    pub(crate) fn await_memory(&self, patience: Duration) -> MemorySizes {
+        if let Some(Hotplug { control, .. }) = &self.hotplug {
+            control.wait(|sizes| sizes.plugged == sizes.requested, Instant::now() + patience);
+        }
+        self.memory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_region_has_room_for_what_is_more_than_at_boot() {
+        assert_eq!(region(256, 256), None);
+        let some = region(256, 1000).unwrap();
+        assert_eq!((some.address, some.length, some.block), (4 << 30, 768 << 20, 2 << 20));
+        let most = region(32, 240_000).unwrap();
+        assert!(most.address + most.length <= layout::PCI64);
+        let high = region(200_000, 240_000).unwrap();
+        assert!(high.address + high.length <= layout::PCI64);
+    }
+}
