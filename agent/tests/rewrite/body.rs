@@ -1,4 +1,5 @@
 //! Any device lists and any devices, as the fuzz target and the tests run them.
+#![expect(clippy::unwrap_used, reason = "test support: a failure here is a failed test")]
 
 use std::path::PathBuf;
 

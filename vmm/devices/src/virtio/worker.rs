@@ -142,12 +142,11 @@ fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
                 return handler;
             }
         };
-        // Before anything else that is ready: whoever stops the worker waits for it.
-        if events[..count].iter().any(|event| event.data() == KILL) {
-            return handler;
-        }
+        // In the order in which they came: what the driver notified of before the worker was told to stop, the
+        // last words of a guest that powers off, is still taken.
         for event in &events[..count] {
             let flow = match event.data() {
+                KILL => ControlFlow::Break(()),
                 AGAIN => {
                     // Before the work: what is asked for during it is asked for anew.
                     let _ = interest.again.read();
