@@ -96,13 +96,17 @@ impl Kiai {
         self.ok(&[&words, options, &[&image, "sh", "-c", wait]].concat());
     }
 
-    /// Kills the one shim of this scenario as the kernel would, and waits until it is gone.
-    pub fn kill_shim(&self) {
+    /// The process of the one shim of this scenario.
+    pub fn shim(&self) -> i32 {
         let mut found = Vec::new();
         find(self.state.path(), "shim.pid", &mut found);
         let [file] = &found[..] else { panic!("not one shim.pid but {found:?}") };
-        let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        let pid = Pid::from_raw(pid).unwrap();
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+
+    /// Kills that shim as the kernel would, and waits until it is gone.
+    pub fn kill_shim(&self) {
+        let pid = Pid::from_raw(self.shim()).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
         rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
         let mut ready = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];

@@ -59,7 +59,7 @@ pub fn plan_sandbox(
 ) -> Result<SandboxPlan, PlanError> {
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux section"))?;
     let limits = limits(linux.resources().as_ref(), annotations, facts);
-    let bounds = Bounds::of(
+    let mut bounds = Bounds::of(
         limits,
         (config.memory_mib, config.vcpus),
         (annotations.memory_mib, annotations.vcpus),
@@ -67,6 +67,10 @@ pub fn plan_sandbox(
         (facts.memory_mib, facts.cpus),
     )?;
     let size = bounds.size(limits)?;
+    if annotations.kernel.is_some() {
+        // Somebody else's kernel may not know how to have memory plugged in (CONFIG_VIRTIO_MEM=y).
+        bounds.boot_mib = size.memory_mib;
+    }
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mut kernel_parameters = config.kernel_parameters.clone();
@@ -150,6 +154,13 @@ mod tests {
         let Bounds { boot_mib, most_mib, most_vcpus, .. } = plan.bounds;
         assert_eq!((boot_mib, plan.size.memory_mib, most_mib), (256, 1280, 4096));
         assert_eq!((plan.size.vcpus, most_vcpus), (1, 2));
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_ours_boots_with_all_of_its_memory() {
+        let annotations = Annotations { kernel: Some("/k".into()), ..Annotations::default() };
+        let plan = plan(&spec(Some(1 << 30), None), &annotations).unwrap();
+        assert_eq!((plan.bounds.boot_mib, plan.size.memory_mib), (1280, 1280));
     }
 
     #[test]

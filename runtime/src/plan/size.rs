@@ -6,6 +6,8 @@ use super::PlanError;
 
 /// Most vCPUs of a microVM.
 pub(super) const MOST_VCPUS: u8 = 64;
+/// Most memory of a microVM, MiB.
+const MOST_MIB: u32 = 240_000;
 /// Present vCPUs cost a thread on the host and per-CPU memory in the guest, so who says nothing of a ceiling gets
 /// the host's number, but no more than this.
 const USUAL_VCPUS: u8 = 8;
@@ -114,7 +116,7 @@ impl Bounds {
         let most_mib = match most_mib {
             Some(most) => most,
             None if pinned_mib.is_some() => memory,
-            None => memory.max(host_mib),
+            None => memory.max(host_mib.min(MOST_MIB)),
         };
         let most_vcpus = match most_vcpus {
             Some(most) => most,
@@ -160,6 +162,13 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_host_larger_than_any_microvm_is_no_obstacle() {
+        let bounds =
+            Bounds::of(Limits::default(), (256, 1), (None, None), (None, None), (1 << 20, 255)).unwrap();
+        assert_eq!((bounds.most_mib, bounds.most_vcpus), (MOST_MIB, USUAL_VCPUS));
+    }
 
     fn bounds(pinned: (Option<u32>, Option<u8>), most: (Option<u32>, Option<u8>)) -> Bounds {
         let limits = Limits { memory: 100 * MIB, cpu_millis: 1500 };

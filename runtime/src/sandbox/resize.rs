@@ -47,66 +47,103 @@ pub enum ResizeError {
 impl Sandbox {
     /// Changes what one of the containers may use from `from` to `to`. `limit` says so to the guest, with true,
     /// and takes it back with false.
-    pub async fn resize<F: Future<Output = Result<(), AgentError>>>(
+    pub async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
         &self,
         from: Limits,
         to: Limits,
-        limit: impl Fn(bool) -> F,
+        limit: impl Fn(bool) -> F + Sync,
     ) -> Result<(), ResizeError> {
         let mut pod = self.pod.lock().await;
         let after = pod.moved(from, to);
-        let (small, large) = (self.bounds.size(*pod)?, self.bounds.size(after)?);
-        self.grow(small, large).await?;
-        if let Err(error) = limit(true).await {
-            self.shrink(large, small).await.unwrap_or_else(|error| lost("size of the machine", &error));
-            return Err(error.into());
-        }
-        if let Err(error) = self.shrink(small, large).await {
-            limit(false).await.unwrap_or_else(|error| lost("limits of the container", &error));
-            self.shrink(large, small).await.unwrap_or_else(|error| lost("size of the machine", &error));
-            return Err(error);
-        }
+        let sizes = (self.bounds.size(*pod)?, self.bounds.size(after)?);
+        resize(self, sizes, limit).await?;
         *pod = after;
         Ok(())
     }
+}
 
-    /// From `now` to whatever is more in `then`; on an error it is `now` again.
-    async fn grow(&self, now: MachineSize, then: MachineSize) -> Result<(), ResizeError> {
+/// A machine whose size can change, and the guest in it.
+trait Resizable: Sync {
+    /// Asks the guest to have so much memory.
+    fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError>;
+    /// Waits until it has, but not longer than this.
+    fn settled(&self, patience: Duration) -> impl Future<Output = MemorySizes> + Send;
+    /// Has it bring CPUs on or off line.
+    fn online_cpus(&self, count: u8) -> impl Future<Output = Result<(), AgentError>> + Send;
+}
+
+impl Resizable for Sandbox {
+    fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError> {
+        self.vm.0.request_memory(mib)
+    }
+
+    fn settled(&self, patience: Duration) -> impl Future<Output = MemorySizes> + Send {
+        settled(&self.vm.0, patience)
+    }
+
+    async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
+        self.agent.online_cpus(count).await
+    }
+}
+
+/// From `before` to `after`, with the limits changed when the machine is large enough for either.
+async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
+    machine: &impl Resizable,
+    (before, after): (MachineSize, MachineSize),
+    limit: impl Fn(bool) -> F + Sync,
+) -> Result<(), ResizeError> {
+    grow(machine, before, after).await?;
+    if let Err(error) = limit(true).await {
+        shrink(machine, after, before).await.unwrap_or_else(|error| lost("size of the machine", &error));
+        return Err(error.into());
+    }
+    if let Err(error) = shrink(machine, before, after).await {
+        // Some CPUs may be off line.
+        grow(machine, after, before).await.unwrap_or_else(|error| lost("size of the machine", &error));
+        limit(false).await.unwrap_or_else(|error| lost("limits of the container", &error));
+        shrink(machine, after, before).await.unwrap_or_else(|error| lost("size of the machine", &error));
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// From `now` to whatever is more in `then`; on an error it is `now` again.
+async fn grow(machine: &impl Resizable, now: MachineSize, then: MachineSize) -> Result<(), ResizeError> {
+    if then.memory_mib > now.memory_mib {
+        machine.request_memory(then.memory_mib)?;
+        let sizes = machine.settled(GROWTH).await;
+        if sizes.plugged < sizes.requested {
+            machine.request_memory(now.memory_mib)?;
+            return Err(GrowError { sizes }.into());
+        }
+    }
+    if then.vcpus > now.vcpus
+        && let Err(error) = machine.online_cpus(then.vcpus).await
+    {
+        // Some may have come online.
+        machine.online_cpus(now.vcpus).await.unwrap_or_else(|error| lost("CPUs", &error));
         if then.memory_mib > now.memory_mib {
-            self.vm.0.request_memory(then.memory_mib)?;
-            if let Err(error) = grown(&self.vm.0).await {
-                self.vm.0.request_memory(now.memory_mib)?;
-                return Err(error.into());
-            }
+            machine.request_memory(now.memory_mib)?;
         }
-        if then.vcpus > now.vcpus
-            && let Err(error) = self.agent.online_cpus(then.vcpus).await
-        {
-            // Some may have come online.
-            self.agent.online_cpus(now.vcpus).await.unwrap_or_else(|error| lost("CPUs", &error));
-            if then.memory_mib > now.memory_mib {
-                self.vm.0.request_memory(now.memory_mib)?;
-            }
-            return Err(error.into());
-        }
-        Ok(())
+        return Err(error.into());
     }
+    Ok(())
+}
 
-    /// From `now` to whatever is less in `then`. The guest gives memory up as it can spare it: that is waited for
-    /// a while, and no error.
-    async fn shrink(&self, now: MachineSize, then: MachineSize) -> Result<(), ResizeError> {
-        if then.vcpus < now.vcpus {
-            self.agent.online_cpus(then.vcpus).await?;
-        }
-        if then.memory_mib < now.memory_mib {
-            self.vm.0.request_memory(then.memory_mib)?;
-            let MemorySizes { requested, plugged, .. } = settled(&self.vm.0, SHRINKAGE).await;
-            if plugged > requested {
-                tracing::info!("the guest still has {plugged} MiB of memory, and is to have {requested}");
-            }
-        }
-        Ok(())
+/// From `now` to whatever is less in `then`. The guest gives memory up as it can spare it: that is waited for a
+/// while, and no error.
+async fn shrink(machine: &impl Resizable, now: MachineSize, then: MachineSize) -> Result<(), ResizeError> {
+    if then.vcpus < now.vcpus {
+        machine.online_cpus(then.vcpus).await?;
     }
+    if then.memory_mib < now.memory_mib {
+        machine.request_memory(then.memory_mib)?;
+        let MemorySizes { requested, plugged, .. } = machine.settled(SHRINKAGE).await;
+        if plugged > requested {
+            tracing::info!("the guest still has {plugged} MiB of memory, and is to have {requested}");
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the guest has the memory it is to have.
@@ -128,4 +165,106 @@ async fn settled(vm: &VmHandle, patience: Duration) -> MemorySizes {
 /// What could not be put back as it was, after an error that is told to the caller.
 fn lost(what: &str, error: &dyn std::error::Error) {
     tracing::error!("{what} not as before: {}", chain(error));
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// A machine that does as it is told, except for one thing, and writes down all of it.
+    #[derive(Default)]
+    struct FakeMachine {
+        log: Mutex<Vec<String>>,
+        memory: Mutex<u32>,
+        /// It never has more memory, nor less, than this.
+        stuck_at: Option<u32>,
+        /// The number of CPUs it refuses.
+        refuses_cpus: Option<u8>,
+        /// The guest refuses the limits.
+        refuses_limits: bool,
+    }
+
+    fn refused() -> AgentError {
+        AgentError::Refused { call: "test", code: ttrpc::Code::INTERNAL, message: "no".into() }
+    }
+
+    impl Resizable for FakeMachine {
+        fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError> {
+            self.log.lock().push(format!("{mib} MiB"));
+            *self.memory.lock() = mib;
+            Ok(())
+        }
+
+        async fn settled(&self, _: Duration) -> MemorySizes {
+            let requested = *self.memory.lock();
+            let plugged = self.stuck_at.unwrap_or(requested);
+            MemorySizes { boot: 256, requested, plugged, most: 4096 }
+        }
+
+        async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
+            self.log.lock().push(format!("{count} CPUs"));
+            if self.refuses_cpus == Some(count) { Err(refused()) } else { Ok(()) }
+        }
+    }
+
+    const SMALL: MachineSize = MachineSize { memory_mib: 256, vcpus: 1 };
+    const LARGE: MachineSize = MachineSize { memory_mib: 1024, vcpus: 4 };
+
+    /// What the machine was told, the limits among it.
+    async fn told(machine: &FakeMachine, sizes: (MachineSize, MachineSize)) -> (bool, Vec<String>) {
+        let limit = |there: bool| async move {
+            machine.log.lock().push(if there { "limits".into() } else { "limits back".to_owned() });
+            if there && machine.refuses_limits { Err(refused()) } else { Ok(()) }
+        };
+        let went_well = resize(machine, sizes, limit).await.is_ok();
+        (went_well, machine.log.lock().clone())
+    }
+
+    #[tokio::test]
+    async fn the_machine_is_large_enough_whichever_limits_hold() {
+        let (ok, log) = told(&FakeMachine::default(), (SMALL, LARGE)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (true, "1024 MiB, 4 CPUs, limits"));
+        let (ok, log) = told(&FakeMachine::default(), (LARGE, SMALL)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (true, "limits, 1 CPUs, 256 MiB"));
+        let mixed = MachineSize { memory_mib: 1024, vcpus: 1 };
+        let (ok, log) = told(&FakeMachine::default(), (MachineSize { vcpus: 4, ..SMALL }, mixed)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (true, "1024 MiB, limits, 1 CPUs"));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_grow_is_as_before_and_no_limit_was_changed() {
+        let machine = FakeMachine { stuck_at: Some(512), ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 256 MiB"));
+        let machine = FakeMachine { refuses_cpus: Some(4), ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 CPUs, 1 CPUs, 256 MiB"));
+    }
+
+    #[tokio::test]
+    async fn limits_the_guest_refuses_leave_the_machine_as_it_was() {
+        let machine = FakeMachine { refuses_limits: true, ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 CPUs, limits, 1 CPUs, 256 MiB"));
+        let machine = FakeMachine { refuses_limits: true, ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (LARGE, SMALL)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (false, "limits"));
+    }
+
+    #[tokio::test]
+    async fn a_cpu_that_does_not_go_brings_everything_back() {
+        let machine = FakeMachine { refuses_cpus: Some(1), ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (LARGE, SMALL)).await;
+        assert!(!ok);
+        assert_eq!(log.join(", "), "limits, 1 CPUs, 1024 MiB, 4 CPUs, limits back");
+    }
+
+    #[tokio::test]
+    async fn memory_the_guest_cannot_spare_yet_is_no_failure() {
+        let machine = FakeMachine { stuck_at: Some(1000), ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (LARGE, SMALL)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (true, "limits, 1 CPUs, 256 MiB"));
+    }
 }

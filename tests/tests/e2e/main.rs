@@ -7,6 +7,7 @@
 mod exec;
 mod failures;
 mod io;
+mod resize;
 mod vfio;
 
 // Written, and not yet seen to pass whole in the lab: containerd, images, many, network, refusals, resources,

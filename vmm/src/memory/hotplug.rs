@@ -78,6 +78,11 @@ impl HotplugRam {
         })?;
         let scratch = memfd("kiai-scratch", region.block, huge_pages)
             .map_err(|source| MemoryError::File { mib, huge_pages, source })?;
+        if huge_pages {
+            // The guest reaches it at any time.
+            rustix::fs::fallocate(&scratch, FallocateFlags::empty(), 0, region.block)
+                .map_err(|errno| MemoryError::File { mib, huge_pages, source: errno.into() })?;
+        }
         let reservation = Reservation::new(region.length)
             .map_err(|error| MemoryError::Map { mib, reason: error.to_string() })?;
         let sections = usize::try_from(region.length.div_ceil(SECTION)).expect("x86-64 only");
