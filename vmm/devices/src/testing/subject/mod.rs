@@ -6,6 +6,7 @@
 mod balloon;
 mod block;
 mod console;
+mod mem;
 mod net;
 mod rng;
 mod vsock;
@@ -42,6 +43,7 @@ macro_rules! for_each_device {
         $each!(BALLOON);
         $each!(BLOCK);
         $each!(CONSOLE);
+        $each!(MEM);
         $each!(NET);
         $each!(RNG);
         $each!(VSOCK);
@@ -55,6 +57,7 @@ pub mod devices {
     pub use super::balloon::BALLOON;
     pub use super::block::BLOCK;
     pub use super::console::CONSOLE;
+    pub use super::mem::MEM;
     pub use super::net::NET;
     pub use super::rng::RNG;
     pub use super::vsock::VSOCK;
