@@ -1,13 +1,16 @@
 #!/bin/bash
 # How long from `kiai run --rootfs` to the first output of `echo`, and the VM exits until then. Run in the lab,
 # whose deterministic clock counts instructions:
-#   cargo xtask lab --deterministic --with tests/lab/first-output.sh:/root/first-output -- bash first-output [N]
+#   cargo xtask lab --deterministic --with tests/lab/first-output.sh:/root/first-output -- \
+#       bash first-output [RUNS [OPTION OF kiai run…]]
 set -eu
 rootfs=${KIAI_TEST_IMAGES:?}/busybox-rootfs
-for run in $(seq "${1:-5}"); do
+runs=${1:-5}
+[ $# = 0 ] || shift
+for run in $(seq "$runs"); do
     mkfifo input output
     start=$(date +%s%N)
-    kiai run --rm -i --network none --rootfs "$rootfs" sh -c 'echo first; read -r line' < input > output &
+    kiai run --rm -i --network none "$@" --rootfs "$rootfs" sh -c 'echo first; read -r line' < input > output &
     exec 4> input 3< output
     read -r line <&3
     end=$(date +%s%N)
