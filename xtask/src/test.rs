@@ -160,9 +160,9 @@ fn modules(program: &Path) -> Result<Vec<String>> {
     Ok(modules)
 }
 
-/// Runs a test program in the lab. Emulated hardware virtualisation is not perfect: with several microVMs
-/// running, the lab's own kernel has been seen to die of it. A lab that failed, as opposed to a test that did,
-/// is started once more, and said so.
+/// Runs a test program in the lab. Emulated hardware virtualisation is not perfect: the lab's own kernel has been
+/// seen to die of it, and so have guests'. A lab that failed, as opposed to a test that did, is started once more,
+/// and said so.
 fn in_the_lab(program: &Path, libtest: &[String]) -> Result<bool> {
     let ended = once_in_the_lab(program, libtest)?;
     if ended != ExitCode::from(lab::FAILED) {
@@ -179,8 +179,14 @@ fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
     lab.put_project()?;
     let cpus = std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8) as u32);
     let vfio = names(libtest, VFIO);
-    let machine =
-        Machine { cpus, memory_mib: LAB_MEMORY_MIB, timeout: LAB_LIMIT, vfio, ..Machine::default() };
+    let machine = Machine {
+        cpus,
+        memory_mib: LAB_MEMORY_MIB,
+        timeout: LAB_LIMIT,
+        vfio,
+        mind_cpu_faults: true,
+        ..Machine::default()
+    };
     lab.start(&machine)
 }
 

@@ -76,6 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         vfio: arguments.vfio,
         timeout: Duration::from_secs(arguments.timeout),
         verbose: arguments.verbose,
+        mind_cpu_faults: false,
     })
 }
 
@@ -87,12 +88,22 @@ pub(crate) struct Machine {
     pub(crate) vfio: bool,
     pub(crate) timeout: Duration,
     pub(crate) verbose: bool,
+    /// A command that failed after a kernel told of a fault of the emulated CPU counts as a lab that failed.
+    pub(crate) mind_cpu_faults: bool,
 }
 
 impl Default for Machine {
     fn default() -> Self {
         let timeout = Duration::from_secs(600);
-        Self { cpus: 2, memory_mib: 4096, deterministic: false, vfio: false, timeout, verbose: false }
+        Self {
+            cpus: 2,
+            memory_mib: 4096,
+            deterministic: false,
+            vfio: false,
+            timeout,
+            verbose: false,
+            mind_cpu_faults: false,
+        }
     }
 }
 
