@@ -22,7 +22,8 @@ pub(crate) const LAB_FAILED: u8 = 125;
 const TAIL_BYTES: u64 = 6 << 10;
 
 /// What a kernel says when the emulated CPU lost the way back from an interrupt. QEMU's SVM has been seen to do that,
-/// about once in two hundred microVMs, to the lab's kernel and to guests'; no program can bring it about.
+/// about once in two hundred microVMs, to the lab's kernel and to a guest's running the same code that runs well
+/// every other time.
 const CPU_FAULTS: [&str; 2] = ["fixup_bad_iret", "stack guard page was hit"];
 
 /// What QEMU always says of a CPU model under emulation.
