@@ -16,5 +16,6 @@ mod refusals;
 mod resize;
 mod resources;
 mod run;
+mod together;
 mod vfio;
 mod volumes;
