@@ -4,18 +4,19 @@
 //! (`kiai_tests`); above all, a scenario leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
 
+// A filter of libtest is any part of a name: no module's name may be the end of another's.
 mod containerd;
 mod devices;
 mod exec;
 mod failures;
 mod images;
-mod io;
 mod many;
 mod network;
 mod refusals;
 mod resize;
 mod resources;
 mod run;
+mod streams;
 mod together;
 mod vfio;
 mod volumes;
