@@ -31,7 +31,7 @@ use crate::store::record::Status;
 use crate::store::timestamp::Timestamp;
 
 /// What a container whose end nobody saw is said to have ended with.
-const UNKNOWN_STATUS: u32 = 255;
+pub(super) const UNKNOWN_STATUS: u32 = 255;
 
 /// How long a shim may take to end after it was asked to.
 const SHIM_DEADLINE: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@ use crate::cli::Context;
 use crate::cli::each::each;
 use crate::cli::failure::Failure;
 use crate::cli::format;
+use crate::cli::release::UNKNOWN_STATUS;
 use crate::cli::state::State;
 use crate::cli::stop;
 use crate::cli::task::Ended;
@@ -31,16 +32,22 @@ impl Wait {
                     Status::Started { socket, .. } => {
                         let task = Task::connect(socket, &record.id).await?;
                         match task.wait("").await {
-                            Err(error) if error.is_lost() => None,
+                            // It ended a moment ago, and somebody gives back what it had.
+                            Err(error) if error.is_lost() || error.is_not_found() => None,
                             ended => Some(ended?),
                         }
                     }
                     _ => None,
                 },
             };
-            let code = ended.map_or(255, |ended| ended.status);
-            format::print(&format!("{code}\n"))?;
-            stop::settle(context, &container, ended).await
+            // Whoever was there first has written down what we did not see.
+            stop::settle(context, &container, ended).await?;
+            let written = match container.record()?.map(|record| record.status) {
+                Some(Status::Exited(exit)) => Some(exit.code),
+                _ => None,
+            };
+            let code = ended.map(|ended| ended.status).or(written).unwrap_or(UNKNOWN_STATUS);
+            Ok(format::print(&format!("{code}\n"))?)
         })
         .await
     }
