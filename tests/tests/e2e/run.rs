@@ -159,6 +159,8 @@ fn a_container_in_the_background_gives_everything_back_when_it_ends() {
         let shim = kiai.shim_process();
         kiai.ok(&["kill", "briefer"]);
         await_end(&shim);
+        // Whoever gives back what it had holds it until that is done, and then it is no more.
+        kiai.call(&["wait", "briefer"]);
         kiai.call(&["inspect", "briefer"]).refused(&["briefer"]);
     });
 }
