@@ -1,4 +1,5 @@
-//! Debian packages: which are installed, installing what is missing, fetching one without installing it.
+//! Debian packages: which are installed, installing what is missing, fetching one without installing it, from this
+//! machine's own sources or from Debian's backports.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,9 +8,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::step;
+use crate::{cache, step};
 
 const STATUS: &str = "/var/lib/dpkg/status";
+
+/// The release of Debian that this is written for.
+pub(crate) const SUITE: &str = "bookworm";
+const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// `program`, run as root: as it is if this process is root, else through sudo.
 pub(crate) fn as_root(program: &str) -> Command {
@@ -40,7 +45,7 @@ fn installed_in(status: &str) -> HashSet<&str> {
 
 /// Installs `packages`, after bringing apt's lists up to date.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
-    update()?;
+    Source::machine().update()?;
     let mut command = as_root("env");
     command.args([
         "DEBIAN_FRONTEND=noninteractive",
@@ -52,50 +57,88 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     step::run(&format!("installing {} Debian packages", packages.len()), command.args(packages))
 }
 
-/// Fetches `package` and unpacks it into `folder`; nothing is installed. Returns the package's version.
-pub(crate) fn fetch(package: &str, folder: &Path) -> Result<String> {
-    let _ = output_after_update(|| {
-        let mut command = Command::new("apt-get");
-        command.args(["download", "--option", "APT::Sandbox::User=root", package]).current_dir(folder);
-        command
-    })?;
-    let archive = downloaded(folder)?;
-    let field = |name| step::output(Command::new("dpkg-deb").arg("--field").arg(&archive).arg(name));
-    let version = field("Version")?.trim().to_owned();
-    step::run(
-        &format!("unpacking {package} {version}"),
-        Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(folder),
-    )?;
-    fs::remove_file(&archive)?;
-    Ok(version)
+/// Where packages are fetched from.
+pub(crate) struct Source {
+    /// For apt-get and apt-cache.
+    options: Vec<String>,
 }
 
-/// The first package that `package` depends on and whose name starts with `prefix`: what a metapackage stands for.
-pub(crate) fn dependency(package: &str, prefix: &str) -> Result<String> {
-    let listing = output_after_update(|| {
-        let mut command = Command::new("apt-cache");
-        command.args(["depends", "--important", package]);
-        command
-    })?;
-    listing
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|name| name.starts_with(prefix))
-        .map(str::to_owned)
-        .with_context(|| format!("Debian's {package} depends on no {prefix}…"))
-}
-
-/// The output of a command that reads apt's lists; they are brought up to date if it fails the first time.
-fn output_after_update(command: impl Fn() -> Command) -> Result<String> {
-    if let Ok(output) = step::output(&mut command()) {
-        return Ok(output);
+impl Source {
+    /// What this machine is set up with.
+    pub(crate) fn machine() -> Self {
+        Self { options: vec!["--option=APT::Sandbox::User=root".into()] }
     }
-    update()?;
-    step::output(&mut command())
-}
 
-fn update() -> Result<()> {
-    step::run("updating apt's package lists", as_root("apt-get").arg("update"))
+    /// Newer packages built for this release. The machine's own sources and lists stay as they are.
+    pub(crate) fn backports() -> Result<Self> {
+        let folder = cache::root().join("apt-backports");
+        for directory in ["lists/partial", "archives/partial"] {
+            let directory = folder.join(directory);
+            fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        }
+        let list = folder.join("sources.list");
+        fs::write(&list, format!("deb {MIRROR} {SUITE}-backports main\n"))?;
+        let mut source = Self::machine();
+        source.options.extend([
+            format!("--option=Dir::Etc::SourceList={}", list.display()),
+            "--option=Dir::Etc::SourceParts=-".into(),
+            format!("--option=Dir::State::Lists={}", folder.join("lists").display()),
+            format!("--option=Dir::Cache={}", folder.display()),
+        ]);
+        Ok(source)
+    }
+
+    /// Fetches `package` and unpacks it into `folder`; nothing is installed. Returns the package's version.
+    pub(crate) fn fetch(&self, package: &str, folder: &Path) -> Result<String> {
+        let _ = self.output_after_update(|| {
+            let mut command = self.command("apt-get");
+            command.args(["download", package]).current_dir(folder);
+            command
+        })?;
+        let archive = downloaded(folder)?;
+        let field = |name| step::output(Command::new("dpkg-deb").arg("--field").arg(&archive).arg(name));
+        let version = field("Version")?.trim().to_owned();
+        step::run(
+            &format!("unpacking {package} {version}"),
+            Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(folder),
+        )?;
+        fs::remove_file(&archive)?;
+        Ok(version)
+    }
+
+    /// The first package that `package` depends on and whose name starts with `prefix`: what a metapackage stands for.
+    pub(crate) fn dependency(&self, package: &str, prefix: &str) -> Result<String> {
+        let listing = self.output_after_update(|| {
+            let mut command = self.command("apt-cache");
+            command.args(["depends", "--important", package]);
+            command
+        })?;
+        listing
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .with_context(|| format!("Debian's {package} depends on no {prefix}…"))
+    }
+
+    /// The output of a command that reads the package lists; they are brought up to date if it fails the first time.
+    fn output_after_update(&self, command: impl Fn() -> Command) -> Result<String> {
+        if let Ok(output) = step::output(&mut command()) {
+            return Ok(output);
+        }
+        self.update()?;
+        step::output(&mut command())
+    }
+
+    fn update(&self) -> Result<()> {
+        step::run("updating apt's package lists", as_root("apt-get").args(&self.options).arg("update"))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(&self.options);
+        command
+    }
 }
 
 fn downloaded(folder: &Path) -> Result<PathBuf> {

@@ -40,7 +40,7 @@ fn build(fragments: &str, folder: &Path) -> Result<()> {
     let work = work.path();
     step::say("the guest kernel is built once, in about ten minutes on two cores");
     let package = format!("linux-source-{SERIES}");
-    let version = apt::fetch(&package, work)?;
+    let version = apt::Source::machine().fetch(&package, work)?;
     let archive = work.join(format!("usr/src/{package}.tar.xz"));
     step::run(
         "unpacking the kernel's source",

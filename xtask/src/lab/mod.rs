@@ -4,6 +4,7 @@
 //! how its end is found out.
 
 pub(crate) mod disk;
+mod emulator;
 mod link;
 mod machine;
 pub(crate) mod root;

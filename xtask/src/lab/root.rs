@@ -13,7 +13,6 @@ use crate::{apt, build, cache, cpio, step, workspace};
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const KERNEL_RECIPE: u32 = 1;
 const ROOT_RECIPE: u32 = 1;
-const SUITE: &str = "bookworm";
 /// What the initramfs needs to reach the root disk and the host; their dependencies come by themselves.
 const BOOT_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_console"];
 /// The root disk's size. It is sparse, and every run writes to a layer of its own over it.
@@ -23,11 +22,12 @@ const ROOT_SIZE: &str = "16G";
 pub(crate) fn kernel() -> Result<PathBuf> {
     let inputs = cache::Inputs::new(KERNEL_RECIPE).text("package", KERNEL_PACKAGE);
     cache::artifact("lab-kernel", &inputs, |folder| {
-        let package = apt::dependency(KERNEL_PACKAGE, "linux-image-")?;
+        let source = apt::Source::machine();
+        let package = source.dependency(KERNEL_PACKAGE, "linux-image-")?;
         let release = package.trim_start_matches("linux-image-");
         let unpacked = folder.join("package");
         fs::create_dir(&unpacked)?;
-        apt::fetch(&package, &unpacked)?;
+        source.fetch(&package, &unpacked)?;
         let image = fs::read(unpacked.join("boot").join(format!("vmlinuz-{release}")))?;
         fs::write(folder.join("vmlinux"), unpack_image(&image)?)?;
         fs::rename(unpacked.join("lib/modules").join(release), folder.join("modules"))?;
@@ -77,7 +77,7 @@ pub(crate) fn disk(kernel: &Path) -> Result<PathBuf> {
     let packages = workspace::read_list("tests/lab/packages.txt")?.join(",");
     let release = fs::read_to_string(kernel.join("release"))?;
     let inputs = cache::Inputs::new(ROOT_RECIPE)
-        .text("suite", SUITE)
+        .text("suite", apt::SUITE)
         .text("packages", &packages)
         .text("kernel", &release);
     let folder = cache::artifact("lab-root", &inputs, |folder| {
@@ -111,7 +111,7 @@ pub(crate) fn debootstrap(root: &Path, packages: &str, what: &str) -> Result<()>
     for pruned in ["doc", "man", "locale", "info"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{pruned}/*"));
     }
-    command.arg(SUITE).arg(root);
+    command.arg(apt::SUITE).arg(root);
     step::run(what, &mut command)
 }
 

@@ -1,0 +1,32 @@
+//! QEMU, newer than the release's own: the lab lives on its emulated SVM, which loses the way back from an interrupt
+//! now and then before version 9.1.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{apt, cache};
+
+const RECIPE: u32 = 1;
+/// The emulator, and the firmware it boots with. The libraries it links are those of the release's own QEMU, which
+/// `packages.txt` has.
+const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
+
+/// QEMU's command, unpacked in the cache.
+pub(crate) fn command() -> Result<Command> {
+    let folder = unpacked()?;
+    let mut command = Command::new(folder.join("usr/bin/qemu-system-x86_64"));
+    for firmware in ["usr/share/qemu", "usr/share/seabios"] {
+        command.arg("-L").arg(folder.join(firmware));
+    }
+    Ok(command)
+}
+
+fn unpacked() -> Result<PathBuf> {
+    let inputs = cache::Inputs::new(RECIPE).text("suite", apt::SUITE).text("packages", &PACKAGES.join(" "));
+    cache::artifact("lab-qemu", &inputs, |folder: &Path| {
+        let source = apt::Source::backports()?;
+        PACKAGES.iter().try_for_each(|package| source.fetch(package, folder).map(drop))
+    })
+}
