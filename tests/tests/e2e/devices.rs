@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use kiai_tests::Finished;
 use kiai_tests::containerd::Containerd;
 use kiai_tests::kiai::busybox;
 use kiai_tests::kiai::image;
@@ -218,9 +219,18 @@ fn a_dry_run_shows_the_plan_and_leaves_nothing_behind() {
     });
 }
 
-#[test]
-fn a_vendors_device_comes_with_all_its_file_says() {
-    scenario(|kiai| {
+/// A vendor's file below /etc/cdi. Dropping it removes the file.
+struct Vendor {
+    _disk: Loop,
+    _library: tempfile::TempDir,
+}
+
+impl Vendor {
+    const FILE: &str = "/etc/cdi/kiai-test.json";
+    /// For the container: uses all of it, and does at last what it may not.
+    const SCRIPT: &str = "head -c 4 /dev/vendor; echo; cat /vendor/lib; echo $VENDOR; echo x > /dev/vendor";
+
+    fn new() -> Self {
         let disk = Loop::new("cdi!");
         let library = tempfile::tempdir_in(scratch()).unwrap();
         fs::write(library.path().join("lib"), "of the vendor\n").unwrap();
@@ -238,19 +248,57 @@ fn a_vendors_device_comes_with_all_its_file_says() {
             ]
         });
         fs::create_dir_all("/etc/cdi").unwrap();
-        let at = Path::new("/etc/cdi/kiai-test.json");
-        fs::write(at, file.to_string()).unwrap();
-        let script = "head -c 4 /dev/vendor; echo; cat /vendor/lib; echo $VENDOR; echo x > /dev/vendor";
-        let run =
-            |device: &str| kiai.call(&["run", "--rm", "--device", device, &busybox(), "sh", "-c", script]);
-        let finished = run("kiai.test/disk=0");
-        let hooked = run("kiai.test/disk=hooked");
-        let unknown = run("kiai.test/disk=1");
-        fs::remove_file(at).unwrap();
+        fs::write(Self::FILE, file.to_string()).unwrap();
+        Self { _disk: disk, _library: library }
+    }
+
+    fn check(finished: &Finished) {
         assert_eq!(finished.text(), "cdi!\nof the vendor\nhere\n", "{finished}");
         assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
-        hooked.refused(&["kiai.test/disk=hooked", "/usr/bin/vendor-hook", "not supported"]);
-        unknown.refused(&["kiai.test/disk=1", "/etc/cdi"]);
+    }
+}
+
+impl Drop for Vendor {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(Self::FILE);
+    }
+}
+
+#[test]
+fn a_vendors_device_comes_with_all_its_file_says() {
+    scenario(|kiai| {
+        let _vendor = Vendor::new();
+        let words = ["sh", "-c", Vendor::SCRIPT];
+        let run = |device: &str| {
+            kiai.call(&[&["run", "--rm", "--device", device, &busybox()], &words[..]].concat())
+        };
+        Vendor::check(&run("kiai.test/disk=0"));
+        run("kiai.test/disk=hooked").refused(&[
+            "kiai.test/disk=hooked",
+            "/usr/bin/vendor-hook",
+            "not supported",
+        ]);
+        run("kiai.test/disk=1").refused(&["kiai.test/disk=1", "/etc/cdi"]);
+    });
+}
+
+#[test]
+fn a_vendors_device_comes_by_an_annotation_of_containerds() {
+    scenario(|_| {
+        let _vendor = Vendor::new();
+        let containerd = Containerd::start();
+        let reference = containerd.import(&image("busybox"), "test/busybox");
+        let run = |name: &str, device: &str| {
+            let annotation = format!("cdi.k8s.io/test=kiai.test/disk={device}");
+            let runtime = ["run", "--rm", "--runtime", "io.containerd.kiai.v2", "--annotation", &annotation];
+            containerd.ctr(&[&runtime[..], &[&reference, name, "sh", "-c", Vendor::SCRIPT]].concat()).finish()
+        };
+        Vendor::check(&run("lent", "0"));
+        let refused = run("refused", "1");
+        assert!(refused.failure(1).contains("kiai.test/disk=1"), "{refused}");
+        // ctr leaves behind what it could not start.
+        containerd.ctr(&["container", "delete", "refused"]).finish();
+        containerd.stop();
     });
 }
 
