@@ -100,13 +100,6 @@ impl Ram {
         list.ranges.remove(&guest);
         Ok(())
     }
-
-    /// Whether pages the guest says it does not use may be given back to the host: nobody subscribes. To act
-    /// on the answer, use [`Discards::discard`], which keeps it true meanwhile.
-    #[cfg_attr(not(test), expect(dead_code, reason = "devices ask by `discard`"))]
-    pub(crate) fn may_discard(&self) -> bool {
-        self.0.lock().listeners.is_empty()
-    }
 }
 
 impl Discards for Ram {
@@ -211,11 +204,11 @@ mod tests {
     #[test]
     fn ram_is_pinned_while_anybody_follows_it() {
         let ram = Ram::new(&BOOT);
-        assert!(ram.may_discard());
+        assert!(ram.discard(&mut || ()));
         let first = ram.subscribe(Arc::new(Follower::default())).unwrap();
         let second = ram.subscribe(Arc::new(Follower::default())).unwrap();
         drop(first);
-        assert!(!ram.may_discard());
+        assert!(!ram.discard(&mut || ()));
         assert!(!ram.discard(&mut || panic!("it is pinned")));
         drop(second);
         let mut discarded = false;
@@ -229,7 +222,7 @@ mod tests {
         let follower = Follower::refusing(BOOT[1].0);
         assert!(ram.subscribe(follower.clone()).is_err());
         assert_eq!(follower.known(), []);
-        assert!(ram.may_discard());
+        assert!(ram.discard(&mut || ()));
     }
 
     #[test]
