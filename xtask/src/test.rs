@@ -74,14 +74,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 }
                 for module in LENT {
                     let only = [vec![format!("{module}::")], libtest.clone()].concat();
-                    if (arguments.arguments.is_empty() || is_lent(&libtest)) && !in_the_lab(&program, &only)?
+                    if (arguments.arguments.is_empty() || is_lent(&libtest)) && !in_the_labs(&program, &only)?
                     {
                         failed.push(module.to_owned());
                     }
                 }
             }
             Place::Lab if !arguments.arguments.is_empty() => {
-                if !in_the_lab(&program, &libtest)? {
+                if !in_the_labs(&program, &libtest)? {
                     failed.push(name);
                 }
             }
@@ -90,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 for module in modules(&program)? {
                     step::say(&format!("end-to-end: {module}"));
                     let only = [vec![format!("{module}::")], libtest.clone()].concat();
-                    if !in_the_lab(&program, &only)? {
+                    if !in_the_labs(&program, &only)? {
                         failed.push(module);
                     }
                 }
@@ -162,12 +162,23 @@ fn modules(program: &Path) -> Result<Vec<String>> {
     Ok(modules)
 }
 
+/// Runs a test program in the lab; what passes devices through, once more in the one whose kernel has the newer way
+/// to do so.
+fn in_the_labs(program: &Path, libtest: &[String]) -> Result<bool> {
+    let passed = in_the_lab(program, libtest, false)?;
+    if !names(libtest, VFIO) {
+        return Ok(passed);
+    }
+    step::say(&format!("end-to-end: {VFIO}, through iommufd"));
+    Ok(in_the_lab(program, libtest, true)? && passed)
+}
+
 /// Runs a test program in the lab. Emulated hardware virtualisation is not perfect: the lab's own kernel has been
 /// seen to die of it, and so have guests', most of all where several run at once. A lab that failed, as opposed to a
 /// test that did, is started once more, and said so.
-fn in_the_lab(program: &Path, libtest: &[String]) -> Result<bool> {
+fn in_the_lab(program: &Path, libtest: &[String], iommufd: bool) -> Result<bool> {
     for left in (0..LABS).rev() {
-        let ended = once_in_the_lab(program, libtest)?;
+        let ended = once_in_the_lab(program, libtest, iommufd)?;
         if ended != ExitCode::from(lab::FAILED) {
             return Ok(ended == ExitCode::SUCCESS);
         }
@@ -178,7 +189,7 @@ fn in_the_lab(program: &Path, libtest: &[String]) -> Result<bool> {
     Ok(false)
 }
 
-fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
+fn once_in_the_lab(program: &Path, libtest: &[String], iommufd: bool) -> Result<ExitCode> {
     let inside = "/usr/local/bin/e2e";
     let mut lab = Lab::new([inside.to_owned()].into_iter().chain(libtest.iter().cloned()).collect());
     lab.put(&format!("{}:{inside}", program.display()))?;
@@ -190,6 +201,7 @@ fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
         memory_mib: LAB_MEMORY_MIB,
         timeout: LAB_LIMIT,
         vfio,
+        iommufd,
         mind_cpu_faults: true,
         ..Machine::default()
     };

@@ -126,8 +126,8 @@ impl Machine {
 
     fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
         self.virtio(match config {
-            DeviceConfig::Vfio { group, address } => {
-                let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
+            DeviceConfig::Vfio { opened, address } => {
+                let function = self.passthrough.open(opened, &address, self.platform.interrupts.as_ref());
                 return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
             }
             DeviceConfig::Block { disk, read_only, serial } => {

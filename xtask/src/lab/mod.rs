@@ -184,6 +184,7 @@ impl Lab {
         let root_disk = root::disk(&kernel)?;
         if machine.iommufd {
             kernel = iommufd::kernel()?;
+            self.env("KIAI_LAB_IOMMUFD", "1");
             // The root disk has the modules of the other kernel.
             let release = std::fs::read_to_string(kernel.join("release"))?;
             self.put(&format!("{}:/usr/lib/modules/{release}", kernel.join("modules").display()))?;
