@@ -87,7 +87,8 @@ fn interface(address: &str) -> (String, bool) {
 fn open_files() -> BTreeSet<String> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     // A process, or one of its files, may be gone again.
-    let files = processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok()).flatten().flatten();
+    let files =
+        processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok()).flatten().flatten();
     files
         .filter_map(|file| fs::read_link(file.path()).ok()?.to_str().map(str::to_owned))
         .filter(|path| path.starts_with("/dev/vfio") || path == "/dev/iommu")
@@ -294,6 +295,27 @@ fn who_asks_is_told_how_a_function_was_opened() {
             kiai.ok(&["stop", "holder"]);
             kiai.ok(&["rm", "holder"]);
         }
+    });
+}
+
+#[test]
+fn memory_comes_and_goes_under_a_function() {
+    scenario(|kiai| {
+        let edu = Bound::new(kiai, EDU);
+        let device = format!("{},user-space", edu.device());
+        kiai.keep_running("holder", &["--device", &device, "-m", "128m"]);
+        let memory = || -> u64 {
+            let told = kiai.ok(&["exec", "holder", "grep", "MemTotal", "/proc/meminfo"]);
+            told.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+        };
+        // What is plugged is also mapped for the function, or else there is an error and no memory.
+        let before = memory();
+        kiai.ok(&["update", "-m", "512m", "holder"]);
+        assert_eq!(memory(), before + 384);
+        kiai.ok(&["update", "-m", "128m", "holder"]);
+        assert!(memory() <= before + 32, "{} MiB after {before}", memory());
+        kiai.ok(&["stop", "holder"]);
+        kiai.ok(&["rm", "holder"]);
     });
 }
 

@@ -28,7 +28,7 @@ const DEFINES: &str =
     "-g0 -DCONFIG_IOMMUFD_MODULE=1 -DCONFIG_VFIO_DEVICE_CDEV=1 -DCONFIG_INTERVAL_TREE_SPAN_ITER=1";
 
 /// The folder with `vmlinux`, `modules/` and `release`.
-pub(super) fn kernel() -> Result<PathBuf> {
+pub(crate) fn kernel() -> Result<PathBuf> {
     let package = format!("linux-image-{}{FLAVOUR}", kernel::SERIES);
     let inputs = cache::Inputs::new(RECIPE).text("package", &package);
     cache::artifact("lab-kernel", &inputs, |folder| {

@@ -5,7 +5,7 @@
 
 pub(crate) mod disk;
 mod emulator;
-mod iommufd;
+pub(crate) mod iommufd;
 mod link;
 mod machine;
 pub(crate) mod root;

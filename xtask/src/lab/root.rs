@@ -197,6 +197,22 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_is_unpacked_however_it_is_packed() {
+        for packer in ["lz4 -l", "zstd"] {
+            let script = format!("printf '\\177ELF and more' | {packer} -c");
+            let packed = Command::new("sh").args(["-c", &script]).output().unwrap().stdout;
+            // Two sectors before it, and after it the unpacked size.
+            let mut image = vec![0; 1024];
+            image[0x1f1] = 1;
+            image[0x202..0x206].copy_from_slice(b"HdrS");
+            let length = u32::try_from(packed.len()).unwrap() + 4;
+            image[0x24c..0x250].copy_from_slice(&length.to_le_bytes());
+            image.extend(packed);
+            assert_eq!(unpack_image(&image).unwrap(), b"\x7fELF and more", "{packer}");
+        }
+    }
+
+    #[test]
     fn a_file_that_is_no_kernel_is_refused() {
         assert!(unpack_image(b"").is_err());
         assert!(unpack_image(&[0; 4096]).is_err());

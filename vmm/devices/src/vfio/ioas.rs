@@ -82,10 +82,12 @@ impl Ioas {
             let cdev = cdev.name.clone();
             move |source| IoasError::Kernel { cdev, step, source }
         };
-        uapi::bind_iommufd(cdev.as_fd(), self.iommufd.as_fd()).map_err(|source| match source.raw_os_error() {
-            // The first is what a function says that is bound already, the second what its group says.
-            Some(libc::EINVAL | libc::EBUSY) => IoasError::InUse(cdev.name.clone()),
-            _ => failed("bind it to /dev/iommu")(source),
+        uapi::bind_iommufd(cdev.as_fd(), self.iommufd.as_fd()).map_err(|source| {
+            match source.raw_os_error() {
+                // The first is what a function says that is bound already, the second what its group says.
+                Some(libc::EINVAL | libc::EBUSY) => IoasError::InUse(cdev.name.clone()),
+                _ => failed("bind it to /dev/iommu")(source),
+            }
         })?;
         uapi::attach_ioas(cdev.as_fd(), self.id).map_err(failed("attach it to an address space"))?;
         Ok(Attachment(cdev))
