@@ -206,6 +206,10 @@ fn a_group_goes_whole_or_not_at_all_and_a_pin_interrupts_as_often_as_it_is_pulle
         let function = Bound::new(kiai, E1000);
         let expected = ["interrupted by 0x4"; 3];
         assert_eq!(drive(&function, "e1000.py").lines().collect::<Vec<_>>(), expected);
+        // By its node the whole group goes, and two functions share one map of the guest's memory.
+        let node = format!("/dev/vfio/{}", interface(&network).0);
+        let both = kiai.ok(&["run", "--rm", "--device", &node, &image, "ls", "/dev/vfio"]);
+        assert_eq!(both.lines().collect::<Vec<_>>(), ["noiommu-0", "noiommu-1", "vfio"]);
         drop(function);
         kiai.ok(&["devices", "unbind", &other]);
         assert_eq!(driver(&other).as_deref(), Some("virtio-pci"));

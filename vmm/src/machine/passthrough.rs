@@ -45,8 +45,14 @@ pub enum PassError {
     #[error("guest memory in the IOMMU")]
     Memory(#[source] io::Error),
     /// KVM was told of its file and refused.
-    #[error("KVM's VFIO device")]
-    Kvm(#[source] io::Error),
+    #[error("tell KVM of {file}")]
+    Kvm {
+        /// What the file is.
+        file: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
     /// It is not in the group, or somebody has it.
     #[error("open it in IOMMU group {group}")]
     Open {
@@ -158,7 +164,10 @@ impl Passthrough {
                 Arc::new(self.domain(Iommu::new(container, &group.group)?.into())?)
             }
         };
-        self.kvm.add(group.group.as_fd()).map_err(PassError::Kvm)?;
+        self.kvm.add(group.group.as_fd()).map_err(|source| PassError::Kvm {
+            file: format!("IOMMU group {}", group.group.name()),
+            source,
+        })?;
         let member = Arc::new(Member { group, kvm: self.kvm.clone(), domain });
         members.push(Arc::downgrade(&member));
         Ok(member)
@@ -166,7 +175,9 @@ impl Passthrough {
 
     fn attach(&self, cdev: Cdev, iommufd: OwnedFd) -> Result<Attached, PassError> {
         let mut present = self.present.lock();
-        self.kvm.add(cdev.as_fd()).map_err(PassError::Kvm)?;
+        self.kvm
+            .add(cdev.as_fd())
+            .map_err(|source| PassError::Kvm { file: cdev.name().to_owned(), source })?;
         let told = Told { cdev: Arc::new(cdev), kvm: self.kvm.clone() };
         let domain = present.cdevs.upgrade();
         let map = match &domain {
