@@ -17,7 +17,8 @@ for run in $(seq "$runs"); do
     exits=$(cat /sys/kernel/debug/kvm/exits)
     shim=/proc/$(pgrep -f containerd-shim-kiai-v2 | head -n 1)
     all=$(awk '/^Pss:/ {print $2}' "$shim/smaps_rollup")
-    guest=$(awk '/^[0-9a-f]+-/ {ram = /kiai-ram/} ram && /^Pss:/ {sum += $2} END {print sum + 0}' "$shim/smaps")
+    # Guest RAM is what asks for huge pages and is not given to children.
+    guest=$(awk '/^Pss:/ {pss = $2} /^VmFlags:.* dc .* hg/ {sum += pss} END {print sum + 0}' "$shim/smaps")
     echo "run $run: $(((end - start) / 1000)) us to \"$line\"; VM exits $exits; PSS $((all - guest)) KiB, guest RAM $guest KiB"
     exec 4>&-
     wait

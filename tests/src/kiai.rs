@@ -19,6 +19,9 @@ use crate::process::Running;
 /// Images unpacked once serve every scenario.
 static ROOT: OnceLock<PathBuf> = OnceLock::new();
 
+/// In the state directory.
+const CONFIGURATION: &str = "kiai.toml";
+
 /// A `kiai` to call.
 pub struct Kiai {
     state: TempDir,
@@ -49,6 +52,8 @@ impl Kiai {
         }
         // Sockets live below it, and a socket's path has at most 107 bytes.
         let state = tempfile::Builder::new().prefix("kiai-").tempdir_in("/run").unwrap();
+        // The same on every machine, whatever is configured there and however many CPUs it has.
+        fs::write(state.path().join(CONFIGURATION), "[sandbox]\nmax-vcpus = 2\n").unwrap();
         Kiai { state, root: root.to_owned() }
     }
 
@@ -61,6 +66,7 @@ impl Kiai {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kiai");
         command.args(arguments).env("KIAI_STATE", self.state.path()).env("KIAI_ROOT", &self.root);
+        command.env("KIAI_CONFIG", self.state.path().join(CONFIGURATION));
         command
     }
 

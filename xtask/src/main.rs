@@ -15,11 +15,13 @@ mod registry;
 mod rootfs;
 mod run;
 mod setup;
+mod side_by_side;
 mod step;
 mod test;
 mod tidy;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -54,6 +56,14 @@ enum Chore {
     /// The steps of `run`, where microVMs can run
     #[command(hide = true)]
     RunHere,
+    /// One module of `test`, in the lab
+    #[command(hide = true)]
+    TestModule {
+        program: PathBuf,
+        module: String,
+        #[arg(long)]
+        iommufd: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,13 +77,16 @@ fn main() -> ExitCode {
 }
 
 fn perform(chore: Chore) -> Result<ExitCode> {
-    if !matches!(chore, Chore::Bench | Chore::RunHere) {
+    if !matches!(chore, Chore::Bench | Chore::RunHere | Chore::TestModule { .. }) {
         setup::packages()?;
     }
     match chore {
         Chore::Setup => setup::artifacts()?,
         Chore::Run => return run::show(),
         Chore::RunHere => run::here()?,
+        Chore::TestModule { program, module, iommufd } => {
+            return side_by_side::module(&program, &test::Part { module, iommufd });
+        }
         Chore::Test(arguments) => return test::run(&arguments),
         Chore::Check => check::all()?,
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),

@@ -75,7 +75,7 @@ impl Machine {
         vcpu::install_signal_handler().map_err(host("vCPU signal handler"))?;
         seccomp::prepare().map_err(host("system call filters"))?;
 
-        let memory = memory::allocate(config.memory_mib, config.huge_pages)?;
+        let (memory, boot_ram) = memory::allocate(config.memory_mib, config.huge_pages)?;
         let ram = memory.memory();
         let regions = memory::regions(&ram);
         let (kvm, vm, slots) = kvm::create(&regions)?;
@@ -129,6 +129,7 @@ impl Machine {
             ram: plugged,
             boot_mib: config.memory_mib,
             hotplug: None,
+            _boot_ram: boot_ram,
         };
         for device in devices {
             machine.attach(device)?;

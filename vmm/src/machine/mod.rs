@@ -26,6 +26,7 @@ use crate::handle::Ended;
 use crate::handle::Ending;
 use crate::handle::State;
 use crate::memory::Ram;
+use crate::memory::Reservation;
 use crate::vcpu::Control;
 use crate::vcpu::Vcpus;
 
@@ -42,6 +43,8 @@ pub(crate) struct Machine {
     ram: Arc<Ram>,
     boot_mib: u32,
     hotplug: Option<memory::Hotplug>,
+    /// Last: everything above may point into it.
+    _boot_ram: Reservation,
 }
 
 impl Machine {

@@ -1,6 +1,5 @@
-#![expect(unsafe_code, reason = "maps and replaces the host's side of a region of guest RAM")]
 //! RAM that is plugged after boot: a region of guest-physical addresses, reserved in this process once and for
-//! all, whose blocks are backed by a memfd while they are plugged.
+//! all, whose blocks are memory while they are plugged.
 //!
 //! The guest and the devices reach the region in sections of 128 MiB, each one memory slot, there only while a
 //! block of it is plugged. What is unplugged in such a section is backed by one block of scratch, the same for
@@ -24,29 +23,21 @@ use kiai_devices::platform::PluggableRam;
 use kiai_devices::virtio::mem::MemRegion;
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
-use rustix::mm::MapFlags;
-use rustix::mm::ProtFlags;
-use vm_memory::FileOffset;
-use vm_memory::GuestAddress;
 use vm_memory::GuestMemoryMmap;
-use vm_memory::GuestRegionMmap;
-use vm_memory::mmap::MmapRegionBuilder;
 
 use super::MemoryError;
 use super::Ram;
-use super::memfd;
+use super::Reservation;
+use super::backing::Backing;
+use super::backing::memfd;
 
 /// Bytes of a section; a block is never larger.
 pub(crate) const SECTION: u64 = 128 << 20;
 
-/// How every piece of the region is mapped.
-const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
-
 /// A region in which blocks can be plugged.
 pub(crate) struct HotplugRam {
     region: MemRegion,
-    huge_pages: bool,
-    file: Arc<File>,
+    backing: Backing,
     scratch: File,
     /// Plugged blocks of each section.
     sections: Mutex<Vec<u64>>,
@@ -71,17 +62,13 @@ impl HotplugRam {
         ram: Arc<Ram>,
     ) -> Result<Self, MemoryError> {
         let mib = u32::try_from(region.length >> 20).unwrap_or(u32::MAX);
-        let file = memfd("kiai-hotplug", region.length, huge_pages).map_err(|source| MemoryError::File {
-            mib,
-            huge_pages,
-            source,
-        })?;
-        let scratch = memfd("kiai-scratch", region.block, huge_pages)
-            .map_err(|source| MemoryError::File { mib, huge_pages, source })?;
+        let error = |source| MemoryError::Backing { mib, huge_pages, source };
+        let backing = Backing::new("kiai-hotplug", region.length, huge_pages).map_err(error)?;
+        let scratch = memfd("kiai-scratch", region.block, huge_pages).map_err(error)?;
         if huge_pages {
             // The guest reaches it at any time.
             rustix::fs::fallocate(&scratch, FallocateFlags::empty(), 0, region.block)
-                .map_err(|errno| MemoryError::File { mib, huge_pages, source: errno.into() })?;
+                .map_err(|errno| error(errno.into()))?;
         }
         let reservation = Reservation::new(region.length)
             .map_err(|error| MemoryError::Map { mib, reason: error.to_string() })?;
@@ -90,8 +77,7 @@ impl HotplugRam {
         let boot = Arc::new(GuestMemoryMmap::clone(&boot));
         Ok(Self {
             region,
-            huge_pages,
-            file: Arc::new(file),
+            backing,
             scratch,
             sections: Mutex::new(vec![0; sections]),
             boot,
@@ -127,20 +113,19 @@ impl HotplugRam {
 
     /// Backs blocks with memory of their own.
     fn back(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.huge_pages {
-            // Reserve now: a pool that is too small would otherwise be a SIGBUS in the middle of the guest.
-            rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), offset, length)?;
-        }
-        self.reservation.map(offset, length, &self.file, offset)
+        self.backing.put(&self.reservation, offset, length)
     }
 
     /// Backs blocks with scratch and gives back what they held.
     fn unback(&self, offset: u64, length: u64) -> io::Result<()> {
         for block in self.blocks(offset, length) {
-            self.reservation.map(block, self.region.block, &self.scratch, 0)?;
+            self.put_scratch(block)?;
         }
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&*self.file, punch, offset, length)?)
+        self.backing.give_back(offset, length)
+    }
+
+    fn put_scratch(&self, block: u64) -> io::Result<()> {
+        self.reservation.put_file(block, self.region.block, &self.scratch, 0)
     }
 
     /// Tells the list of RAM of blocks, one by one, as they go one by one.
@@ -186,7 +171,7 @@ impl HotplugRam {
             let opened = self
                 .blocks(section.start, section.end - section.start)
                 .filter(|at| !plugged.contains(at))
-                .try_for_each(|at| self.reservation.map(at, self.region.block, &self.scratch, 0))
+                .try_for_each(|at| self.put_scratch(at))
                 .and_then(|()| {
                     let host = self.reservation.address() + section.start;
                     let length = section.end - section.start;
@@ -221,28 +206,13 @@ impl HotplugRam {
             let open = sections[index..].iter().take_while(|&&blocks| blocks > 0).count();
             if open > 0 {
                 let run = self.section(index).start..self.section(index + open - 1).end;
-                memory = memory.insert_region(Arc::new(self.piece(&run)?)).map_err(io::Error::other)?;
+                let piece = self.backing.region(&self.reservation, self.region.address + run.start, &run)?;
+                memory = memory.insert_region(Arc::new(piece)).map_err(io::Error::other)?;
             }
             index += open + 1;
         }
         self.memory.lock().map_err(|_| io::Error::other("a thread panicked"))?.replace(memory);
         Ok(())
-    }
-
-    fn piece(&self, run: &Range<u64>) -> io::Result<GuestRegionMmap> {
-        let length = usize::try_from(run.end - run.start).map_err(io::Error::other)?;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        let builder = MmapRegionBuilder::new(length)
-            .with_mmap_prot(i32::try_from(PROTECTION.bits()).map_err(io::Error::other)?)
-            .with_mmap_flags(i32::try_from(flags.bits()).map_err(io::Error::other)?)
-            .with_file_offset(FileOffset::from_arc(self.file.clone(), run.start));
-        let start = self.reservation.pointer(run.start);
-        // SAFETY: the run lies inside the reservation, and all of it was mapped, readable and writable, when its
-        // sections were opened. Devices let go of their pictures of guest RAM before the machine drops this.
-        let builder = unsafe { builder.with_raw_mmap_pointer(start) };
-        let mapping = builder.build().map_err(io::Error::other)?;
-        GuestRegionMmap::new(mapping, GuestAddress(self.region.address + run.start))
-            .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// The sections with their blocks of `touched` added, and those that were closed before.
@@ -313,74 +283,16 @@ impl PluggableRam for HotplugRam {
     }
 }
 
-/// Addresses of this process that nothing else is put at.
-struct Reservation {
-    start: *mut u8,
-    length: usize,
-    /// With what was skipped for the alignment.
-    whole: *mut u8,
-    whole_length: usize,
-}
-
-// SAFETY: it is a range of addresses; what is mapped there is shared memory, accessed as such.
-unsafe impl Send for Reservation {}
-// SAFETY: see above; its methods change mappings, which the kernel does atomically.
-unsafe impl Sync for Reservation {}
-
-impl Reservation {
-    fn new(length: u64) -> io::Result<Self> {
-        let length = usize::try_from(length).map_err(io::Error::other)?;
-        // Huge pages want their alignment.
-        let align = usize::try_from(SECTION).map_err(io::Error::other)?;
-        let (none, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
-        let whole = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length + align, none, flags)? };
-        let whole: *mut u8 = whole.cast();
-        let start = whole.wrapping_add(whole.align_offset(align));
-        Ok(Self { start, length, whole, whole_length: length + align })
-    }
-
-    fn address(&self) -> u64 {
-        self.start as u64
-    }
-
-    /// `offset` is within the reservation.
-    fn pointer(&self, offset: u64) -> *mut u8 {
-        let offset = usize::try_from(offset).expect("within the reservation");
-        assert!(offset < self.length, "within the reservation");
-        self.start.wrapping_add(offset)
-    }
-
-    /// Maps `length` bytes of `file` from `at` to `offset`, in place of what is there.
-    fn map(&self, offset: u64, length: u64, file: &File, at: u64) -> io::Result<()> {
-        let start = self.pointer(offset);
-        let length = usize::try_from(length).map_err(io::Error::other)?;
-        assert!(length <= self.length - (start as usize - self.start as usize), "within the reservation");
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: the range is inside our own reservation, where only guest memory is ever mapped; it stays
-        // mapped throughout, and who uses it expects memory that changes at any time.
-        unsafe { rustix::mm::mmap(start.cast(), length, PROTECTION, flags, file, at)? };
-        Ok(())
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        // SAFETY: the machine's threads and devices are gone, so nobody has an address in here any more.
-        if let Err(error) = unsafe { rustix::mm::munmap(self.whole.cast(), self.whole_length) } {
-            tracing::error!("addresses of guest RAM stay reserved: {error}");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::os::unix::fs::FileExt;
     use std::os::unix::fs::MetadataExt;
 
     use kiai_devices::platform::RamListener;
     use proptest::prelude::*;
     use vm_memory::Bytes;
+    use vm_memory::GuestAddress;
     use vm_memory::GuestAddressSpace;
     use vm_memory::GuestMemoryBackend;
     use vm_memory::GuestMemoryRegion;
@@ -465,8 +377,14 @@ mod tests {
 
         /// Bytes of host memory behind the region, scratch included.
         fn costs(&self) -> u64 {
-            let blocks = |file: &File| file.metadata().unwrap().blocks() * 512;
-            blocks(&self.hotplug.file) + blocks(&self.hotplug.scratch)
+            const PRESENT: u64 = 1 << 63;
+            const OF_A_FILE: u64 = 1 << 61;
+            let mut entries = vec![0; usize::try_from(REGION.length / 4096 * 8).unwrap()];
+            let pages = File::open("/proc/self/pagemap").unwrap();
+            pages.read_exact_at(&mut entries, self.hotplug.reservation.address() / 4096 * 8).unwrap();
+            let entries = entries.chunks(8).map(|entry| u64::from_le_bytes(entry.try_into().unwrap()));
+            let own = entries.filter(|entry| entry & (PRESENT | OF_A_FILE) == PRESENT).count() as u64 * 4096;
+            own + self.hotplug.scratch.metadata().unwrap().blocks() * 512
         }
 
         /// A store of a device's, or of a guest's through a slot.
@@ -591,8 +509,7 @@ mod tests {
                 prop_assert!(machine.follower.slots.lock().keys().eq(&sections));
                 let blocks: Vec<u64> = plugged.iter().map(|block| REGION.address + block * BLOCK).collect();
                 prop_assert!(machine.follower.ram.lock().keys().eq(&blocks));
-                // One page of each was written to.
-                prop_assert!(machine.costs() <= 4096 * (plugged.len() as u64 + 1));
+                prop_assert!(machine.costs() <= BLOCK * (plugged.len() as u64 + 1));
             }
         }
     }

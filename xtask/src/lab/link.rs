@@ -15,15 +15,16 @@ use super::machine::Running;
 use crate::step;
 
 /// The exit code when the time ran out, as `timeout` has it.
-const TIMED_OUT: u8 = 124;
+pub(crate) const TIMED_OUT: u8 = 124;
 /// The exit code when the lab failed rather than the command in it.
 pub(crate) const LAB_FAILED: u8 = 125;
 /// How much of the console's end is shown when the lab did not end as it should.
 const TAIL_BYTES: u64 = 6 << 10;
 
 /// What a kernel says when the emulated CPU lost the way back from an interrupt, what kiai says when it lost more than
-/// that, and what the tests' harness says of a command that never ends. QEMU's SVM has been seen to do that, about once in two hundred microVMs, to the lab's kernel
-/// and to a guest's, running the same code that runs well every other time; a CPU that spins looks like the latter.
+/// that, and what the tests' harness says of a command that never ends. QEMU's SVM has been seen to do that, about once
+/// in two hundred microVMs, to the lab's kernel and to a guest's, running the same code that runs well every other time;
+/// a CPU that spins looks like the latter.
 const CPU_FAULTS: [&str; 4] =
     ["fixup_bad_iret", "stack guard page was hit", "(triple fault)", "did not end within"];
 

@@ -10,7 +10,7 @@ mod link;
 mod machine;
 pub(crate) mod root;
 
-pub(crate) use link::LAB_FAILED as FAILED;
+pub(crate) use link::{LAB_FAILED as FAILED, TIMED_OUT};
 
 use std::path::PathBuf;
 use std::process::ExitCode;
