@@ -81,10 +81,23 @@ pub enum DeviceConfig {
     Balloon,
     /// A PCI function of the host, in the hands of `vfio-pci`. All guest memory is pinned while there is one.
     Vfio {
-        /// Its IOMMU group.
-        group: Arc<VfioGroup>,
+        /// How it was opened.
+        opened: OpenFunction,
         /// "0000:00:03.0".
         address: String,
+    },
+}
+
+/// A PCI function of the host, open in one of the kernel's two ways.
+pub enum OpenFunction {
+    /// Through its IOMMU group.
+    Group(Arc<VfioGroup>),
+    /// By its own device file.
+    Cdev {
+        /// `/dev/vfio/devices/vfioN`, not bound yet.
+        cdev: NamedFile,
+        /// `/dev/iommu`, used unless another function of the machine has brought one already.
+        iommufd: OwnedFd,
     },
 }
 

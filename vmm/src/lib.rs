@@ -27,6 +27,7 @@ pub use boot::LoadError;
 pub use config::ConfigError;
 pub use config::DeviceConfig;
 pub use config::NamedFile;
+pub use config::OpenFunction;
 pub use config::VfioGroup;
 pub use config::VmConfig;
 pub use handle::Attached;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::{apt, cache, step, workspace};
 
 /// The series, and with it Debian's package. Debian decides which release of the series it is.
-const SERIES: &str = "6.12";
+pub(crate) const SERIES: &str = "6.12";
 /// Raised when this file changes what comes out.
 const RECIPE: u32 = 1;
 const FRAGMENTS: &str = "guest-kernel/config";

@@ -58,7 +58,12 @@ enum Chore {
     RunHere,
     /// One module of `test`, in the lab
     #[command(hide = true)]
-    TestModule { program: PathBuf, module: String },
+    TestModule {
+        program: PathBuf,
+        module: String,
+        #[arg(long)]
+        iommufd: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -79,7 +84,9 @@ fn perform(chore: Chore) -> Result<ExitCode> {
         Chore::Setup => setup::artifacts()?,
         Chore::Run => return run::show(),
         Chore::RunHere => run::here()?,
-        Chore::TestModule { program, module } => return side_by_side::module(&program, &module),
+        Chore::TestModule { program, module, iommufd } => {
+            return side_by_side::module(&program, &test::Part { module, iommufd });
+        }
         Chore::Test(arguments) => return test::run(&arguments),
         Chore::Check => check::all()?,
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),

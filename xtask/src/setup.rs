@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::lab::root;
+use crate::lab::{iommufd, root};
 use crate::{apt, image, kernel, workspace};
 
 /// The Debian packages the project builds and tests with, each with its reason.
@@ -18,5 +18,6 @@ pub(crate) fn packages() -> Result<()> {
 pub(crate) fn artifacts() -> Result<()> {
     kernel::artifact()?;
     image::artifact()?;
+    iommufd::kernel()?;
     root::disk(&root::kernel()?).map(drop)
 }

@@ -13,22 +13,23 @@ use std::thread;
 use anyhow::{Context, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use crate::{step, test};
+use crate::step;
+use crate::test::{self, Part};
 
-/// Runs `modules` of a test program; returns those that failed.
-pub(crate) fn run(program: &Path, modules: Vec<String>) -> Result<Vec<String>> {
+/// Runs `parts` of a test program; returns those that failed.
+pub(crate) fn run(program: &Path, parts: Vec<Part>) -> Result<Vec<String>> {
     let width = thread::available_parallelism().map_or(1, usize::from);
-    let waiting = Mutex::new(modules.into_iter());
+    let waiting = Mutex::new(parts.into_iter());
     let (failed, shown) = (Mutex::new(Vec::new()), Mutex::new(()));
     thread::scope(|scope| {
         let follow = || -> Result<()> {
-            while let Some(module) = { waiting.lock().expect("no thread panics").next() } {
-                let (passed, output) = one(program, &module)?;
+            while let Some(part) = { waiting.lock().expect("no thread panics").next() } {
+                let (passed, output) = one(program, &part)?;
                 let _guard = shown.lock().expect("no thread panics");
-                step::say(&format!("end-to-end: {module}"));
+                step::say(&format!("end-to-end: {part}"));
                 io::stderr().write_all(&output)?;
                 if !passed {
-                    failed.lock().expect("no thread panics").push(module);
+                    failed.lock().expect("no thread panics").push(part.to_string());
                 }
             }
             Ok(())
@@ -40,10 +41,13 @@ pub(crate) fn run(program: &Path, modules: Vec<String>) -> Result<Vec<String>> {
 }
 
 /// Runs a module in another process; whether it passed, and all it said.
-fn one(program: &Path, module: &str) -> Result<(bool, Vec<u8>)> {
+fn one(program: &Path, part: &Part) -> Result<(bool, Vec<u8>)> {
     let (mut reader, writer) = io::pipe()?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("test-module").arg(program).arg(module);
+    command.arg("test-module").arg(program).arg(&part.module);
+    if part.iommufd {
+        command.arg("--iommufd");
+    }
     command.stdin(std::process::Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().context("the process of a module")?;
     // It holds the pipe's write ends; with them gone here, its end is the end of the output.
@@ -54,8 +58,9 @@ fn one(program: &Path, module: &str) -> Result<(bool, Vec<u8>)> {
 }
 
 /// The other process: one module in the lab. It ends with the process that started it.
-pub(crate) fn module(program: &Path, module: &str) -> Result<ExitCode> {
+pub(crate) fn module(program: &Path, part: &Part) -> Result<ExitCode> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    let passed = test::in_the_lab(program, &[format!("{module}::"), "--test-threads=1".into()])?;
+    let libtest = [format!("{}::", part.module), "--test-threads=1".into()];
+    let passed = test::in_the_lab(program, &libtest, part.iommufd)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -3,6 +3,7 @@
 //! A test program runs as it is on this machine, or in a lab of its own: a kernel that one of them brings down takes
 //! no other with it. The environment the tests find is the same in both places.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -74,19 +75,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 }
                 for module in LENT {
                     let only = [vec![format!("{module}::")], libtest.clone()].concat();
-                    if (arguments.arguments.is_empty() || is_lent(&libtest)) && !in_the_lab(&program, &only)?
+                    if (arguments.arguments.is_empty() || is_lent(&libtest)) && !in_the_labs(&program, &only)?
                     {
                         failed.push(module.to_owned());
                     }
                 }
             }
             Place::Lab if !arguments.arguments.is_empty() => {
-                if !in_the_lab(&program, &libtest)? {
+                if !in_the_labs(&program, &libtest)? {
                     failed.push(name);
                 }
             }
             // A lab for each module: what one leaves behind, or a lab that dies, costs the others nothing.
-            Place::Lab => failed.extend(side_by_side::run(&program, modules(&program)?)?),
+            Place::Lab => failed.extend(side_by_side::run(&program, parts(&program)?)?),
         }
     }
     if failed.is_empty() {
@@ -154,13 +155,46 @@ fn modules(program: &Path) -> Result<Vec<String>> {
     Ok(modules)
 }
 
+/// A module of a test program, and which kind of lab it runs in.
+pub(crate) struct Part {
+    pub(crate) module: String,
+    /// The one whose kernel has iommufd.
+    pub(crate) iommufd: bool,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.module)?;
+        if self.iommufd { f.write_str(", through iommufd") } else { Ok(()) }
+    }
+}
+
+/// The modules of a test program; what passes devices through is there once for each of the kernel's ways to do so.
+fn parts(program: &Path) -> Result<Vec<Part>> {
+    let ways = |module: String| {
+        let newer = (module == VFIO).then(|| Part { module: module.clone(), iommufd: true });
+        [Part { module, iommufd: false }].into_iter().chain(newer)
+    };
+    Ok(modules(program)?.into_iter().flat_map(ways).collect())
+}
+
+/// Runs tests in the lab, those of VFIO once for each of the kernel's ways.
+fn in_the_labs(program: &Path, libtest: &[String]) -> Result<bool> {
+    let passed = in_the_lab(program, libtest, false)?;
+    if !names(libtest, VFIO) {
+        return Ok(passed);
+    }
+    step::say(&format!("end-to-end: {}", Part { module: VFIO.into(), iommufd: true }));
+    Ok(in_the_lab(program, libtest, true)? && passed)
+}
+
 /// Runs a test program in the lab. Emulated hardware virtualisation is not perfect: the lab's own kernel has been
 /// seen to die of it, and so have guests', most of all where several run at once. A lab that failed, as opposed to a
 /// test that did, is started once more, and said so. One that came to no end is the lab's fault once; twice is not.
-pub(crate) fn in_the_lab(program: &Path, libtest: &[String]) -> Result<bool> {
+pub(crate) fn in_the_lab(program: &Path, libtest: &[String], iommufd: bool) -> Result<bool> {
     let mut hung = false;
     for left in (0..LABS).rev() {
-        let ended = once_in_the_lab(program, libtest)?;
+        let ended = once_in_the_lab(program, libtest, iommufd)?;
         let hangs = ended == ExitCode::from(lab::TIMED_OUT);
         if (hangs && hung) || (!hangs && ended != ExitCode::from(lab::FAILED)) {
             return Ok(ended == ExitCode::SUCCESS);
@@ -173,7 +207,7 @@ pub(crate) fn in_the_lab(program: &Path, libtest: &[String]) -> Result<bool> {
     Ok(false)
 }
 
-fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
+fn once_in_the_lab(program: &Path, libtest: &[String], iommufd: bool) -> Result<ExitCode> {
     let inside = "/usr/local/bin/e2e";
     let mut lab = Lab::new([inside.to_owned()].into_iter().chain(libtest.iter().cloned()).collect());
     lab.put(&format!("{}:{inside}", program.display()))?;
@@ -184,6 +218,7 @@ fn once_in_the_lab(program: &Path, libtest: &[String]) -> Result<ExitCode> {
         memory_mib: LAB_MEMORY_MIB,
         timeout: LAB_LIMIT,
         vfio,
+        iommufd,
         mind_cpu_faults: true,
         ..Machine::default()
     };

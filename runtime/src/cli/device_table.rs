@@ -36,10 +36,14 @@ fn row(device: &MappedDevice) -> Vec<String> {
     let node = host.node.as_ref().map(|node| node.display().to_string());
     let host_name = node.or_else(|| host.pci_address.clone());
     let numbers = format!("{} {}:{}", host.kind, host.major, host.minor);
+    let attached = match &host.vfio {
+        Some(interface) => format!("VFIO ({interface}), {}", device.attachment),
+        None => device.attachment.to_string(),
+    };
     let mut row = vec![
         device.entry.display().to_string(),
         host_name.map_or_else(|| numbers.clone(), |name| format!("{numbers} {name}")),
-        device.attachment.to_string(),
+        attached,
     ];
     let Some(guest) = &device.guest else {
         row.extend([NONE; 4].map(str::to_owned));
@@ -61,6 +65,7 @@ mod tests {
     use crate::plan::Attachment;
     use crate::plan::GuestSide;
     use crate::plan::HostSide;
+    use crate::plan::VfioInterface;
 
     fn map() -> DeviceMap {
         let host = |kind: &str, major, minor, node: Option<&str>, address: Option<&str>| HostSide {
@@ -69,6 +74,7 @@ mod tests {
             minor,
             node: node.map(Into::into),
             pci_address: address.map(str::to_owned),
+            vfio: address.map(|_| VfioInterface::Cdev("/dev/vfio/devices/vfio0".into())),
         };
         let guest = |path: &str,
                      kind: &str,
@@ -115,16 +121,26 @@ mod tests {
     #[test]
     fn a_table_shows_both_sides_of_each_device() {
         let expected = "\
-ENTRY          HOST                   ATTACHED                 PCI PATH   GUEST                  IN THE CONTAINER   ALLOWED
-/dev/xvda      b 7:0 /dev/loop0       virtio disk, read-only   06.0       b 254:16 /dev/vdb      /dev/xvda          r
-/dev/vfio/12   c 243:0 0000:00:03.0   PCI, guest's driver      07.0       b 259:0 /dev/nvme0n1   /dev/nvme0n1       rwm
-/dev/fuse      c 10:229               the guest's own          -          c 10:229               /dev/fuse          nothing
+ENTRY          HOST                   ATTACHED                      PCI PATH   GUEST                  IN THE CONTAINER   ALLOWED
+/dev/xvda      b 7:0 /dev/loop0       virtio disk, read-only        06.0       b 254:16 /dev/vdb      /dev/xvda          r
+/dev/vfio/12   c 243:0 0000:00:03.0   VFIO (cdev), guest's driver   07.0       b 259:0 /dev/nvme0n1   /dev/nvme0n1       rwm
+/dev/fuse      c 10:229               the guest's own               -          c 10:229               /dev/fuse          nothing
 
 Rules in force, the last one that fits decides:
   deny a *:* rwm
   allow b 254:16 r
 ";
         assert_eq!(of(&map()), expected);
+    }
+
+    #[test]
+    fn a_function_is_shown_with_how_it_was_opened() {
+        let mut map = map();
+        let function = &mut map.devices[1];
+        function.host.vfio = Some(VfioInterface::Group(12));
+        assert_eq!(row(function)[2], "VFIO (group 12), guest's driver");
+        let json = serde_json::to_value(&function.host).unwrap();
+        assert_eq!(json["vfio"], serde_json::json!({"group": 12}));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::cli::format::Format;
 use crate::host::pci;
 use crate::plan::PciAddress;
 use crate::plan::PciFunctionFacts;
+use crate::plan::VfioInterface;
 
 /// List the PCI devices of this machine that a pod can be given, or move one
 #[derive(Debug, clap::Args)]
@@ -52,6 +53,8 @@ struct Row {
     id: String,
     class: String,
     driver: Option<String>,
+    /// How a pod's machine would open it, once it is on vfio-pci.
+    vfio: Option<VfioInterface>,
     group: Option<u32>,
     /// The other functions of its group.
     group_members: Vec<String>,
@@ -112,7 +115,10 @@ fn table(rows: &[Row]) -> String {
             vec![
                 row.address.clone(),
                 format::shorten(&row.name, 44),
-                or_dash(row.driver.clone()),
+                or_dash(row.driver.as_ref().map(|driver| match &row.vfio {
+                    Some(VfioInterface::Cdev(_)) => format!("{driver} (cdev)"),
+                    Some(VfioInterface::Group(_)) | None => driver.clone(),
+                })),
                 or_dash(row.group.map(|group| group.to_string())),
                 or_dash((!row.group_members.is_empty()).then(|| row.group_members.join(" "))),
                 if row.resets { "yes" } else { "no" }.to_owned(),
@@ -132,6 +138,7 @@ fn row(function: &PciFunctionFacts, name: Option<String>, all: &[PciFunctionFact
         id,
         class: format!("{:06x}", function.class),
         driver: function.driver.clone(),
+        vfio: function.interface(),
         group: function.group,
         group_members: others.iter().map(|other| other.address.to_string()).collect(),
         resets: function.resets,
@@ -180,6 +187,7 @@ mod tests {
             driver: driver.map(str::to_owned),
             group,
             resets: true,
+            cdev: None,
         }
     }
 

@@ -85,6 +85,7 @@ mod tests {
             minor: 0,
             node: None,
             pci_address: address.map(str::to_owned),
+            vfio: None,
         };
         MappedDevice { entry: entry.into(), host, attachment, guest: None }
     }

@@ -15,6 +15,8 @@ use crate::plan::VfioGroupFacts;
 
 /// Where the kernel's view of devices is.
 pub const SYS: &str = "/sys";
+/// What functions opened by their own files are bound to.
+pub const IOMMUFD: &str = "/dev/iommu";
 
 /// Why a function could not be moved; it is as it was, unless the kernel says otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +95,14 @@ pub fn function(sys: &Path, address: PciAddress) -> Option<PciFunctionFacts> {
             Ok(methods) => !methods.trim().is_empty(),
             Err(_) => directory.join("reset").exists(),
         },
+        cdev: cdev(&directory).filter(|node| node.exists() && Path::new(IOMMUFD).exists()),
     })
+}
+
+/// The function's own device file, if the kernel makes such.
+fn cdev(directory: &Path) -> Option<PathBuf> {
+    let name = fs::read_dir(directory.join("vfio-dev")).ok()?.flatten().next()?.file_name();
+    Some(Path::new("/dev/vfio/devices").join(name))
 }
 
 /// Every function of a group, by address.
@@ -291,6 +300,15 @@ mod tests {
         assert!(found[0].is_vfio() && found[0].resets && found[0].group == Some(7));
         assert!(found[1].is_bridge() && found[1].driver.is_none() && !found[1].resets);
         assert_eq!((found[2].vendor, found[2].device, found[2].class), (0x8086, 0x2922, 0x01_06_01));
+    }
+
+    #[test]
+    fn a_functions_own_file_is_known_by_its_entry() {
+        let sys = host();
+        let directory = directory(sys.path(), "00:05.0".parse().unwrap());
+        assert_eq!(cdev(&directory), None);
+        fs::create_dir_all(directory.join("vfio-dev/vfio3")).unwrap();
+        assert_eq!(cdev(&directory).unwrap(), Path::new("/dev/vfio/devices/vfio3"));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::ContainerPlan;
 use super::PassMode;
-use super::PciAddress;
+use super::PassedFunction;
+use super::VfioInterface;
 
 /// Every device of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct HostSide {
     pub node: Option<PathBuf>,
     /// Its address, where a PCI function is lent.
     pub pci_address: Option<String>,
+    /// How that function was opened.
+    #[serde(default)]
+    pub vfio: Option<VfioInterface>,
 }
 
 /// How a device gets to the guest.
@@ -77,8 +81,8 @@ impl std::fmt::Display for Attachment {
             Self::GuestsOwn => "the guest's own",
             Self::Disk => "virtio disk",
             Self::ReadOnlyDisk => "virtio disk, read-only",
-            Self::GuestDriver => "PCI, guest's driver",
-            Self::UserSpace => "PCI, user space",
+            Self::GuestDriver => "guest's driver",
+            Self::UserSpace => "user space",
         })
     }
 }
@@ -119,14 +123,15 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
         LinuxDeviceType::A | LinuxDeviceType::P => return Vec::new(),
     };
-    let mapped = |attachment, node: Option<&PathBuf>, address: Option<PciAddress>| MappedDevice {
+    let mapped = |attachment, node: Option<&PathBuf>, function: Option<&PassedFunction>| MappedDevice {
         entry: entry.path().clone(),
         host: HostSide {
             kind: kind.to_owned(),
             major: entry.major(),
             minor: entry.minor(),
             node: node.cloned(),
-            pci_address: address.map(|address| address.to_string()),
+            pci_address: function.map(|function| function.address.to_string()),
+            vfio: function.map(|function| function.interface.clone()),
         },
         attachment,
         guest: None,
@@ -138,8 +143,8 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
     let functions = plan.functions.iter().filter(|function| function.container_path == *entry.path());
     let functions: Vec<_> = functions
         .map(|function| match function.mode {
-            PassMode::GuestDriver => mapped(Attachment::GuestDriver, None, Some(function.address)),
-            PassMode::UserSpace => mapped(Attachment::UserSpace, None, Some(function.address)),
+            PassMode::GuestDriver => mapped(Attachment::GuestDriver, None, Some(function)),
+            PassMode::UserSpace => mapped(Attachment::UserSpace, None, Some(function)),
         })
         .collect();
     if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None, None)] } else { functions }

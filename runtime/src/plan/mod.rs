@@ -43,6 +43,7 @@ pub use pci::PciAddress;
 pub use pci::PciFunctionFacts;
 pub use pci::VFIO_DRIVER;
 pub use pci::VfioGroupFacts;
+pub use pci::VfioInterface;
 pub use sandbox::SandboxPlan;
 pub use sandbox::plan_sandbox;
 pub use size::Bounds;

@@ -9,6 +9,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::Deserialize;
+use serde::Serialize;
+
 use super::PlanError;
 
 /// A function's address on the host: domain, bus, slot, function ("0000:00:03.0").
@@ -77,6 +80,27 @@ pub struct PciFunctionFacts {
     pub group: Option<u32>,
     /// It can be reset without its neighbours.
     pub resets: bool,
+    /// Its own device file, if VFIO has it and the kernel has iommufd.
+    pub cdev: Option<PathBuf>,
+}
+
+/// The kernel's ways to a function that VFIO has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VfioInterface {
+    /// Its own device file and iommufd.
+    Cdev(PathBuf),
+    /// Its IOMMU group and a container.
+    Group(u32),
+}
+
+impl fmt::Display for VfioInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cdev(_) => f.write_str("cdev"),
+            Self::Group(number) => write!(f, "group {number}"),
+        }
+    }
 }
 
 /// Base class of bridges, and the driver of VFIO.
@@ -94,6 +118,12 @@ impl PciFunctionFacts {
     /// It is in VFIO's hands.
     pub fn is_vfio(&self) -> bool {
         self.driver.as_deref() == Some(VFIO_DRIVER)
+    }
+
+    /// How it is to be opened, if VFIO has it: by its own file where there is one.
+    pub fn interface(&self) -> Option<VfioInterface> {
+        let group = self.group.filter(|_| self.is_vfio())?;
+        Some(self.cdev.clone().map_or(VfioInterface::Group(group), VfioInterface::Cdev))
     }
 
     /// It does not keep others of its group from being lent (vfio.rst: no driver, `vfio-pci`, `pci-stub`, or a
@@ -150,6 +180,8 @@ pub struct PassedFunction {
     pub address: PciAddress,
     /// Its IOMMU group.
     pub group: u32,
+    /// How it is opened.
+    pub interface: VfioInterface,
     /// Who drives it.
     pub mode: PassMode,
     /// The row of the spec it serves.
@@ -199,9 +231,14 @@ pub(super) fn plan_group(
     if wishes.is_empty() {
         return Err(refuse(format!("no function of IOMMU group {} is on vfio-pci", group.number)));
     }
+    let interface = |address| {
+        let own = group.functions.iter().find(|function| function.address == address);
+        own.and_then(PciFunctionFacts::interface).unwrap_or(VfioInterface::Group(group.number))
+    };
     let passed = |(address, mode)| PassedFunction {
         address,
         group: group.number,
+        interface: interface(address),
         mode,
         container_path: path.into(),
         major,
@@ -227,6 +264,7 @@ mod tests {
             driver: driver.map(str::to_owned),
             group: Some(12),
             resets: true,
+            cdev: None,
         }
     }
 
@@ -265,6 +303,20 @@ mod tests {
         assert_eq!(plan(&group, &[]).unwrap(), ["0000:00:03.0=user-space", "0000:00:03.1=user-space"]);
         let wish = [(address("00:03.1"), PassMode::GuestDriver), (address("81:00.0"), PassMode::UserSpace)];
         assert_eq!(plan(&group, &wish).unwrap(), ["0000:00:03.1=guest-driver"]);
+    }
+
+    #[test]
+    fn a_function_with_a_file_of_its_own_is_opened_by_it() {
+        let node = PathBuf::from("/dev/vfio/devices/vfio0");
+        let own = PciFunctionFacts {
+            cdev: Some(node.clone()),
+            ..function("00:03.0", 0x01_08_02, Some(VFIO_DRIVER))
+        };
+        let group = group(vec![own, function("00:03.1", 0x02_00_00, Some(VFIO_DRIVER))]);
+        let planned = plan_group(Path::new("/dev/vfio/12"), (243, 0), &group, &[]).unwrap();
+        let interfaces: Vec<_> = planned.into_iter().map(|passed| passed.interface).collect();
+        assert_eq!(interfaces, [VfioInterface::Cdev(node), VfioInterface::Group(12)]);
+        assert_eq!(function("00:03.0", 0x01_08_02, Some("nvme")).interface(), None);
     }
 
     #[test]

@@ -7,11 +7,13 @@ use kiai_vmm::NamedFile;
 use super::LendError;
 use super::Sandbox;
 use super::lend::Bus;
+use super::pass::in_use;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::failure::chain;
 use crate::plan::Disk;
 use crate::plan::PassedFunction;
+use crate::plan::VfioInterface;
 
 impl Bus for Sandbox {
     type Id = DeviceId;
@@ -34,15 +36,17 @@ impl Bus for Sandbox {
     }
 
     async fn attach_function(&self, function: &PassedFunction) -> Result<(DeviceId, String), LendError> {
-        let group = self.groups.open(function.group)?;
-        let config = DeviceConfig::Vfio { group, address: function.address.to_string() };
+        let opened = self.groups.open(&function.interface)?;
+        let config = DeviceConfig::Vfio { opened, address: function.address.to_string() };
         let vm = self.vm.0.clone();
         // Pins guest memory, with the first one all of it.
         match tokio::task::spawn_blocking(move || vm.attach(config)).await {
-            Ok(attached) => {
-                let attached = attached.map_err(LendError::Pass)?;
-                Ok((attached.id, attached.pci_path))
-            }
+            Ok(Ok(attached)) => Ok((attached.id, attached.pci_path)),
+            // Everybody may open a function's own file: who has it is known when it is bound.
+            Ok(Err(error)) => Err(match &function.interface {
+                VfioInterface::Cdev(node) if error.is_in_use() => in_use(node.clone()),
+                _ => LendError::Pass(error),
+            }),
             Err(panic) => Err(LendError::Panicked(panic.to_string())),
         }
     }

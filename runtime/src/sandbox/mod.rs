@@ -87,7 +87,7 @@ pub enum LendError {
     #[error("PCI function {0}: lent to another container")]
     Taken(String),
     /// The VFIO nodes of a PCI function cannot be opened.
-    #[error("VFIO group {path}")]
+    #[error("VFIO: {path}")]
     Vfio {
         /// On the host.
         path: std::path::PathBuf,

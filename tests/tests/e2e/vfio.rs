@@ -1,6 +1,7 @@
 //! PCI functions of the host in a pod, in a lab that has some to lend: an NVMe disk, QEMU's `edu`, and two
 //! functions that share a group.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
@@ -71,6 +72,27 @@ fn find((vendor, device): (&str, &str)) -> String {
 fn driver(address: &str) -> Option<String> {
     let driver = fs::read_link(format!("/sys/bus/pci/devices/{address}/driver")).ok()?;
     Some(driver.file_name().unwrap().to_str().unwrap().to_owned())
+}
+
+/// The group of a function, and whether the lab's kernel gives the function a file of its own: what `cargo xtask test`
+/// says of this lab must be so.
+fn interface(address: &str) -> (String, bool) {
+    let own_file = std::env::var_os("KIAI_LAB_IOMMUFD").is_some();
+    assert_eq!(Path::new("/dev/iommu").exists(), own_file);
+    let group = fs::read_link(format!("/sys/bus/pci/devices/{address}/iommu_group")).unwrap();
+    (group.file_name().unwrap().to_str().unwrap().to_owned(), own_file)
+}
+
+/// The VFIO files that any process of this machine has open, each once.
+fn open_files() -> BTreeSet<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    // A process, or one of its files, may be gone again.
+    let files =
+        processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok()).flatten().flatten();
+    files
+        .filter_map(|file| fs::read_link(file.path()).ok()?.to_str().map(str::to_owned))
+        .filter(|path| path.starts_with("/dev/vfio") || path == "/dev/iommu")
+        .collect()
 }
 
 /// Waits until the kernel has made a node: its driver looks for disks in its own time.
@@ -184,6 +206,10 @@ fn a_group_goes_whole_or_not_at_all_and_a_pin_interrupts_as_often_as_it_is_pulle
         let function = Bound::new(kiai, E1000);
         let expected = ["interrupted by 0x4"; 3];
         assert_eq!(drive(&function, "e1000.py").lines().collect::<Vec<_>>(), expected);
+        // By its node the whole group goes, and two functions share one map of the guest's memory.
+        let node = format!("/dev/vfio/{}", interface(&network).0);
+        let both = kiai.ok(&["run", "--rm", "--device", &node, &image, "ls", "/dev/vfio"]);
+        assert_eq!(both.lines().collect::<Vec<_>>(), ["noiommu-0", "noiommu-1", "vfio"]);
         drop(function);
         kiai.ok(&["devices", "unbind", &other]);
         assert_eq!(driver(&other).as_deref(), Some("virtio-pci"));
@@ -221,10 +247,79 @@ fn what_is_lent_is_neither_lent_again_nor_taken_back() {
         kiai.ok(&["stop", "holder"]);
         kiai.ok(&["rm", "holder"]);
 
+        // Who has the group open has the function, however it would be opened.
+        let (group, _) = interface(&edu.address);
+        let program = fs::File::options().read(true).write(true).open(format!("/dev/vfio/{group}")).unwrap();
+        let taken = kiai.call(&["run", "--rm", "--device", &device, &image, "true"]);
+        taken.refused(&["/dev/vfio/", "another pod"]);
+        drop(program);
+
         // The guest has no driver for it: that is found out there, and undone.
         let undriven = kiai.call(&["run", "--rm", "--device", &edu.device(), &image, "true"]);
         undriven.refused(&["no driver", "user-space"]);
         kiai.ok(&["run", "--rm", "--device", &device, &image, "ls", "/dev/vfio/vfio"]);
+    });
+}
+
+#[test]
+fn who_asks_is_told_how_a_function_was_opened() {
+    scenario(|kiai| {
+        let edu = Bound::new(kiai, EDU);
+        let (group, own_file) = interface(&edu.address);
+        let node = format!("/dev/vfio/{group}");
+        let (way, told, files) = match own_file {
+            true => (
+                "cdev".to_owned(),
+                serde_json::json!({"cdev": "/dev/vfio/devices/vfio0"}),
+                ["/dev/iommu".to_owned(), "/dev/vfio/devices/vfio0".to_owned()],
+            ),
+            false => (
+                format!("group {group}"),
+                serde_json::json!({"group": group.parse::<u32>().unwrap()}),
+                [node.clone(), "/dev/vfio/vfio".to_owned()],
+            ),
+        };
+        let list = kiai.ok(&["devices", "--format", "json"]);
+        let list: Vec<serde_json::Value> = serde_json::from_str(&list).unwrap();
+        assert_eq!(list.iter().find(|row| row["address"] == edu.address).unwrap()["vfio"], told);
+
+        // By its address and by its group, which is how a spec says it.
+        for device in [format!("{},user-space", edu.device()), node.clone()] {
+            assert_eq!(open_files(), BTreeSet::new());
+            kiai.keep_running("holder", &["--device", &device]);
+            assert_eq!(open_files(), BTreeSet::from(files.clone()), "{device}");
+            let table = kiai.ok(&["inspect", "--devices", "holder"]);
+            let row = table.lines().find(|row| row.starts_with(&node)).expect(&table);
+            let host = format!("{} ", edu.address);
+            let attached = format!("VFIO ({way}), user space ");
+            assert!(row.contains(&host) && row.contains(&attached), "{table}");
+            let json = kiai.ok(&["inspect", "--devices", "--format", "json", "holder"]);
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(json[0]["devices"][0]["host"]["vfio"], told, "{json}");
+            kiai.ok(&["stop", "holder"]);
+            kiai.ok(&["rm", "holder"]);
+        }
+    });
+}
+
+#[test]
+fn memory_comes_and_goes_under_a_function() {
+    scenario(|kiai| {
+        let edu = Bound::new(kiai, EDU);
+        let device = format!("{},user-space", edu.device());
+        kiai.keep_running("holder", &["--device", &device, "-m", "128m"]);
+        let memory = || -> u64 {
+            let told = kiai.ok(&["exec", "holder", "grep", "MemTotal", "/proc/meminfo"]);
+            told.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+        };
+        // What is plugged is also mapped for the function, or else there is an error and no memory.
+        let before = memory();
+        kiai.ok(&["update", "-m", "512m", "holder"]);
+        assert_eq!(memory(), before + 384);
+        kiai.ok(&["update", "-m", "128m", "holder"]);
+        assert!(memory() <= before + 32, "{} MiB after {before}", memory());
+        kiai.ok(&["stop", "holder"]);
+        kiai.ok(&["rm", "holder"]);
     });
 }
 

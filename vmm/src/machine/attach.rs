@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::layout::GUEST_CID;
 use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
+use kiai_devices::vfio::IoasError;
 use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
@@ -63,6 +64,13 @@ pub enum AttachError {
     /// No slot or no address space left.
     #[error("PCI bus")]
     Bus(#[source] InsertError),
+}
+
+impl AttachError {
+    /// Whether it is a function of the host that somebody else has, which shows only when its own file is bound.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Vfio { source: PassError::Ioas(IoasError::InUse(_)), .. })
+    }
 }
 
 /// Why a device could not be detached.
@@ -126,8 +134,8 @@ impl Machine {
 
     fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
         self.virtio(match config {
-            DeviceConfig::Vfio { group, address } => {
-                let function = self.passthrough.open(group, &address, self.platform.interrupts.as_ref());
+            DeviceConfig::Vfio { opened, address } => {
+                let function = self.passthrough.open(opened, &address, self.platform.interrupts.as_ref());
                 return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
             }
             DeviceConfig::Block { disk, read_only, serial } => {

@@ -5,6 +5,7 @@
 
 pub(crate) mod disk;
 mod emulator;
+pub(crate) mod iommufd;
 mod link;
 mod machine;
 pub(crate) mod root;
@@ -44,6 +45,9 @@ pub(crate) struct Arguments {
     /// An IOMMU, and devices that can be passed to a guest: `edu`, an NVMe disk, two that share a group
     #[arg(long)]
     vfio: bool,
+    /// As --vfio, with a kernel that has iommufd
+    #[arg(long)]
+    iommufd: bool,
     /// Put a host file or folder into the lab, at LABPATH or at its own path
     #[arg(long, value_name = "HOSTPATH[:LABPATH]")]
     with: Vec<String>,
@@ -74,7 +78,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         cpus: if arguments.deterministic { 1 } else { arguments.cpus },
         memory_mib: arguments.memory,
         deterministic: arguments.deterministic,
-        vfio: arguments.vfio,
+        vfio: arguments.vfio || arguments.iommufd,
+        iommufd: arguments.iommufd,
         timeout: Duration::from_secs(arguments.timeout),
         verbose: arguments.verbose,
         mind_cpu_faults: false,
@@ -87,6 +92,8 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u32,
     pub(crate) deterministic: bool,
     pub(crate) vfio: bool,
+    /// The kernel is one that has iommufd.
+    pub(crate) iommufd: bool,
     pub(crate) timeout: Duration,
     pub(crate) verbose: bool,
     /// A command that failed after a kernel told of a fault of the emulated CPU counts as a lab that failed.
@@ -101,6 +108,7 @@ impl Default for Machine {
             memory_mib: 4096,
             deterministic: false,
             vfio: false,
+            iommufd: false,
             timeout,
             verbose: false,
             mind_cpu_faults: false,
@@ -172,8 +180,15 @@ impl Lab {
 
     /// Starts the machine, runs the command to its end and stops the machine, whatever happens.
     pub(crate) fn start(mut self, machine: &Machine) -> Result<ExitCode> {
-        let kernel = root::kernel()?;
+        let mut kernel = root::kernel()?;
         let root_disk = root::disk(&kernel)?;
+        if machine.iommufd {
+            kernel = iommufd::kernel()?;
+            self.env("KIAI_LAB_IOMMUFD", "1");
+            // The root disk has the modules of the other kernel.
+            let release = std::fs::read_to_string(kernel.join("release"))?;
+            self.put(&format!("{}:/usr/lib/modules/{release}", kernel.join("modules").display()))?;
+        }
         let initramfs = root::initramfs(&kernel)?;
 
         let scratch = cache::scratch()?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::ioas::Cdev;
 use super::iommu::Group;
 use super::uapi;
 use super::uapi::Mapping;
@@ -69,7 +70,7 @@ pub struct KernelDevice {
     resets: bool,
     /// Where each region is in the file; configuration space is the last.
     offsets: [u64; 8],
-    /// Its group and with it the IOMMU's map: gone after the file.
+    /// Its way to the IOMMU's map, and with it the map: gone after the file.
     _keep: Arc<dyn Any + Send + Sync>,
 }
 
@@ -78,7 +79,16 @@ impl KernelDevice {
     /// as long as the function is open.
     pub fn open(group: &Group, address: &str, keep: Arc<dyn Any + Send + Sync>) -> io::Result<Self> {
         let name = CString::new(address).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let file = uapi::device(group.as_fd(), &name)?;
+        Self::new(uapi::device(group.as_fd(), &name)?, keep)
+    }
+
+    /// Opens the function of a device file that is attached to an address space. `keep` is held as long as the
+    /// function is open.
+    pub fn of_cdev(cdev: &Cdev, keep: Arc<dyn Any + Send + Sync>) -> io::Result<Self> {
+        Self::new(cdev.as_fd().try_clone_to_owned()?.into(), keep)
+    }
+
+    fn new(file: File, keep: Arc<dyn Any + Send + Sync>) -> io::Result<Self> {
         let flags = uapi::device_flags(file.as_fd())?;
         if flags & uapi::DEVICE_PCI == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no PCI function"));

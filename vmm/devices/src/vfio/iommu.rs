@@ -89,11 +89,6 @@ impl Iommu {
         uapi::set_container(group.as_fd(), self.container.as_fd())
             .map_err(failed(group, "join the container"))
     }
-
-    /// Whether devices can use every address from `start` on for `length` bytes.
-    pub fn reaches(&self, start: u64, length: u64) -> bool {
-        reaches(&self.apertures, start, length)
-    }
 }
 
 fn failed(group: &Group, step: &'static str) -> impl Fn(io::Error) -> IommuError {
@@ -106,22 +101,32 @@ fn reaches(apertures: &[(u64, u64)], start: u64, length: u64) -> bool {
     apertures.is_empty() || apertures.iter().any(|&(from, to)| from <= start && last <= to)
 }
 
+/// Fails if devices that can use `apertures` cannot use guest memory from `start` on.
+pub(super) fn check_reach(apertures: &[(u64, u64)], start: u64, length: u64) -> io::Result<()> {
+    if reaches(apertures, start, length) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "the IOMMU does not reach guest memory {start:#x}+{length:#x}, only {apertures:x?}"
+    )))
+}
+
+/// What to say of guest memory that the kernel does not map.
+pub(super) fn not_mapped(start: u64, length: u64) -> impl Fn(io::Error) -> io::Error {
+    move |e| {
+        let hint = match e.kind() {
+            io::ErrorKind::OutOfMemory => " (all of it is pinned: does `ulimit -l` allow that?)",
+            _ => "",
+        };
+        io::Error::new(e.kind(), format!("map guest memory {start:#x}+{length:#x}: {e}{hint}"))
+    }
+}
+
 impl RamListener for Iommu {
     fn added(&self, guest_address: u64, host_address: u64, length: u64) -> io::Result<()> {
-        if !self.reaches(guest_address, length) {
-            let apertures = &self.apertures;
-            return Err(io::Error::other(format!(
-                "the IOMMU does not reach guest memory {guest_address:#x}+{length:#x}, only {apertures:x?}"
-            )));
-        }
-        uapi::map_dma(self.container.as_fd(), guest_address, host_address, length).map_err(|e| {
-            let hint = if e.kind() == io::ErrorKind::OutOfMemory {
-                " (all of it is pinned: does `ulimit -l` allow that?)"
-            } else {
-                ""
-            };
-            io::Error::new(e.kind(), format!("map guest memory {guest_address:#x}+{length:#x}: {e}{hint}"))
-        })
+        check_reach(&self.apertures, guest_address, length)?;
+        uapi::map_dma(self.container.as_fd(), guest_address, host_address, length)
+            .map_err(not_mapped(guest_address, length))
     }
 
     fn removed(&self, guest_address: u64, length: u64) -> io::Result<()> {

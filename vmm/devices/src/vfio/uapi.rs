@@ -1,5 +1,6 @@
 #![expect(unsafe_code, reason = "ioctls and device memory have no safe form")]
-//! The kernel's interface (`include/uapi/linux/vfio.h`): numbers, structures, and one function for each call.
+//! The kernel's interface (`include/uapi/linux/vfio.h`, `iommufd.h`): numbers, structures, and one function for each
+//! call.
 //!
 //! Variable answers are read as bytes and taken apart with bounds checked, so a kernel that grows a structure
 //! costs nothing.
@@ -34,11 +35,26 @@ const DEVICE_RESET: u64 = request(11);
 const IOMMU_GET_INFO: u64 = request(12);
 const IOMMU_MAP_DMA: u64 = request(13);
 const IOMMU_UNMAP_DMA: u64 = request(14);
+const DEVICE_BIND_IOMMUFD: u64 = request(18);
+const DEVICE_ATTACH_IOMMUFD_PT: u64 = request(19);
+const DEVICE_DETACH_IOMMUFD_PT: u64 = request(20);
+
+/// `_IO(';', 0x80 + n)`: those of iommufd, which come after VFIO's.
+const fn iommufd_request(n: u64) -> u64 {
+    (b';' as u64) << 8 | (0x80 + n)
+}
+
+const IOAS_ALLOC: u64 = iommufd_request(1);
+const IOAS_IOVA_RANGES: u64 = iommufd_request(4);
+const IOAS_MAP: u64 = iommufd_request(5);
+const IOAS_UNMAP: u64 = iommufd_request(6);
 
 const API_VERSION: i32 = 0;
 const TYPE1V2_IOMMU: u64 = 3;
 const GROUP_VIABLE: u32 = 1;
 const DMA_READ_WRITE: u32 = 3;
+/// At the address that is given, to be written and read.
+const IOAS_MAP_FIXED_READ_WRITE: u32 = 7;
 
 /// Capability ids of a region and of an IOMMU.
 const CAP_SPARSE_MMAP: u16 = 1;
@@ -177,6 +193,90 @@ pub(super) fn unmap_dma(container: BorrowedFd<'_>, at: u64, length: u64) -> io::
     bytes[16..].copy_from_slice(&length.to_ne_bytes());
     call_with(container, IOMMU_UNMAP_DMA, &mut bytes)?;
     // What was unmapped comes back in the size.
+    if long(&bytes, 16)? == length { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Makes a function usable that was opened by its own file, and an iommufd its way to memory. It reaches none yet.
+pub(super) fn bind_iommufd(device: BorrowedFd<'_>, iommufd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut bytes = [0; 16];
+    bytes[8..12].copy_from_slice(&iommufd.as_raw_fd().to_ne_bytes());
+    call_with(device, DEVICE_BIND_IOMMUFD, &mut bytes).map(drop)
+}
+
+/// Puts a bound function behind an address space of its iommufd.
+pub(super) fn attach_ioas(device: BorrowedFd<'_>, ioas: u32) -> io::Result<()> {
+    let mut bytes = [0; 12];
+    bytes[8..].copy_from_slice(&ioas.to_ne_bytes());
+    call_with(device, DEVICE_ATTACH_IOMMUFD_PT, &mut bytes).map(drop)
+}
+
+/// Undoes [`attach_ioas`]: the function reaches no memory any more.
+pub(super) fn detach_ioas(device: BorrowedFd<'_>) -> io::Result<()> {
+    call_with(device, DEVICE_DETACH_IOMMUFD_PT, &mut [0; 8]).map(drop)
+}
+
+/// Makes an empty address space; its id. It goes with the iommufd.
+pub(super) fn allocate_ioas(iommufd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes = [0; 12];
+    call_with(iommufd, IOAS_ALLOC, &mut bytes)?;
+    word(&bytes, 8)
+}
+
+/// The ranges of addresses that every function behind an address space may use, first and last.
+pub(super) fn ioas_ranges(iommufd: BorrowedFd<'_>, ioas: u32) -> io::Result<Vec<(u64, u64)>> {
+    let mut room: u32 = 16;
+    loop {
+        let mut ranges = vec![[0_u64; 2]; room as usize];
+        let mut bytes = [0; 32];
+        let place = ranges.as_mut_ptr() as u64;
+        bytes[4..8].copy_from_slice(&ioas.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&room.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&place.to_ne_bytes());
+        // Besides the structure the kernel writes at most `room` pairs to `place`, which has room for them and lives.
+        let done = call_with(iommufd, IOAS_IOVA_RANGES, &mut bytes);
+        let wanted = word(&bytes, 8)?;
+        match done {
+            Ok(_) if wanted <= room => {
+                ranges.truncate(wanted as usize);
+                return Ok(ranges.into_iter().map(|[first, last]| (first, last)).collect());
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) && wanted > room => {
+                if wanted as usize > LONGEST_ANSWER / size_of::<[u64; 2]>() {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                room = wanted;
+            }
+            Err(e) => return Err(e),
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// As [`map_dma`], in an address space.
+pub(super) fn map_ioas(
+    iommufd: BorrowedFd<'_>,
+    ioas: u32,
+    at: u64,
+    host: u64,
+    length: u64,
+) -> io::Result<()> {
+    let mut bytes = [0; 40];
+    bytes[4..8].copy_from_slice(&IOAS_MAP_FIXED_READ_WRITE.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&ioas.to_ne_bytes());
+    bytes[16..24].copy_from_slice(&host.to_ne_bytes());
+    bytes[24..32].copy_from_slice(&length.to_ne_bytes());
+    bytes[32..].copy_from_slice(&at.to_ne_bytes());
+    call_with(iommufd, IOAS_MAP, &mut bytes).map(drop)
+}
+
+/// Undoes [`map_ioas`].
+pub(super) fn unmap_ioas(iommufd: BorrowedFd<'_>, ioas: u32, at: u64, length: u64) -> io::Result<()> {
+    let mut bytes = [0; 24];
+    bytes[4..8].copy_from_slice(&ioas.to_ne_bytes());
+    bytes[8..16].copy_from_slice(&at.to_ne_bytes());
+    bytes[16..].copy_from_slice(&length.to_ne_bytes());
+    call_with(iommufd, IOAS_UNMAP, &mut bytes)?;
+    // What was unmapped comes back in the length.
     if long(&bytes, 16)? == length { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
