@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kiai_protocol::agent::{
-    AddEntropyRequest, AddNeighboursRequest, ContainerRequest, CreateContainerRequest,
-    CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest, GuestDetailsResponse,
-    Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse, OnlineCpusRequest,
-    OnlineCpusResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest, RemovePciRequest,
-    RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest, StatsContainerResponse,
-    UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessResponse,
+    AddEntropyRequest, AddNeighboursRequest, ContainerMountsRequest, ContainerRequest,
+    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest,
+    GuestDetailsResponse, Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse,
+    OnlineCpusRequest, OnlineCpusResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest,
+    RemovePciRequest, RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
+    StatsContainerResponse, UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
+    WaitProcessResponse,
 };
 use kiai_protocol::service::Agent;
 use tokio::sync::Notify;
@@ -211,6 +212,20 @@ methods! {
 
     remove_process(server, request: ProcessRequest) -> Empty {
         server.sandbox.container(&request.container_id)?.remove_process(&request.exec_id)?;
+        Ok(Empty::default())
+    }
+
+    plug_mounts(server, request: ContainerMountsRequest) -> Empty {
+        let sandbox = server.sandbox.clone();
+        let container = sandbox.container(&request.container_id)?;
+        whole(async move { container::plug(&sandbox, &container, &request.mounts).await }).await?;
+        Ok(Empty::default())
+    }
+
+    unplug_mounts(server, request: ContainerMountsRequest) -> Empty {
+        let sandbox = server.sandbox.clone();
+        let container = sandbox.container(&request.container_id)?;
+        whole(async move { container::unplug(&sandbox, &container, &request.mounts).await }).await?;
         Ok(Empty::default())
     }
 

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kiai_protocol::agent::AddNeighboursRequest;
+use kiai_protocol::agent::ContainerMountsRequest;
 use kiai_protocol::agent::ContainerRequest;
 use kiai_protocol::agent::CreateContainerRequest;
 use kiai_protocol::agent::CreateContainerResponse;
@@ -13,6 +14,7 @@ use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::Empty;
 use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::OnlineCpusRequest;
+use kiai_protocol::agent::PluggedMount;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
 use kiai_protocol::agent::RemovePciRequest;
@@ -248,6 +250,22 @@ impl Agent {
         bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
     }
 
+    /// Mounts volumes in a container, in order, or none of them.
+    pub async fn plug_mounts(&self, container_id: &str, mounts: Vec<PluggedMount>) -> Result<(), AgentError> {
+        let request = container_mounts(container_id, mounts);
+        bounded("PlugMounts", self.0.plug_mounts(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Unmounts volumes of a container, in order, or none of them: what is in use is refused.
+    pub async fn unplug_mounts(
+        &self,
+        container_id: &str,
+        mounts: Vec<PluggedMount>,
+    ) -> Result<(), AgentError> {
+        let request = container_mounts(container_id, mounts);
+        bounded("UnplugMounts", self.0.unplug_mounts(Context::default(), &request)).await.map(drop)
+    }
+
     /// Brings CPUs on or off line until `count` are online.
     pub async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
         let mut request = OnlineCpusRequest::new();
@@ -265,6 +283,13 @@ impl Agent {
 fn container(id: &str) -> ContainerRequest {
     let mut request = ContainerRequest::new();
     request.container_id = id.into();
+    request
+}
+
+fn container_mounts(id: &str, mounts: Vec<PluggedMount>) -> ContainerMountsRequest {
+    let mut request = ContainerMountsRequest::new();
+    request.container_id = id.into();
+    request.mounts = mounts;
     request
 }
 

@@ -46,7 +46,8 @@ pub fn memory_mib() -> u32 {
     u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
-fn kind(path: &Path) -> Option<SourceKind> {
+/// What a path is; none if it cannot be looked at.
+pub fn kind(path: &Path) -> Option<SourceKind> {
     let metadata = std::fs::metadata(path).ok()?;
     let typ = metadata.file_type();
     Some(if typ.is_dir() {

@@ -36,6 +36,7 @@ pub use mounts::GUEST_SHM;
 pub use mounts::Volume;
 pub use mounts::VolumeKind;
 pub use mounts::container_directory;
+pub use mounts::plan_volume;
 pub use pci::ParsePciAddressError;
 pub use pci::PassMode;
 pub use pci::PassedFunction;

@@ -1,0 +1,99 @@
+//! Volumes that come to a container that is there, and go before it does. Each is a virtio-fs device of its own.
+//!
+//! Decided here, done by a helper, which enters the container's mount namespace ([`crate::oci::Request::Plug`]).
+//! Nothing is remembered: what is taken out is recognised by its device.
+
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
+use std::time::Duration;
+
+use anyhow::Context;
+use kiai_protocol::agent::PluggedMount;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::RwLockReadGuard;
+
+use super::state::{Container, Phase};
+use crate::device;
+use crate::fault::{Fault, Result};
+use crate::oci::{Request, Volume};
+use crate::sandbox::Sandbox;
+
+/// How long a device may take to appear. The host attaches before it asks.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Mounts volumes, all or none.
+pub async fn plug(sandbox: &Sandbox, container: &Container, mounts: &[PluggedMount]) -> Result<()> {
+    let volumes = mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+    for volume in &volumes {
+        device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
+    }
+    let (_phase, init) = hold(container).await?;
+    Ok(sandbox.helper.mount(Request::Plug(volumes), &init).await?)
+}
+
+/// Unmounts volumes, all or none. What is not there any more is no error.
+pub async fn unplug(sandbox: &Sandbox, container: &Container, mounts: &[PluggedMount]) -> Result<()> {
+    let volumes = mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+    let (_phase, init) = hold(container).await?;
+    Ok(sandbox.helper.mount(Request::Unplug(volumes), &init).await?)
+}
+
+/// Its init, which is there and, as long as the guard is held, not removed.
+async fn hold(container: &Container) -> Result<(RwLockReadGuard<'_, Phase>, OwnedFd)> {
+    let phase = container.phase.read().await;
+    if matches!(*phase, Phase::Over) || container.init.has_exited() {
+        return Err(container.wrong_phase("changed", &phase));
+    }
+    // Not another process's: it is freed only by the reaper, on the thread this runs on.
+    let pid = Pid::from_raw(container.init.pid).context("an init has a positive pid")?;
+    let init = pidfd_open(pid, PidfdFlags::empty()).context("open the init")?;
+    Ok((phase, init))
+}
+
+fn volume(mount: &PluggedMount) -> Result<Volume> {
+    let wrong = |reason: &str| Fault::InvalidArgument(format!("volume at {:?}: {reason}", mount.target));
+    if mount.tag.is_empty() || mount.tag.len() > 36 {
+        return Err(wrong("a virtio-fs tag has 1 to 36 bytes"));
+    }
+    let mut entry = Path::new(&mount.entry).components();
+    if !matches!((entry.next(), entry.next()), (Some(Component::Normal(_)), None)) {
+        return Err(wrong("the entry is not the name of one"));
+    }
+    let target = Path::new(&mount.target);
+    let plain = target.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    if !target.is_absolute() || !plain || target.parent().is_none() || mount.target.contains('\0') {
+        return Err(wrong("the target is not an absolute path without `..`"));
+    }
+    let (tag, entry) = (mount.tag.clone(), mount.entry.clone());
+    Ok(Volume { tag, entry, target: target.components().collect(), read_only: mount.read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(tag: &str, entry: &str, target: &str) -> PluggedMount {
+        let (tag, entry, target) = (tag.to_owned(), entry.to_owned(), target.to_owned());
+        PluggedMount { tag, entry, target, ..Default::default() }
+    }
+
+    #[test]
+    fn what_cannot_be_a_volume_is_refused_by_name() {
+        let long = "x".repeat(37);
+        assert_eq!(volume(&mount("t", "v", "/a//b/")).unwrap().target, Path::new("/a/b"));
+        for (tag, entry, target) in [
+            ("", "v", "/a"),
+            (&long, "v", "/a"),
+            ("t", "", "/a"),
+            ("t", "..", "/a"),
+            ("t", "a/b", "/a"),
+            ("t", "/", "/a"),
+            ("t", "v", "a"),
+            ("t", "v", "/"),
+            ("t", "v", "/a/../b"),
+        ] {
+            let error = volume(&mount(tag, entry, target)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("volume at {target:?}: ")), "{error}");
+        }
+    }
+}
