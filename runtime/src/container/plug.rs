@@ -13,6 +13,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use kiai_protocol::agent::PluggedMount;
 use serde::Deserialize;
@@ -105,6 +106,7 @@ impl Container {
     /// Plugs a batch in. On an error nothing of it is left, in the guest or on the host.
     pub async fn plug(&self, plug: Plug) -> Result<(), TaskError> {
         self.init.alive("plug")?;
+        let begun = Instant::now();
         let sandbox = self.guest()?;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
@@ -139,12 +141,14 @@ impl Container {
         plugged.interfaces.extend(names.zip(&mut loans));
         let volumes = mounts.into_iter().zip(shares).zip(loans);
         plugged.volumes.extend(volumes.map(|((mount, share), loan)| PluggedVolume { mount, loan, share }));
+        tracing::info!(container = self.id, took = ?begun.elapsed(), "plugged in");
         Ok(())
     }
 
     /// Takes a batch out. On an error, for instance that a volume is in use, all of it is where it was.
     pub async fn unplug(&self, unplug: Unplug) -> Result<(), TaskError> {
         self.init.alive("unplug")?;
+        let begun = Instant::now();
         let sandbox = self.guest()?;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
@@ -174,6 +178,7 @@ impl Container {
             .partition(|(name, _)| unplug.interfaces.contains(name));
         plugged.interfaces = kept;
         Plugged { volumes: gone, interfaces }.give_back(sandbox).await;
+        tracing::info!(container = self.id, took = ?begun.elapsed(), "unplugged");
         Ok(())
     }
 

@@ -160,7 +160,8 @@ fn what_is_in_use_stays_with_its_whole_batch() {
         kiai.ok(&["plug", "busy", "-v", &volumes[0], "-v", &volumes[1], "--network", "default"]);
         let there = on_host(kiai);
         // The second is unmounted first, and put back.
-        let user = kiai.start(&["exec", "-i", "busy", "sh", "-c", "cd /first; echo there; sleep 3600"]);
+        let user = "mkfifo /release; cd /first; echo there; cat /release";
+        let user = kiai.start(&["exec", "busy", "sh", "-c", user]);
         user.until("there");
         let all = ["unplug", "busy", "-v", "/first", "-v", "/second", "--network", "eth1"];
         kiai.call(&all).refused(&["/first", "in use"]);
@@ -169,8 +170,8 @@ fn what_is_in_use_stays_with_its_whole_batch() {
         assert!(folder.path().join("first/file").exists() && folder.path().join("second/file").exists());
         assert_eq!(interfaces(kiai, "busy"), "eth0 eth1 lo");
 
-        kiai.ok(&["exec", "busy", "pkill", "-f", "sleep 3600"]);
-        drop(user);
+        kiai.ok(&["exec", "busy", "sh", "-c", "echo > /release"]);
+        user.finish().success();
         kiai.ok(&all);
         assert_eq!(on_host(kiai), before);
         assert_eq!(kiai.ok(&["exec", "busy", "ls", "/first", "/second"]), "/first:\n\n/second:");
