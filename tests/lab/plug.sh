@@ -16,7 +16,7 @@ measure() {
 for _ in $(seq "${1:-3}"); do
     # What any command costs, and one that goes to the guest and back.
     measure inspect measured
-    measure stats --no-stream measured
+    measure exec measured true
     measure plug measured -v /scratch/volume:/data
     measure unplug measured -v /data
     measure plug measured --network default
@@ -24,5 +24,5 @@ for _ in $(seq "${1:-3}"); do
     measure plug measured -v /scratch/volume:/data --network default
     measure unplug measured -v /data --network eth1
 done
-grep -o 'plugged.*' "/run/kiai/default/containers/$id/bundle/shim.log"
+grep -oE '(un)?plugged.*' "/run/kiai/default/containers/$id/bundle/shim.log"
 kiai rm -f measured
