@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kiai_protocol::agent::{
-    AddEntropyRequest, AddNeighboursRequest, ContainerMountsRequest, ContainerRequest,
-    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest,
-    GuestDetailsResponse, Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse,
-    OnlineCpusRequest, OnlineCpusResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest,
+    AddEntropyRequest, AddNeighboursRequest, ContainerRequest, CreateContainerRequest,
+    CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest, GuestDetailsResponse,
+    Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse, OnlineCpusRequest,
+    OnlineCpusResponse, PlugRequest, PlugResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest,
     RemovePciRequest, RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
-    StatsContainerResponse, UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
-    WaitProcessResponse,
+    StatsContainerResponse, UnplugRequest, UpdateContainerRequest, UpdateInterfaceRequest,
+    UpdateRoutesRequest, WaitProcessResponse,
 };
 use kiai_protocol::service::Agent;
 use tokio::sync::Notify;
@@ -215,18 +215,16 @@ methods! {
         Ok(Empty::default())
     }
 
-    plug_mounts(server, request: ContainerMountsRequest) -> Empty {
+    plug(server, request: PlugRequest) -> PlugResponse {
         let sandbox = server.sandbox.clone();
         let container = sandbox.container(&request.container_id)?;
-        whole(async move { container::plug(&sandbox, &container, &request.mounts).await }).await?;
-        Ok(Empty::default())
+        whole(async move { container::plug(&sandbox, &container, &request).await }).await
     }
 
-    unplug_mounts(server, request: ContainerMountsRequest) -> Empty {
+    unplug(server, request: UnplugRequest) -> PlugResponse {
         let sandbox = server.sandbox.clone();
         let container = sandbox.container(&request.container_id)?;
-        whole(async move { container::unplug(&sandbox, &container, &request.mounts).await }).await?;
-        Ok(Empty::default())
+        whole(async move { container::unplug(&sandbox, &container, &request).await }).await
     }
 
     next_oom(server, _request: Empty) -> NextOomResponse {

@@ -6,6 +6,8 @@
 set -eu
 rootfs=${KIAI_TEST_IMAGES:?}/busybox-rootfs
 mkdir /scratch/volume
+truncate -s 64M /scratch/disk
+disk=$(losetup --find --show /scratch/disk)
 id=$(kiai run -d --name measured --rootfs "$rootfs" sleep 3600)
 measure() {
     exits=$(cat /sys/kernel/debug/kvm/exits) start=$(date +%s%N)
@@ -21,8 +23,10 @@ for _ in $(seq "${1:-3}"); do
     measure unplug measured -v /data
     measure plug measured --network default
     measure unplug measured --network eth1
-    measure plug measured -v /scratch/volume:/data --network default
-    measure unplug measured -v /data --network eth1
+    measure plug measured --device "$disk:/dev/x"
+    measure unplug measured --device /dev/x
+    measure plug measured -v /scratch/volume:/data --network default --device "$disk:/dev/x"
+    measure unplug measured -v /data --network eth1 --device /dev/x
 done
 grep -oE '(un)?plugged.*' "/run/kiai/default/containers/$id/bundle/shim.log"
 kiai rm -f measured

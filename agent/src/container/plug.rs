@@ -1,41 +1,74 @@
-//! Volumes that come to a container that is there, and go before it does. Each is a virtio-fs device of its own.
+//! Volumes and disks that come to a container that is there, and go before it does. A volume is a virtio-fs device
+//! of its own.
 //!
 //! Decided here, done by a helper, which enters the container's mount namespace ([`crate::oci::Request::Plug`]).
-//! Nothing is remembered: what is taken out is recognised by its device.
+//! A disk may be used before its node is there, and may not before that is gone. No volume is remembered: what is
+//! taken out is recognised by its device.
 
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use kiai_protocol::agent::PluggedMount;
+use kiai_protocol::agent::{PlugRequest, PlugResponse, PluggedMount, UnplugRequest};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::RwLockReadGuard;
 
+use super::devices::Disk;
 use super::state::{Container, Phase};
 use crate::device;
 use crate::fault::{Fault, Result};
-use crate::oci::{Request, Volume};
+use crate::oci::{Changes, Request, Volume};
 use crate::sandbox::Sandbox;
 
 /// How long a device may take to appear. The host attaches before it asks.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Mounts volumes, all or none.
-pub async fn plug(sandbox: &Sandbox, container: &Container, mounts: &[PluggedMount]) -> Result<()> {
-    let volumes = mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+/// Puts volumes and disks into it, all or none.
+pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugRequest) -> Result<PlugResponse> {
+    let volumes = request.mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
     for volume in &volumes {
         device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
     }
+    let disks = container.devices.find_disks(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
     let (_phase, init) = hold(container).await?;
-    Ok(sandbox.helper.mount(Request::Plug(volumes), &init).await?)
+    let nodes = disks.iter().map(Disk::node).collect();
+    container.devices.allow(&disks, &container.cgroup)?;
+    if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
+        container.devices.deny(&disks, &container.cgroup)?;
+        return Err(error.into());
+    }
+    let paths: Vec<_> = disks.iter().map(|disk| disk.path().to_owned()).collect();
+    container.devices.add(disks);
+    Ok(response(container, &paths))
 }
 
-/// Unmounts volumes, all or none. What is not there any more is no error.
-pub async fn unplug(sandbox: &Sandbox, container: &Container, mounts: &[PluggedMount]) -> Result<()> {
-    let volumes = mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+/// Takes volumes and disks out of it, all or none. What is not there any more is no error.
+pub async fn unplug(
+    sandbox: &Sandbox,
+    container: &Container,
+    request: &UnplugRequest,
+) -> Result<PlugResponse> {
+    let volumes = request.mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
     let (_phase, init) = hold(container).await?;
-    Ok(sandbox.helper.mount(Request::Unplug(volumes), &init).await?)
+    let disks = container.devices.plugged(&request.devices);
+    for disk in &disks {
+        disk.check_unused()?;
+    }
+    let nodes = disks.iter().map(Disk::node).collect();
+    container.devices.deny(&disks, &container.cgroup)?;
+    if let Err(error) = sandbox.helper.change(Request::Unplug(Changes { volumes, nodes }), &init).await {
+        container.devices.allow(&disks, &container.cgroup)?;
+        return Err(error.into());
+    }
+    container.devices.forget(&disks);
+    Ok(response(container, &[]))
+}
+
+fn response(container: &Container, paths: &[PathBuf]) -> PlugResponse {
+    let (mut devices, device_rules) = container.devices.report();
+    devices.retain(|device| paths.iter().any(|path| path == Path::new(&device.entry)));
+    PlugResponse { devices, device_rules, ..Default::default() }
 }
 
 /// Its init, which is there and, as long as the guard is held, not removed.

@@ -69,8 +69,8 @@ impl RoleProcess {
         self.build(request, &descriptors).await
     }
 
-    /// Changes what is mounted in the container whose init is `container`, a pidfd.
-    pub async fn mount(&self, request: Request, container: &OwnedFd) -> Result<(), OciError> {
+    /// Changes what is in the container whose init is `container`, a pidfd.
+    pub async fn change(&self, request: Request, container: &OwnedFd) -> Result<(), OciError> {
         self.ask(request, &[container.as_fd()]).await.map(drop)
     }
 

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use execute::{Built, OciError, RoleProcess};
-pub use plug::Volume;
+pub use plug::{Changes, DeviceNode, Volume};
 pub use role::main;
 
 /// What a helper is asked to do. Descriptors come with it, see each variant.
@@ -50,12 +50,13 @@ pub enum Request {
         /// The process asks for a terminal.
         terminal: bool,
     },
-    /// Mount volumes in a container, in this order, or none of them.
+    /// Make device nodes and mount volumes in a container, in this order, all or none.
     ///
     /// Descriptors: the container's init, a pidfd.
-    Plug(Vec<Volume>),
-    /// Unmount volumes of a container, in this order, or none of them. Descriptors as for [`Request::Plug`].
-    Unplug(Vec<Volume>),
+    Plug(Changes),
+    /// Unmount volumes of a container and remove device nodes, in this order, all or none. Descriptors as for
+    /// [`Request::Plug`].
+    Unplug(Changes),
 }
 
 /// What a helper has to say. With a terminal its master side comes with it.

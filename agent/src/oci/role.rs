@@ -52,8 +52,8 @@ fn serve(request: Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<(Answer,
     let (pid, master) = match request {
         Request::Create { id, bundle, state, terminal } => create(id, &bundle, &state, terminal, descriptors),
         Request::Exec { id, state, process, terminal } => exec(id, &state, &process, terminal, descriptors),
-        Request::Plug(volumes) => return done(plug::plug(&volumes, &descriptors)),
-        Request::Unplug(volumes) => return done(plug::unplug(&volumes, &descriptors)),
+        Request::Plug(changes) => return done(plug::plug(&changes, &descriptors)),
+        Request::Unplug(changes) => return done(plug::unplug(&changes, &descriptors)),
     }?;
     Ok((Answer::Pid(pid), master))
 }

@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kiai_protocol::agent::AddNeighboursRequest;
-use kiai_protocol::agent::ContainerMountsRequest;
 use kiai_protocol::agent::ContainerRequest;
 use kiai_protocol::agent::CreateContainerRequest;
 use kiai_protocol::agent::CreateContainerResponse;
@@ -14,7 +13,8 @@ use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::Empty;
 use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::OnlineCpusRequest;
-use kiai_protocol::agent::PluggedMount;
+use kiai_protocol::agent::PlugRequest;
+use kiai_protocol::agent::PlugResponse;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
 use kiai_protocol::agent::RemovePciRequest;
@@ -23,6 +23,7 @@ use kiai_protocol::agent::ResizeTerminalRequest;
 use kiai_protocol::agent::SetClockRequest;
 use kiai_protocol::agent::SignalProcessRequest;
 use kiai_protocol::agent::StatsContainerResponse;
+use kiai_protocol::agent::UnplugRequest;
 use kiai_protocol::agent::UpdateContainerRequest;
 use kiai_protocol::agent::UpdateInterfaceRequest;
 use kiai_protocol::agent::UpdateRoutesRequest;
@@ -250,20 +251,14 @@ impl Agent {
         bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
     }
 
-    /// Mounts volumes in a container, in order, or none of them.
-    pub async fn plug_mounts(&self, container_id: &str, mounts: Vec<PluggedMount>) -> Result<(), AgentError> {
-        let request = container_mounts(container_id, mounts);
-        bounded("PlugMounts", self.0.plug_mounts(Context::default(), &request)).await.map(drop)
+    /// Puts volumes and devices into a container, in order, or none of them.
+    pub async fn plug(&self, request: PlugRequest) -> Result<PlugResponse, AgentError> {
+        bounded("Plug", self.0.plug(Context::default(), &request)).await
     }
 
-    /// Unmounts volumes of a container, in order, or none of them: what is in use is refused.
-    pub async fn unplug_mounts(
-        &self,
-        container_id: &str,
-        mounts: Vec<PluggedMount>,
-    ) -> Result<(), AgentError> {
-        let request = container_mounts(container_id, mounts);
-        bounded("UnplugMounts", self.0.unplug_mounts(Context::default(), &request)).await.map(drop)
+    /// Takes volumes, in order, and devices out of a container, or none of them: what is in use is refused.
+    pub async fn unplug(&self, request: UnplugRequest) -> Result<PlugResponse, AgentError> {
+        bounded("Unplug", self.0.unplug(Context::default(), &request)).await
     }
 
     /// Brings CPUs on or off line until `count` are online.
@@ -283,13 +278,6 @@ impl Agent {
 fn container(id: &str) -> ContainerRequest {
     let mut request = ContainerRequest::new();
     request.container_id = id.into();
-    request
-}
-
-fn container_mounts(id: &str, mounts: Vec<PluggedMount>) -> ContainerMountsRequest {
-    let mut request = ContainerMountsRequest::new();
-    request.container_id = id.into();
-    request.mounts = mounts;
     request
 }
 

@@ -32,7 +32,8 @@ fn dockers_words_are_understood() {
         "kiai stats --no-stream",
         "kiai --state /s --root /r --namespace n ps --format json",
         "kiai plug web -v /a:/b:ro -v data:/d --network default",
-        "kiai unplug web -v /b --network eth1 --network eth2",
+        "kiai plug web --device /dev/loop0:/dev/x:r",
+        "kiai unplug web -v /b --network eth1 --network eth2 --device /dev/x",
         "kiai completions bash",
     ] {
         if let Err(error) = parse(line) {

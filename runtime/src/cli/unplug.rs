@@ -13,14 +13,17 @@ use crate::container;
 use crate::network;
 use crate::spec::volume::VolumeOption;
 
-/// Unplug volumes and interfaces from a running container: all of them or none
+/// Unplug volumes, disks and interfaces from a running container: all of them or none
 #[derive(Debug, clap::Args)]
 pub(super) struct Unplug {
     /// Name or id
     container: String,
     /// Unmount the volume at this path, unless it is in use
-    #[arg(short, long, value_name = "PATH", required_unless_present = "network")]
+    #[arg(short, long, value_name = "PATH", required_unless_present_any = ["network", "device"])]
     volume: Vec<PathBuf>,
+    /// Take the disk at this path back, unless it is mounted
+    #[arg(long, value_name = "PATH")]
+    device: Vec<PathBuf>,
     /// Take this interface away
     #[arg(long, value_name = "INTERFACE")]
     network: Vec<String>,
@@ -31,11 +34,12 @@ impl Unplug {
         let (container, mut record, _lock) = locked(context, &self.container)?;
         let task = running_task(&record).await?;
         // In the one form in which paths are compared.
-        let volumes: Vec<PathBuf> = self.volume.iter().map(|path| path.components().collect()).collect();
-        let interfaces = self.network;
-        task.unplug(&container::Unplug { volumes: volumes.clone(), interfaces: interfaces.clone() }).await?;
+        let plain = |paths: &[PathBuf]| paths.iter().map(|path| path.components().collect()).collect();
+        let (volumes, devices): (Vec<PathBuf>, _) = (plain(&self.volume), plain(&self.device));
+        let interfaces = self.network.clone();
+        task.unplug(&container::Unplug { volumes: volumes.clone(), devices, interfaces }).await?;
 
-        for name in &interfaces {
+        for name in &self.network {
             let addresses = network::unplug(&container.network_file(), name)
                 .with_context(|| format!("cannot give interface {name} back"))?;
             record.addresses.retain(|address| !addresses.contains(address));

@@ -85,8 +85,8 @@ impl Drop for OwnShare {
     fn drop(&mut self) {
         drop(self.mounts.take());
         // Only empty mount points are left; should an unmount have failed, one that is not empty stays.
-        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let removed: io::Result<()> = entries.map(|entry| std::fs::remove_dir(entry.path())).collect();
+        let mut entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let removed = entries.try_for_each(|entry| std::fs::remove_dir(entry.path()));
         if let Err(error) = removed.and_then(|()| std::fs::remove_dir(&self.directory)) {
             tracing::warn!(path = %self.directory.display(), %error, "mount points stay");
         }

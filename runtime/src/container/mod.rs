@@ -18,6 +18,7 @@ pub use create::CreateOptions;
 pub use create::create;
 pub use error::TaskError;
 pub use plug::Plug;
+pub use plug::PlugDevice;
 pub use plug::PlugVolume;
 pub use plug::Unplug;
 pub use process::Exit;

@@ -1,12 +1,12 @@
 //! What comes to a container while it is there, and goes before it does: volumes, each a virtio-fs device of its
-//! own, and further interfaces of the pod.
+//! own, disks, and further interfaces of the pod.
 //!
 //! ```text
-//!   plug:   mount and take over on the host -> lend -> interfaces in the guest -> volumes in the container
-//!   unplug: volumes out of the container -> taken back -> unmounted on the host
+//!   plug:   mount and take over on the host -> lend -> interfaces in the guest -> the rest in the container
+//!   unplug: volumes and disks out of the container -> taken back -> unmounted on the host
 //! ```
-//! A batch is one transaction. The volumes are last to come and first to go, since only they can be refused by
-//! what the container does: whatever fails before is undone, and after it nothing fails. Whose interfaces the
+//! A batch is one transaction. What is in the container is last to come and first to go, since only that can be
+//! refused by what the container does: whatever fails before is undone, and after it nothing fails. Whose interfaces the
 //! pod's are, and what becomes of them, is not known here.
 
 use std::path::Path;
@@ -15,17 +15,25 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use kiai_protocol::agent::Device;
+use kiai_protocol::agent::PlugRequest;
+use kiai_protocol::agent::PlugResponse;
+use kiai_protocol::agent::PluggedDevice;
 use kiai_protocol::agent::PluggedMount;
+use kiai_protocol::agent::UnplugRequest;
 use serde::Deserialize;
 use serde::Serialize;
 
 use super::Container;
 use super::TaskError;
+use super::devices;
 use super::lend::OwnShare;
 use crate::agent::AgentError;
 use crate::host::Network;
 use crate::host::facts;
+use crate::plan::Disk;
 use crate::plan::Volume;
+use crate::plan::plan_disk;
 use crate::plan::plan_volume;
 use crate::sandbox::Loan;
 use crate::sandbox::Sandbox;
@@ -38,8 +46,22 @@ use crate::sandbox::Wanted;
 pub struct Plug {
     /// Volumes.
     pub volumes: Vec<PlugVolume>,
+    /// Disks.
+    pub devices: Vec<PlugDevice>,
     /// Interfaces of the pod's network namespace, by name. They become the guest's as those at boot did.
     pub interfaces: Vec<String>,
+}
+
+/// A block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlugDevice {
+    /// Its node on the host.
+    pub node: PathBuf,
+    /// Absolute path of its node in the container.
+    pub path: PathBuf,
+    /// Letters of `rwm`: what the container may do with it.
+    pub access: String,
 }
 
 /// A directory or file of the host.
@@ -61,6 +83,8 @@ pub struct PlugVolume {
 pub struct Unplug {
     /// Destinations of volumes.
     pub volumes: Vec<PathBuf>,
+    /// Paths of devices in the container.
+    pub devices: Vec<PathBuf>,
     /// Names of interfaces.
     pub interfaces: Vec<String>,
 }
@@ -70,6 +94,7 @@ pub struct Unplug {
 pub(super) struct Plugged {
     /// In the order in which they came.
     volumes: Vec<PluggedVolume>,
+    disks: Vec<(PathBuf, Loan)>,
     interfaces: Vec<(String, Loan)>,
 }
 
@@ -80,9 +105,40 @@ struct PluggedVolume {
     share: OwnShare,
 }
 
+impl PluggedVolume {
+    fn is_among(&self, destinations: &[PathBuf]) -> bool {
+        destinations.iter().any(|destination| destination == Path::new(&self.mount.target))
+    }
+}
+
 impl Plugged {
     fn has_volume(&self, destination: &Path) -> bool {
         self.volumes.iter().any(|volume| Path::new(&volume.mount.target) == destination)
+    }
+
+    /// The first thing of a batch that is not plugged in.
+    fn check(&self, unplug: &Unplug) -> Result<(), String> {
+        let volumes = unplug.volumes.iter().filter(|path| !self.has_volume(path));
+        let volumes = volumes.map(|path| format!("volume at {}", path.display()));
+        let devices =
+            unplug.devices.iter().filter(|path| !self.disks.iter().any(|(there, _)| there == *path));
+        let devices = devices.map(|path| format!("device {}", path.display()));
+        let interfaces = unplug.interfaces.iter();
+        let interfaces = interfaces.filter(|name| !self.interfaces.iter().any(|(there, _)| there == *name));
+        let interfaces = interfaces.map(|name| format!("interface {name}"));
+        volumes.chain(devices).chain(interfaces).next().map_or(Ok(()), Err)
+    }
+
+    /// Takes a batch out of the list.
+    fn split_off(&mut self, unplug: &Unplug) -> Self {
+        Self {
+            volumes: self.volumes.extract_if(.., |volume| volume.is_among(&unplug.volumes)).collect(),
+            disks: self.disks.extract_if(.., |(path, _)| unplug.devices.contains(path)).collect(),
+            interfaces: self
+                .interfaces
+                .extract_if(.., |(name, _)| unplug.interfaces.contains(name))
+                .collect(),
+        }
     }
 
     /// Takes all of it back from a guest that has no use for it any more.
@@ -90,7 +146,8 @@ impl Plugged {
         let (loans, shares): (Vec<_>, Vec<_>) =
             self.volumes.into_iter().map(|volume| (volume.loan, volume.share)).unzip();
         let interfaces = self.interfaces.into_iter().map(|(_, loan)| loan);
-        sandbox.take_back(Loan::all(loans.into_iter().chain(interfaces))).await;
+        let disks = self.disks.into_iter().map(|(_, loan)| loan);
+        sandbox.take_back(Loan::all(disks.chain(interfaces).chain(loans))).await;
         drop_shares(shares).await;
     }
 }
@@ -108,8 +165,13 @@ impl Container {
         self.init.alive("plug")?;
         let begun = Instant::now();
         let sandbox = self.guest()?;
+        let _rules = self.applied.lock().await;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
+        let disk = |device: &PlugDevice| {
+            plan_disk(&device.node, &device.path, &device.access, facts::device(&device.node))
+        };
+        let disks = plug.devices.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
         let volumes = plan(&plug.volumes, plugged)?;
         let (mounts, shares): (Vec<_>, Vec<_>) = self.share(volumes).await?.into_iter().unzip();
         let mut network = match sandbox.take_over(plug.interfaces).await {
@@ -123,20 +185,29 @@ impl Container {
         network.routes.retain(|route| !matches!(route.destination.as_str(), "0.0.0.0/0" | "::/0"));
 
         let wanted: Vec<_> = mounts.iter().zip(&shares).map(device_of).collect();
-        let wanted = Wanted { nics: &mut network.nics, shares: &wanted, ..Wanted::default() };
-        let loan = match sandbox.lend(wanted).await {
-            Ok((loan, _)) => loan,
+        let wanted = Wanted { disks: &disks, nics: &mut network.nics, shares: &wanted, ..Wanted::default() };
+        let (loan, devices) = match sandbox.lend(wanted).await {
+            Ok(lent) => lent,
             Err(error) => {
                 drop_shares(shares).await;
                 return Err(error.into());
             }
         };
-        if let Err(error) = self.tell(sandbox, &network, mounts.clone()).await {
-            sandbox.take_back(loan).await;
-            drop_shares(shares).await;
-            return Err(error.into());
+        let mut request = PlugRequest::new();
+        request.container_id.clone_from(&self.id);
+        request.mounts.clone_from(&mounts);
+        let devices = devices.into_iter().zip(&plug.devices);
+        request.devices = devices.map(|(device, wanted)| plugged_device(device, &wanted.access)).collect();
+        match tell(sandbox, &network, request).await {
+            Ok(answer) => self.write_down(&disks, &[], answer),
+            Err(error) => {
+                sandbox.take_back(loan).await;
+                drop_shares(shares).await;
+                return Err(error.into());
+            }
         }
         let mut loans = loan.each();
+        plugged.disks.extend(disks.into_iter().map(|disk| disk.container_path).zip(&mut loans));
         let names = network.nics.into_iter().map(|nic| nic.name);
         plugged.interfaces.extend(names.zip(&mut loans));
         let volumes = mounts.into_iter().zip(shares).zip(loans);
@@ -150,36 +221,36 @@ impl Container {
         self.init.alive("unplug")?;
         let begun = Instant::now();
         let sandbox = self.guest()?;
+        let _rules = self.applied.lock().await;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
-        let missing = |what: String| Err(TaskError::NotPlugged { container_id: self.id.clone(), what });
-        if let Some(path) = unplug.volumes.iter().find(|path| !plugged.has_volume(path)) {
-            return missing(format!("volume at {}", path.display()));
-        }
-        let has = |name: &&String| !plugged.interfaces.iter().any(|(there, _)| there == *name);
-        if let Some(name) = unplug.interfaces.iter().find(has) {
-            return missing(format!("interface {name}"));
-        }
+        plugged
+            .check(&unplug)
+            .map_err(|what| TaskError::NotPlugged { container_id: self.id.clone(), what })?;
 
-        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut plugged.volumes)
-            .into_iter()
-            .partition(|volume| unplug.volumes.iter().any(|path| path == Path::new(&volume.mount.target)));
+        let mut request = UnplugRequest::new();
+        request.container_id.clone_from(&self.id);
         // The last first: one may be mounted below another.
-        let mounts: Vec<_> = gone.iter().rev().map(|volume| volume.mount.clone()).collect();
-        if !mounts.is_empty()
-            && let Err(error) = sandbox.agent.unplug_mounts(&self.id, mounts).await
-        {
-            plugged.volumes = kept.into_iter().chain(gone).collect();
-            return Err(error.into());
+        let volumes = plugged.volumes.iter().rev().filter(|volume| volume.is_among(&unplug.volumes));
+        request.mounts = volumes.map(|volume| volume.mount.clone()).collect();
+        request.devices = unplug.devices.iter().map(|path| path.display().to_string()).collect();
+        if !request.mounts.is_empty() || !request.devices.is_empty() {
+            let answer = sandbox.agent.unplug(request).await?;
+            self.write_down(&[], &unplug.devices, answer);
         }
-        plugged.volumes = kept;
-        let (interfaces, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut plugged.interfaces)
-            .into_iter()
-            .partition(|(name, _)| unplug.interfaces.contains(name));
-        plugged.interfaces = kept;
-        Plugged { volumes: gone, interfaces }.give_back(sandbox).await;
+        plugged.split_off(&unplug).give_back(sandbox).await;
         tracing::info!(container = self.id, took = ?begun.elapsed(), "unplugged");
         Ok(())
+    }
+
+    /// For `kiai inspect --devices`, which is all that suffers if it cannot be done.
+    fn write_down(&self, disks: &[Disk], gone: &[PathBuf], answer: PlugResponse) {
+        if disks.is_empty() && gone.is_empty() {
+            return;
+        }
+        if let Err(error) = devices::record_change(&self.bundle, disks, gone, answer) {
+            tracing::warn!(error = %crate::failure::chain(&error), "the devices cannot be written down");
+        }
     }
 
     /// Mounts volumes on the host, each in a directory of its own; what the guest is to do with each.
@@ -206,17 +277,26 @@ impl Container {
         let mounting = tokio::task::spawn_blocking(work).await;
         mounting.unwrap_or_else(|panic| Err(TaskError::Panicked(format!("mounting: {panic}"))))
     }
+}
 
-    /// The guest's part, on a bus that has everything.
-    async fn tell(
-        &self,
-        sandbox: &Sandbox,
-        network: &Network,
-        mounts: Vec<PluggedMount>,
-    ) -> Result<(), AgentError> {
-        sandbox.agent.configure_network(network).await?;
-        if mounts.is_empty() { Ok(()) } else { sandbox.agent.plug_mounts(&self.id, mounts).await }
+/// The guest's part, on a bus that has everything.
+async fn tell(
+    sandbox: &Sandbox,
+    network: &Network,
+    request: PlugRequest,
+) -> Result<PlugResponse, AgentError> {
+    sandbox.agent.configure_network(network).await?;
+    if request.mounts.is_empty() && request.devices.is_empty() {
+        return Ok(PlugResponse::new());
     }
+    sandbox.agent.plug(request).await
+}
+
+fn plugged_device(device: Device, access: &str) -> PluggedDevice {
+    let mut plugged = PluggedDevice::new();
+    plugged.device = Some(device).into();
+    plugged.access = access.to_owned();
+    plugged
 }
 
 fn device_of((mount, share): (&PluggedMount, &OwnShare)) -> Share {

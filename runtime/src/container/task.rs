@@ -47,8 +47,8 @@ pub struct Container {
     lent: Mutex<Option<(Lent, Loan)>>,
     /// Locked while that changes; none once the container is being removed.
     pub(super) plugged: tokio::sync::Mutex<Option<Plugged>>,
-    /// Locked while they change.
-    applied: tokio::sync::Mutex<Applied>,
+    /// Locked while they change, and while device rules do.
+    pub(super) applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
     /// Told already that memory ran out.
     out_of_memory: AtomicBool,

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use oci_spec::runtime::LinuxDeviceType;
 use oci_spec::runtime::Spec;
 
 use crate::host::pci;
@@ -62,6 +63,21 @@ pub fn kind(path: &Path) -> Option<SourceKind> {
     } else {
         SourceKind::File
     })
+}
+
+/// Type and number of a device node; none for what is no node.
+pub fn device(path: &Path) -> Option<(LinuxDeviceType, (i64, i64))> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let typ = metadata.file_type();
+    let typ = if typ.is_block_device() {
+        LinuxDeviceType::B
+    } else if typ.is_char_device() {
+        LinuxDeviceType::C
+    } else {
+        return None;
+    };
+    let number = metadata.rdev();
+    Some((typ, (rustix::fs::major(number).into(), rustix::fs::minor(number).into())))
 }
 
 /// The node of a block device, by what the kernel calls it.

@@ -195,7 +195,7 @@ pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
     let name = free.ok_or(NetworkError::Full)?;
     attachment.further.push(Further { interface: name.clone(), result: None });
     file::write_json(file, &attachment)?;
-    let added = add(&attachment, &name).map_err(NetworkError::from).and_then(|result| {
+    let added = add(&attachment, &name).and_then(|result| {
         let addresses = addresses(Some(&result))?;
         if let Some(further) = attachment.further.last_mut() {
             further.result = Some(result);

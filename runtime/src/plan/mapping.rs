@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::ContainerPlan;
+use super::Disk;
 use super::PassMode;
 use super::PciAddress;
 
@@ -112,6 +113,24 @@ impl DeviceMap {
     }
 }
 
+impl MappedDevice {
+    /// A disk that was plugged in; its guest's side is to come.
+    pub fn of_disk(disk: &Disk) -> Self {
+        Self {
+            entry: disk.container_path.clone(),
+            host: HostSide {
+                kind: "b".to_owned(),
+                major: disk.major,
+                minor: disk.minor,
+                node: Some(disk.node.clone()),
+                pci_address: None,
+            },
+            attachment: if disk.read_only { Attachment::ReadOnlyDisk } else { Attachment::Disk },
+            guest: None,
+        }
+    }
+}
+
 /// What an entry becomes: one device, for an IOMMU group one for each of its functions, for a fifo none.
 fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
     let kind = match entry.typ() {
@@ -119,30 +138,29 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
         LinuxDeviceType::A | LinuxDeviceType::P => return Vec::new(),
     };
-    let mapped = |attachment, node: Option<&PathBuf>, address: Option<PciAddress>| MappedDevice {
+    let mapped = |attachment, address: Option<PciAddress>| MappedDevice {
         entry: entry.path().clone(),
         host: HostSide {
             kind: kind.to_owned(),
             major: entry.major(),
             minor: entry.minor(),
-            node: node.cloned(),
+            node: None,
             pci_address: address.map(|address| address.to_string()),
         },
         attachment,
         guest: None,
     };
     if let Some(disk) = plan.disks.iter().find(|disk| disk.container_path == *entry.path()) {
-        let attachment = if disk.read_only { Attachment::ReadOnlyDisk } else { Attachment::Disk };
-        return vec![mapped(attachment, Some(&disk.node), None)];
+        return vec![MappedDevice::of_disk(disk)];
     }
     let functions = plan.functions.iter().filter(|function| function.container_path == *entry.path());
     let functions: Vec<_> = functions
         .map(|function| match function.mode {
-            PassMode::GuestDriver => mapped(Attachment::GuestDriver, None, Some(function.address)),
-            PassMode::UserSpace => mapped(Attachment::UserSpace, None, Some(function.address)),
+            PassMode::GuestDriver => mapped(Attachment::GuestDriver, Some(function.address)),
+            PassMode::UserSpace => mapped(Attachment::UserSpace, Some(function.address)),
         })
         .collect();
-    if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None, None)] } else { functions }
+    if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None)] } else { functions }
 }
 
 #[cfg(test)]

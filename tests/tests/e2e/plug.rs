@@ -1,4 +1,4 @@
-//! Volumes and interfaces that come to a container while it runs, and go before it does.
+//! Volumes, disks and interfaces that come to a container while it runs, and go before it does.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,6 +13,8 @@ use kiai_tests::kiai::busybox;
 use kiai_tests::kiai::scratch;
 use kiai_tests::process;
 use kiai_tests::scenario;
+
+use crate::devices::Loop;
 
 /// What plugging leaves on the host: links of the host and of pods, leased addresses, volumes mounted by shims.
 fn on_host(kiai: &Kiai) -> BTreeSet<String> {
@@ -144,6 +146,49 @@ fn volumes_come_to_a_running_container_and_go() {
         assert_eq!(fs::read_to_string(at("fixed/from-host")).unwrap(), "fixed\n");
         kiai.call(&["unplug", "vol", "-v", "/fixed"]).refused(&["/fixed", "not plugged in"]);
         kiai.ok(&["rm", "-f", "vol"]);
+    });
+}
+
+#[test]
+fn a_disk_comes_to_a_running_container_and_goes() {
+    scenario(|kiai| {
+        let (disk, folder) = (Loop::new("disk"), tempfile::tempdir_in(scratch()).unwrap());
+        kiai.keep_running("lent", &[]);
+        // Made beforehand: a node alone opens nothing.
+        kiai.ok(&["exec", "lent", "mknod", "/guess", "b", "254", "0"]);
+        let refused = |node: &str| {
+            let finished = kiai.call(&["exec", "lent", "head", "-c", "4", node]);
+            assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
+        };
+        refused("/guess");
+        let read_only = format!("{}:/dev/lent/disk:r", disk.node);
+        let good = format!("{}:/data", folder.path().display());
+        kiai.ok(&["plug", "lent", "--device", &read_only, "-v", &good]);
+        assert_eq!(kiai.ok(&["exec", "lent", "head", "-c", "4", "/dev/lent/disk"]), "disk");
+        let finished = kiai.call(&["exec", "lent", "sh", "-c", "echo x > /dev/lent/disk"]);
+        assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
+        let table = kiai.ok(&["inspect", "--devices", "lent"]);
+        for word in ["/dev/lent/disk", &disk.node, "virtio disk, read-only", "allow b 254:0 r"] {
+            assert!(table.contains(word), "{word}: {table}");
+        }
+        let again = format!("{}:/dev/again:r", disk.node);
+        kiai.call(&["plug", "lent", "--device", &again]).refused(&["/dev/again", "/dev/lent/disk"]);
+        kiai.ok(&["unplug", "lent", "--device", "/dev/lent/disk", "-v", "/data"]);
+        kiai.call(&["exec", "lent", "ls", "/dev/lent/disk"]).refused(&["no such file"]);
+        let table = kiai.ok(&["inspect", "--devices", "lent"]);
+        assert!(!table.contains("/dev/lent/disk") && !table.contains("254:0"), "{table}");
+
+        // With the number it had, and what cannot be beside it.
+        let writable = format!("{}:/dev/lent/disk", disk.node);
+        let bad = format!("{}:/etc/passwd/x", folder.path().display());
+        kiai.call(&["plug", "lent", "--device", &writable, "-v", &bad]).refused(&["/etc/passwd/x"]);
+        kiai.call(&["exec", "lent", "ls", "/dev/lent/disk"]).refused(&["no such file"]);
+        kiai.call(&["plug", "lent", "--device", "/dev/fuse"]).refused(&["/dev/fuse", "only disks"]);
+        kiai.call(&["plug", "lent", "--device", "pci:0000:00:03.0"]).refused(&["pci:0000:00:03.0"]);
+        kiai.ok(&["plug", "lent", "--device", &writable]);
+        kiai.ok(&["exec", "lent", "sh", "-c", "echo made | dd of=/dev/lent/disk conv=notrunc; sync"]);
+        assert!(fs::read(&disk.node).unwrap().starts_with(b"made\n"), "what the container wrote");
+        kiai.ok(&["rm", "-f", "lent"]);
     });
 }
 
