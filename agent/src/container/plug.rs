@@ -16,7 +16,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::devices::Disk;
 use super::state::{Container, Phase};
-use crate::device;
+use crate::device::{self, LocateError};
 use crate::fault::{Fault, Result};
 use crate::oci::{Changes, Request, Volume};
 use crate::sandbox::Sandbox;
@@ -49,7 +49,16 @@ pub async fn unplug(
     container: &Container,
     request: &UnplugRequest,
 ) -> Result<PlugResponse> {
-    let volumes = request.mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+    let mut volumes = Vec::new();
+    for volume in request.mounts.iter().map(volume) {
+        let volume = volume?;
+        match device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, Duration::ZERO).await {
+            Ok(()) => volumes.push(volume),
+            // Thrown off its bus by who has the right to. What is still mounted of it is dead and in nobody's way.
+            Err(LocateError::Absent(..)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let (_phase, init) = hold(container).await?;
     let disks = container.devices.plugged(&request.devices);
     for disk in &disks {
