@@ -57,6 +57,7 @@ pub async fn update_interface(uevents: &Uevents, wanted: &Interface) -> Result<I
     }
     let named = |what: &str| format!("{what} interface {}", wanted.name);
     handle.link().set(message.build()).execute().await.with_context(|| named("set up"))?;
+    keep_to_own_addresses(&wanted.name);
     set_addresses(&handle, index, &addresses).await.with_context(|| named("address"))?;
     let state = LinkUnspec::new_with_index(index);
     let state = if wanted.up { state.up() } else { state.down() };
@@ -64,6 +65,17 @@ pub async fn update_interface(uevents: &Uevents, wanted: &Interface) -> Result<I
     let all = list_interfaces().await?;
     let now = all.into_iter().find(|interface| interface.name == wanted.name);
     now.ok_or_else(|| Fault::NotFound(format!("interface {} is gone", wanted.name)))
+}
+
+/// Has an interface speak for its own addresses only. Several may be in one network, and what is learnt there of
+/// one that goes again must not lead another's traffic astray. A kernel without IPv4 has nothing to be told.
+fn keep_to_own_addresses(name: &str) {
+    let settings = Path::new("/proc/sys/net/ipv4/conf").join(name);
+    for (setting, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+        if let Err(error) = fs::write(settings.join(setting), value) {
+            tracing::debug!("{setting} of {name}: {error}");
+        }
+    }
 }
 
 /// Gives another interface that has the wanted name one nobody wants.

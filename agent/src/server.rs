@@ -12,9 +12,10 @@ use kiai_protocol::agent::{
     AddEntropyRequest, AddNeighboursRequest, ContainerRequest, CreateContainerRequest,
     CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest, GuestDetailsResponse,
     Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse, OnlineCpusRequest,
-    OnlineCpusResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest, RemovePciRequest,
-    RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest, StatsContainerResponse,
-    UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessResponse,
+    OnlineCpusResponse, PlugRequest, PlugResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest,
+    RemovePciRequest, RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
+    StatsContainerResponse, UnplugRequest, UpdateContainerRequest, UpdateInterfaceRequest,
+    UpdateRoutesRequest, WaitProcessResponse,
 };
 use kiai_protocol::service::Agent;
 use tokio::sync::Notify;
@@ -212,6 +213,18 @@ methods! {
     remove_process(server, request: ProcessRequest) -> Empty {
         server.sandbox.container(&request.container_id)?.remove_process(&request.exec_id)?;
         Ok(Empty::default())
+    }
+
+    plug(server, request: PlugRequest) -> PlugResponse {
+        let sandbox = server.sandbox.clone();
+        let container = sandbox.container(&request.container_id)?;
+        whole(async move { container::plug(&sandbox, &container, &request).await }).await
+    }
+
+    unplug(server, request: UnplugRequest) -> PlugResponse {
+        let sandbox = server.sandbox.clone();
+        let container = sandbox.container(&request.container_id)?;
+        whole(async move { container::unplug(&sandbox, &container, &request).await }).await
     }
 
     next_oom(server, _request: Empty) -> NextOomResponse {

@@ -78,6 +78,9 @@ const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 /// Takes the place of another program of the same cgroup.
 const BPF_F_REPLACE: u32 = 1 << 2;
 
+/// How often a program is loaded that a signal has kept from being verified.
+const MOST_LOADS: u32 = 16;
+
 /// The part of `union bpf_attr` that BPF_PROG_LOAD reads.
 #[repr(C)]
 struct ProgramLoad {
@@ -118,14 +121,21 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> std::io::Result<Owned
         prog_flags: 0,
         prog_name: *b"kiai_rules\0\0\0\0\0\0",
     };
-    // SAFETY: the kernel reads `load` and what it points to: as many instructions as it says, and a string
-    // that ends; all of it outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
-    match i32::try_from(fd) {
-        // SAFETY: the kernel has just opened it for us.
-        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(std::io::Error::last_os_error()),
+    for _ in 0..MOST_LOADS {
+        // SAFETY: the kernel reads `load` and what it points to: as many instructions as it says, and a string
+        // that ends; all of it outlives the call.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
+        if let Ok(fd @ 0..) = i32::try_from(fd) {
+            // SAFETY: the kernel has just opened it for us.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        let error = std::io::Error::last_os_error();
+        // A signal has come, of a child that has ended for instance, and the verifier does not go on where it was.
+        if error.raw_os_error() != Some(libc::EAGAIN) {
+            return Err(error);
+        }
     }
+    Err(std::io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
 /// Has `program` decide over the devices of a cgroup, an open directory, in the place of `replaced`.

@@ -123,7 +123,9 @@ impl Coded for CreateError {
 impl Coded for TaskError {
     fn code(&self) -> Code {
         match self {
-            Self::NoContainer(_) | Self::NoProcess { .. } | Self::Finished(_) => Code::NOT_FOUND,
+            Self::NoContainer(_) | Self::NoProcess { .. } | Self::Finished(_) | Self::NotPlugged { .. } => {
+                Code::NOT_FOUND
+            }
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State { .. } | Self::SandboxEnded => Code::FAILED_PRECONDITION,
             Self::Malformed { .. } => Code::INVALID_ARGUMENT,
@@ -131,6 +133,20 @@ impl Coded for TaskError {
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Resize(error) => error.code(),
+            Self::Plan(error) => error.code(),
+            Self::Mount(error) => error.code(),
+            Self::Network(error) => error.code(),
+            Self::Lend(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for NetworkError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Host(_) | Self::Interface { .. } => Code::INVALID_ARGUMENT,
+            Self::Namespace { source, .. } | Self::Tap { source, .. } => of_io(source),
+            Self::Socket(_) | Self::Netlink { .. } => Code::INTERNAL,
         }
     }
 }
@@ -164,8 +180,7 @@ impl Coded for BootError {
             Self::Build(kiai_vmm::BootError::Load(_) | kiai_vmm::BootError::Config(_)) => {
                 Code::INVALID_ARGUMENT
             }
-            Self::Network(NetworkError::Host(_) | NetworkError::Interface { .. }) => Code::INVALID_ARGUMENT,
-            Self::Network(NetworkError::Namespace { source, .. }) => of_io(source),
+            Self::Network(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Memory(_) => Code::RESOURCE_EXHAUSTED,
             _ => Code::INTERNAL,
@@ -178,8 +193,10 @@ impl Coded for LendError {
         match self {
             Self::Open { source, .. } => of_io(source),
             Self::Vfio { source, .. } => of_io(source),
-            Self::OtherMode { .. } | Self::Taken(_) => Code::FAILED_PRECONDITION,
-            Self::Attach { .. } | Self::Pass(_) | Self::Panicked(_) => Code::INTERNAL,
+            Self::OtherMode { .. } | Self::Taken(_) | Self::InterfaceTaken(_) => Code::FAILED_PRECONDITION,
+            Self::Attach { .. } | Self::Nic { .. } | Self::Share(_) | Self::Pass(_) | Self::Panicked(_) => {
+                Code::INTERNAL
+            }
             Self::Agent(error) => error.code(),
         }
     }

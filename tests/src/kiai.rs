@@ -105,10 +105,16 @@ impl Kiai {
 
     /// The process of the one shim of this scenario.
     pub fn shim(&self) -> i32 {
+        let found = self.shims();
+        let [shim] = found[..] else { panic!("not one shim but {found:?}") };
+        shim
+    }
+
+    /// The processes of the shims of this scenario.
+    pub fn shims(&self) -> Vec<i32> {
         let mut found = Vec::new();
         find(self.state.path(), "shim.pid", &mut found);
-        let [file] = &found[..] else { panic!("not one shim.pid but {found:?}") };
-        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+        found.iter().map(|file| fs::read_to_string(file).unwrap().trim().parse().unwrap()).collect()
     }
 
     /// That process, to be waited for.

@@ -19,7 +19,7 @@ use crate::{cache, check, fuzz, image, kernel, rootfs, side_by_side, step, works
 /// How many labs may fail under one module before it counts as failed.
 const LABS: u32 = 5;
 /// How long one test program may take in the lab.
-const LAB_LIMIT: Duration = Duration::from_secs(12 * 60);
+const LAB_LIMIT: Duration = Duration::from_secs(15 * 60);
 const LAB_MEMORY_MIB: u32 = 6144;
 
 /// Modules that are lent devices of the machine they run on: always in a lab, which has some to spare.

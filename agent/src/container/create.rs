@@ -181,6 +181,7 @@ impl From<OciError> for Fault {
             OciError::Refused(reason) if reason.contains("exec: \"") => {
                 Self::InvalidArgument(reason[reason.find("exec: \"").unwrap_or(0)..].to_owned())
             }
+            OciError::Unfit(reason) => Self::FailedPrecondition(reason),
             error => Self::Internal(anyhow::Error::new(error)),
         }
     }

@@ -1,34 +1,92 @@
 //! The devices of one container: found, written into its spec, and everything else kept from it.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use kiai_protocol::agent::device_locator::By;
-use kiai_protocol::agent::{Device, FoundDevice};
+use kiai_protocol::agent::{Device, FoundDevice, PluggedDevice};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, Spec};
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::passed::{self, Passed};
 use crate::cgroup::Cgroup;
 use crate::device::filter::{self, MAX_RULES};
-use crate::device::rule::{Identity, Rule, RuleError, default_rules, granted};
+use crate::device::rule::{Access, Identity, Rule, RuleError, default_rules, granted};
 use crate::device::{self, DeviceKind, LocatedDevice, PciAddresses};
 use crate::fault::{Fault, Result};
+use crate::oci::DeviceNode;
 use crate::sys;
 use crate::uevent::Uevents;
 
 /// What a container has of devices, and what it may do with them.
 #[derive(Debug)]
 pub struct Devices {
-    /// The spec's, as the host wrote them.
+    lent: Mutex<Lent>,
+    passed: Passed,
+    in_force: Mutex<Option<Enforced>>,
+}
+
+/// The devices of a container but for passed functions.
+#[derive(Debug, Clone, Default)]
+struct Lent {
+    /// The spec's, as the host wrote them, and those of disks that were plugged in since.
     entries: Vec<LinuxDevice>,
     located: Vec<LocatedDevice>,
     /// Where those are on the bus, in the same order.
     pci_paths: Vec<String>,
-    passed: Passed,
-    in_force: Mutex<Option<Enforced>>,
+    plugged: Vec<Disk>,
+}
+
+/// A disk that comes to a container which is there.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    located: LocatedDevice,
+    pci_path: String,
+    access: Access,
+}
+
+impl Disk {
+    /// In the container, which is also its entry's.
+    pub(super) fn path(&self) -> &Path {
+        &self.located.container_path
+    }
+
+    /// What the container gets.
+    pub(super) fn node(&self) -> DeviceNode {
+        let number = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
+        let node = &self.located.node;
+        let (major, minor) = (number(node.major), number(node.minor));
+        DeviceNode { path: self.path().to_owned(), major, minor }
+    }
+
+    /// Refuses what is mounted or has another exclusive user. Who merely has it open will read errors.
+    pub(super) fn check_unused(&self) -> Result<()> {
+        let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        match rustix::fs::open(&self.located.node.path, exclusive, Mode::empty()) {
+            Err(Errno::BUSY) => {
+                Err(Fault::FailedPrecondition(format!("device {:?}: it is in use", self.path())))
+            }
+            // Thrown off its bus, for instance: nobody has any use of it.
+            _ => Ok(()),
+        }
+    }
+
+    fn entry(&self) -> LinuxDevice {
+        let mut entry = LinuxDevice::default();
+        entry.set_path(self.path().to_owned()).set_typ(LinuxDeviceType::B);
+        entry.set_major(self.located.host_major).set_minor(self.located.host_minor);
+        entry
+    }
+
+    fn rule(&self) -> Rule {
+        let node = self.node();
+        let (major, minor) = (Some(node.major), Some(node.minor));
+        Rule { allow: true, kind: Some(DeviceKind::Block), major, minor, access: self.access }
+    }
 }
 
 /// The rules in force and the program that has them.
@@ -75,7 +133,8 @@ impl Devices {
                 _ => String::new(),
             });
         }
-        Ok(Self { entries, located, pci_paths, passed, in_force: Mutex::default() })
+        let lent = Mutex::new(Lent { entries, located, pci_paths, plugged: Vec::new() });
+        Ok(Self { lent, passed, in_force: Mutex::default() })
     }
 
     /// Where its passed PCI functions are, on the host and here.
@@ -85,12 +144,18 @@ impl Devices {
 
     /// The host's spec with the guest's devices and rules.
     pub(super) fn write_into(&self, spec: &Spec) -> Result<Spec> {
-        self.passed.admit(&device::rewrite(&self.passed.withdraw(spec)?, &self.located)?)
+        self.passed.admit(&device::rewrite(&self.passed.withdraw(spec)?, &self.lent.lock().located)?)
     }
 
     /// Loads the rules of a spec that [`Self::write_into`] has returned.
     pub(super) fn load(&self, spec: &Spec) -> Result<Loaded<'_>> {
-        let rules = rules_of(spec)?;
+        self.load_all(rules_of(spec)?)
+    }
+
+    fn load_all(&self, rules: Vec<Rule>) -> Result<Loaded<'_>> {
+        if rules.len() > MAX_RULES {
+            return Err(Fault::InvalidArgument(format!("more than {MAX_RULES} device rules")));
+        }
         let program =
             sys::load_device_program(&filter::program(&rules)).context("load the device program")?;
         Ok(Loaded { devices: self, enforced: Enforced { rules, program } })
@@ -101,12 +166,116 @@ impl Devices {
         self.load(&self.with_rules(rules)?)
     }
 
+    /// Waits until each of `wanted` has its node.
+    pub(super) async fn find_disks(
+        &self,
+        uevents: &Uevents,
+        wanted: &[PluggedDevice],
+        timeout: Duration,
+    ) -> Result<Vec<Disk>> {
+        let mut disks: Vec<Disk> = Vec::new();
+        for PluggedDevice { device, access, .. } in wanted {
+            let wrong = |reason: &str| {
+                Fault::InvalidArgument(format!("device {:?}: {reason}", device.container_path))
+            };
+            let path = Path::new(&device.container_path);
+            let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+            if !path.is_absolute() || !plain || path.parent().is_none() {
+                return Err(wrong("its path is not an absolute one without `..`"));
+            }
+            let Some(By::PciPath(pci_path)) = &device.locator.by else {
+                return Err(wrong("it is not located by its PCI path"));
+            };
+            let located = locate(uevents, device, timeout).await?;
+            if located.kind != DeviceKind::Block {
+                return Err(wrong("it is not a block device"));
+            }
+            let access = Access::parse(Some(access)).ok_or_else(|| wrong("access is made of r, w and m"))?;
+            // One rule is for one disk, and goes with it.
+            let node = &located.node;
+            let same = |there: &LocatedDevice| {
+                there.container_path == path
+                    || (there.node.major, there.node.minor) == (node.major, node.minor)
+            };
+            let lent = self.lent.lock();
+            let others = disks.iter().map(|disk| &disk.located);
+            if let Some(other) = lent.located.iter().chain(others).find(|there| same(there)) {
+                let other = &other.container_path;
+                return Err(Fault::AlreadyExists(format!(
+                    "device {path:?}: the container has it, or another, as {other:?}"
+                )));
+            }
+            drop(lent);
+            disks.push(Disk { located, pci_path: pci_path.clone(), access });
+        }
+        Ok(disks)
+    }
+
+    /// Those of `paths` that were plugged in.
+    pub(super) fn plugged(&self, paths: &[String]) -> Vec<Disk> {
+        let lent = self.lent.lock();
+        let named = |disk: &&Disk| paths.iter().any(|path| Path::new(path) == disk.path());
+        lent.plugged.iter().filter(named).cloned().collect()
+    }
+
+    /// Lets the container use disks it has no nodes of yet.
+    pub(super) fn allow(&self, disks: &[Disk], cgroup: &Cgroup) -> Result<()> {
+        self.change_rules(disks, cgroup, |rules| rules.extend(disks.iter().map(Disk::rule)))
+    }
+
+    /// No rule names these disks any more: their numbers will be those of others.
+    pub(super) fn deny(&self, disks: &[Disk], cgroup: &Cgroup) -> Result<()> {
+        let names = |rule: &Rule, disk: &Disk| Rule { access: rule.access, ..disk.rule() } == *rule;
+        self.change_rules(disks, cgroup, |rules| {
+            rules.retain(|rule| !disks.iter().any(|disk| names(rule, disk)));
+        })
+    }
+
+    fn change_rules(
+        &self,
+        disks: &[Disk],
+        cgroup: &Cgroup,
+        change: impl FnOnce(&mut Vec<Rule>),
+    ) -> Result<()> {
+        if disks.is_empty() {
+            return Ok(());
+        }
+        let mut rules =
+            self.in_force.lock().as_ref().map(|enforced| enforced.rules.clone()).unwrap_or_default();
+        change(&mut rules);
+        self.load_all(rules)?.enforce(cgroup)
+    }
+
+    /// The container has them from here on.
+    pub(super) fn add(&self, disks: Vec<Disk>) {
+        let mut lent = self.lent.lock();
+        for disk in disks {
+            lent.entries.push(disk.entry());
+            lent.located.push(disk.located.clone());
+            lent.pci_paths.push(disk.pci_path.clone());
+            lent.plugged.push(disk);
+        }
+    }
+
+    /// It has them no more.
+    pub(super) fn forget(&self, disks: &[Disk]) {
+        let mut lent = self.lent.lock();
+        for disk in disks {
+            lent.entries.retain(|entry| entry.path() != disk.path());
+            lent.plugged.retain(|other| other.path() != disk.path());
+            if let Some(index) = lent.located.iter().position(|there| there.container_path == disk.path()) {
+                lent.located.remove(index);
+                lent.pci_paths.remove(index);
+            }
+        }
+    }
+
     /// The spec's entries with other rules of the host, as they are here.
     fn with_rules(&self, rules: &[LinuxDeviceCgroup]) -> Result<Spec> {
         let mut resources = LinuxResources::default();
         resources.set_devices(Some(rules.to_vec()));
         let mut linux = Linux::default();
-        linux.set_devices(Some(self.entries.clone())).set_resources(Some(resources));
+        linux.set_devices(Some(self.lent.lock().entries.clone())).set_resources(Some(resources));
         let mut spec = Spec::default();
         spec.set_linux(Some(linux));
         self.write_into(&spec)
@@ -116,7 +285,8 @@ impl Devices {
     pub fn report(&self) -> (Vec<FoundDevice>, Vec<String>) {
         let in_force = self.in_force.lock();
         let rules = in_force.as_ref().map_or(&[][..], |enforced| &enforced.rules);
-        let mut found: Vec<_> = self.entries.iter().filter_map(|entry| self.served(entry)).collect();
+        let lent = self.lent.lock();
+        let mut found: Vec<_> = lent.entries.iter().filter_map(|entry| self.served(&lent, entry)).collect();
         found.extend(self.passed.nodes.iter().map(|passed| FoundDevice {
             entry: passed.entry.display().to_string(),
             pci_path: passed.pci_path.clone(),
@@ -131,13 +301,13 @@ impl Devices {
     }
 
     /// An entry of the spec as it is here; none for what is no device or is passed as a PCI function.
-    fn served(&self, entry: &LinuxDevice) -> Option<FoundDevice> {
+    fn served(&self, lent: &Lent, entry: &LinuxDevice) -> Option<FoundDevice> {
         let path = entry.path();
-        if let Some(index) = self.located.iter().position(|device| device.container_path == *path) {
-            let device = &self.located[index];
+        if let Some(index) = lent.located.iter().position(|device| device.container_path == *path) {
+            let device = &lent.located[index];
             return Some(FoundDevice {
                 entry: path.display().to_string(),
-                pci_path: self.pci_paths[index].clone(),
+                pci_path: lent.pci_paths[index].clone(),
                 ..described(device.guest_path.as_ref().unwrap_or(path), &device.node)
             });
         }
@@ -164,14 +334,10 @@ impl Devices {
 fn rules_of(spec: &Spec) -> Result<Vec<Rule>> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-    let rules: Vec<_> = Rule::parse_all(rules)?.into_iter().chain(default_rules()).collect();
-    if rules.len() > MAX_RULES {
-        return Err(Fault::InvalidArgument(format!("more than {MAX_RULES} device rules")));
-    }
-    Ok(rules)
+    Ok(Rule::parse_all(rules)?.into_iter().chain(default_rules()).collect())
 }
 
-fn described(container_path: &std::path::Path, node: &device::Node) -> FoundDevice {
+fn described(container_path: &Path, node: &device::Node) -> FoundDevice {
     FoundDevice {
         container_path: container_path.display().to_string(),
         kind: node.kind.letter().to_string(),
@@ -228,9 +394,12 @@ mod tests {
             guest_path: None,
         };
         Devices {
-            entries: vec![entry("/dev/a", 0), entry("/dev/b", 16)],
-            located: vec![located("/dev/a", 0, 16), located("/dev/b", 16, 0)],
-            pci_paths: vec!["05.0".into(), "06.0".into()],
+            lent: Mutex::new(Lent {
+                entries: vec![entry("/dev/a", 0), entry("/dev/b", 16)],
+                located: vec![located("/dev/a", 0, 16), located("/dev/b", 16, 0)],
+                pci_paths: vec!["05.0".into(), "06.0".into()],
+                plugged: Vec::new(),
+            }),
             passed: Passed::default(),
             in_force: Mutex::default(),
         }
@@ -253,7 +422,32 @@ mod tests {
     fn too_many_rules_are_refused() {
         let rule: LinuxDeviceCgroup = serde_json::from_value(serde_json::json!({"allow": true})).unwrap();
         let spec = devices().with_rules(&vec![rule; MAX_RULES]).unwrap();
-        assert!(matches!(rules_of(&spec), Err(Fault::InvalidArgument(_))));
+        assert!(matches!(devices().load(&spec), Err(Fault::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn a_disk_that_was_plugged_in_follows_rules_of_an_update_and_is_forgotten() {
+        let devices = devices();
+        let node = Node { path: "/dev/vdc".into(), kind: DeviceKind::Block, major: 254, minor: 32 };
+        let located = LocatedDevice {
+            container_path: "/dev/c".into(),
+            kind: DeviceKind::Block,
+            host_major: 7,
+            host_minor: 3,
+            node,
+            guest_path: None,
+        };
+        let disk = Disk { located, pci_path: "07.0".into(), access: Access::READ };
+        assert_eq!(disk.rule().to_string(), "allow b 254:32 r");
+        devices.add(vec![disk]);
+        let rule = serde_json::json!([{"allow": true, "type": "b", "major": 7, "minor": 3, "access": "rw"}]);
+        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rule).unwrap();
+        let rules = rules_of(&devices.with_rules(&rules).unwrap()).unwrap();
+        let guest = Identity { kind: DeviceKind::Block, major: 254, minor: 32 };
+        assert_eq!(granted(&rules, guest), Access::ALL);
+        assert!(devices.report().0.iter().any(|found| found.entry == "/dev/c" && found.pci_path == "07.0"));
+        devices.forget(&devices.plugged(&["/dev/a".into(), "/dev/c".into()]));
+        assert_eq!(devices.report().0.len(), 2, "what the spec has stays");
     }
 
     #[test]

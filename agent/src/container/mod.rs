@@ -3,7 +3,8 @@
 //! In reading order: [`mod@create`] is the whole story of a container, [`mod@exec`] of one more process in it;
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
 //! its standard streams, [`localize`] makes the host's spec the guest's, [`devices`] finds
-//! its devices, writes them into the spec and enforces the rules, [`passed`] does so for PCI functions.
+//! its devices, writes them into the spec and enforces the rules, [`passed`] does so for PCI functions; [`mod@plug`]
+//! changes the volumes of a container that is there.
 
 mod create;
 mod devices;
@@ -11,6 +12,7 @@ mod exec;
 mod io;
 mod localize;
 mod passed;
+mod plug;
 mod process;
 mod state;
 
@@ -19,6 +21,7 @@ use crate::fault::{Fault, Result};
 pub use create::create;
 pub use devices::Devices;
 pub use exec::exec;
+pub use plug::{plug, unplug};
 pub use process::{Ended, Process};
 pub use state::{Container, Phase};
 

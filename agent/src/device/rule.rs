@@ -24,7 +24,7 @@ impl Access {
     pub const ALL: Self = Self(7);
 
     /// Reads letters of `r`, `w` and `m`. An absent or empty word is all of them, as runtimes take it.
-    fn parse(word: Option<&str>) -> Option<Self> {
+    pub fn parse(word: Option<&str>) -> Option<Self> {
         let word = word.unwrap_or_default();
         if word.is_empty() {
             return Some(Self::ALL);

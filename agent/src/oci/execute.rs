@@ -8,10 +8,10 @@ use std::sync::Arc;
 use tokio::io::Interest;
 
 use super::{Answer, Request, channel};
-use crate::reaper::{ExitWatch, Reaper, ended};
+use crate::reaper::{ExitWatch, Expectation, Reaper, ended};
 use crate::sys;
 
-/// Why a helper built nothing.
+/// Why a helper did nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// The helper could not be run or talked to.
@@ -20,7 +20,10 @@ pub enum OciError {
     /// The helper ended without an answer.
     #[error("OCI helper ended with status {0} and no answer")]
     Ended(u32),
-    /// What libcontainer said.
+    /// The container is not in a state for what was asked.
+    #[error("{0}")]
+    Unfit(String),
+    /// What libcontainer or the kernel said.
     #[error("{0}")]
     Refused(String),
 }
@@ -56,17 +59,36 @@ impl RoleProcess {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(helper_error)?;
         let mut descriptors = vec![theirs.as_fd()];
         descriptors.extend(streams.iter().map(AsFd::as_fd));
-        let built = self.ask(request, &descriptors).await?;
+        let built = self.build(request, &descriptors).await?;
         Ok(Built { started: Some(started), ..built })
     }
 
     /// Starts a process in a container; `streams` as above.
     pub async fn exec(&self, request: Request, streams: &[OwnedFd]) -> Result<Built, OciError> {
         let descriptors: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
-        self.ask(request, &descriptors).await
+        self.build(request, &descriptors).await
     }
 
-    async fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Built, OciError> {
+    /// Changes what is in the container whose init is `container`, a pidfd.
+    pub async fn change(&self, request: Request, container: &OwnedFd) -> Result<(), OciError> {
+        self.ask(request, &[container.as_fd()]).await.map(drop)
+    }
+
+    async fn build(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Built, OciError> {
+        match self.ask(request, descriptors).await? {
+            (Answer::Pid(pid), mut descriptors, expectation) => {
+                Ok(Built { pid, exit: expectation.claim(pid), master: descriptors.pop(), started: None })
+            }
+            (answer, ..) => Err(OciError::Refused(format!("{answer:?} is no answer to that"))),
+        }
+    }
+
+    /// What the helper has done, and what came with its answer.
+    async fn ask(
+        &self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Answer, Vec<OwnedFd>, Expectation), OciError> {
         let (ours, theirs) = channel::pair().map_err(OciError::RoleProcess)?;
         channel::send(&ours, &request, descriptors).map_err(OciError::RoleProcess)?;
         let expectation = self.reaper.expect();
@@ -85,10 +107,9 @@ impl RoleProcess {
         let ours = sys::watch(ours, Interest::READABLE).map_err(OciError::RoleProcess)?;
         ours.readable().await.map_err(OciError::RoleProcess)?.retain_ready();
         match channel::receive::<Answer>(ours.get_ref()).map_err(OciError::RoleProcess)? {
-            Some((Answer::Pid(pid), mut descriptors)) => {
-                Ok(Built { pid, exit: expectation.claim(pid), master: descriptors.pop(), started: None })
-            }
             Some((Answer::Failed(reason), _)) => Err(OciError::Refused(reason)),
+            Some((Answer::Unfit(reason), _)) => Err(OciError::Unfit(reason)),
+            Some((answer, descriptors)) => Ok((answer, descriptors, expectation)),
             None => Err(OciError::Ended(ended(&mut helper).await.status)),
         }
     }

@@ -1,13 +1,15 @@
-//! The helper roles: the agent executes itself to build containers and to add processes to them.
+//! The helper roles: the agent executes itself to build containers, to add processes to them, and to change
+//! what is mounted in them ([`plug`]).
 //!
-//! libcontainer clones with raw system calls, which a process with threads must not do. So the serving
-//! process never calls the parts of it that clone; it starts `kiai-agent oci`, a short-lived process with one
+//! libcontainer clones with raw system calls, which a process with threads must not do, and which cannot enter a
+//! mount namespace either. So the serving process does neither; it starts `kiai-agent oci`, a short-lived process with one
 //! thread, hands it a [`Request`] and descriptors on a socket ([`channel`]), and takes an [`Answer`]. The
 //! container's init and the processes of `exec` are left to PID 1, which reaps them.
 
 pub mod channel;
 mod execute;
 mod payload;
+mod plug;
 mod role;
 
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use execute::{Built, OciError, RoleProcess};
+pub use plug::{Changes, DeviceNode, Volume};
 pub use role::main;
 
 /// What a helper is asked to do. Descriptors come with it, see each variant.
@@ -47,6 +50,13 @@ pub enum Request {
         /// The process asks for a terminal.
         terminal: bool,
     },
+    /// Make device nodes and mount volumes in a container, in this order, all or none.
+    ///
+    /// Descriptors: the container's init, a pidfd.
+    Plug(Changes),
+    /// Unmount volumes of a container and remove device nodes, in this order, all or none. Descriptors as for
+    /// [`Request::Plug`].
+    Unplug(Changes),
 }
 
 /// What a helper has to say. With a terminal its master side comes with it.
@@ -54,6 +64,10 @@ pub enum Request {
 pub enum Answer {
     /// Pid of the process in the guest's root namespace.
     Pid(i32),
-    /// Nothing was built, and why.
+    /// It is done.
+    Done,
+    /// The container is not in a state for it: nothing was done, and why.
+    Unfit(String),
+    /// Nothing was done, and why.
     Failed(String),
 }

@@ -18,7 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::payload::Payload;
-use super::{Answer, Request, channel};
+use super::{Answer, Request, channel, plug};
 
 /// Runs the helper: the channel is descriptor 0, messages for the log go to descriptor 2.
 ///
@@ -36,20 +36,30 @@ pub fn main(level: tracing::Level) -> anyhow::Result<()> {
     let (request, descriptors) =
         channel::receive::<Request>(&socket)?.context("the agent closed the helper channel")?;
     let (answer, master) = match serve(request, descriptors) {
-        Ok((pid, master)) => (Answer::Pid(pid), master),
-        Err(error) => (Answer::Failed(reasons.explain(&error)), None),
+        Ok(served) => served,
+        Err(error) => match error.downcast_ref::<plug::Unfit>() {
+            Some(unfit) => (Answer::Unfit(unfit.to_string()), None),
+            None => (Answer::Failed(reasons.explain(&error)), None),
+        },
     };
     let descriptors: Vec<_> = master.iter().map(AsFd::as_fd).collect();
     channel::send(&socket, &answer, &descriptors).context("answer the agent")
 }
 
-fn serve(request: Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<(i32, Option<OwnedFd>)> {
+fn serve(request: Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<(Answer, Option<OwnedFd>)> {
     // The agent's own limits are the kernel's greatest; programs expect what a service manager would give.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(524_288) });
-    match request {
+    let (pid, master) = match request {
         Request::Create { id, bundle, state, terminal } => create(id, &bundle, &state, terminal, descriptors),
         Request::Exec { id, state, process, terminal } => exec(id, &state, &process, terminal, descriptors),
-    }
+        Request::Plug(changes) => return done(plug::plug(&changes, &descriptors)),
+        Request::Unplug(changes) => return done(plug::unplug(&changes, &descriptors)),
+    }?;
+    Ok((Answer::Pid(pid), master))
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<(Answer, Option<OwnedFd>)> {
+    result.map(|()| (Answer::Done, None))
 }
 
 fn create(

@@ -3,7 +3,7 @@
 //! A list is mounted whole or not at all. Several containers may name the same storage; it is unmounted when
 //! the last of them is gone. Where a device is and how a mount is made is said in [`source`] and [`mount`].
 
-mod mount;
+pub(crate) mod mount;
 mod source;
 
 use std::collections::HashMap;

@@ -67,7 +67,7 @@ pub(super) fn apply(plan: &Plan, target: &Path) -> Result<Option<PathBuf>, Mount
 }
 
 /// Unmounts `target` and removes what was made for it. A busy mount is detached; the error still says so.
-pub(super) fn undo(target: &Path, made: Option<&Path>) -> Result<(), Errno> {
+pub(crate) fn undo(target: &Path, made: Option<&Path>) -> Result<(), Errno> {
     let result = match unmount(target, UnmountFlags::NOFOLLOW) {
         Err(Errno::BUSY) => {
             unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).and(Err(Errno::BUSY))
@@ -89,7 +89,8 @@ pub(super) fn undo(target: &Path, made: Option<&Path>) -> Result<(), Errno> {
     result
 }
 
-fn new_file_system(
+/// A new file system, mounted nowhere yet. Parameters are in order: a key, and a value unless it is a flag.
+pub(crate) fn new_file_system(
     fstype: &str,
     parameters: &[(String, Option<String>)],
     attributes: MountAttrFlags,
@@ -124,7 +125,8 @@ fn shorten(value: &str, kept: &mut Vec<OwnedFd>) -> Result<String, MountError> {
     Ok(name)
 }
 
-fn attach(tree: &OwnedFd, target: &Path) -> Result<(), MountError> {
+/// Mounts on `target` what is mounted nowhere yet.
+pub(crate) fn attach(tree: &OwnedFd, target: &Path) -> Result<(), MountError> {
     move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(kernel(String::from("attach the mount"), None))
 }
@@ -149,7 +151,7 @@ fn restrict(target: &Path, attributes: MountAttrFlags) -> Result<(), MountError>
 }
 
 /// Makes `target` and its parents. Returns the topmost one that was not there.
-fn make(target: &Path, directory: bool) -> std::io::Result<Option<PathBuf>> {
+pub(crate) fn make(target: &Path, directory: bool) -> std::io::Result<Option<PathBuf>> {
     let missing = target.ancestors().take_while(|path| path.symlink_metadata().is_err()).last();
     let missing = missing.map(Path::to_owned);
     if directory {

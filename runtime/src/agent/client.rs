@@ -13,6 +13,8 @@ use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::Empty;
 use kiai_protocol::agent::ExecProcessRequest;
 use kiai_protocol::agent::OnlineCpusRequest;
+use kiai_protocol::agent::PlugRequest;
+use kiai_protocol::agent::PlugResponse;
 use kiai_protocol::agent::ProcessRequest;
 use kiai_protocol::agent::RemoveContainerRequest;
 use kiai_protocol::agent::RemovePciRequest;
@@ -21,6 +23,7 @@ use kiai_protocol::agent::ResizeTerminalRequest;
 use kiai_protocol::agent::SetClockRequest;
 use kiai_protocol::agent::SignalProcessRequest;
 use kiai_protocol::agent::StatsContainerResponse;
+use kiai_protocol::agent::UnplugRequest;
 use kiai_protocol::agent::UpdateContainerRequest;
 use kiai_protocol::agent::UpdateInterfaceRequest;
 use kiai_protocol::agent::UpdateRoutesRequest;
@@ -246,6 +249,16 @@ impl Agent {
     /// Forgets a process that was run in a container and has exited.
     pub async fn remove_process(&self, of: &ProcessRequest) -> Result<(), AgentError> {
         bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
+    }
+
+    /// Puts volumes and devices into a container, in order, or none of them.
+    pub async fn plug(&self, request: PlugRequest) -> Result<PlugResponse, AgentError> {
+        bounded("Plug", self.0.plug(Context::default(), &request)).await
+    }
+
+    /// Takes volumes, in order, and devices out of a container, or none of them: what is in use is refused.
+    pub async fn unplug(&self, request: UnplugRequest) -> Result<PlugResponse, AgentError> {
+        bounded("Unplug", self.0.unplug(Context::default(), &request)).await
     }
 
     /// Brings CPUs on or off line until `count` are online.

@@ -26,6 +26,7 @@ mod kill;
 mod logs;
 mod names;
 mod options;
+mod plug;
 mod prepare;
 mod ps;
 mod pull;
@@ -41,6 +42,7 @@ mod stop;
 mod streams;
 mod task;
 mod terminal;
+mod unplug;
 mod update;
 mod version;
 mod wait;
@@ -96,6 +98,8 @@ enum Verb {
     Wait(wait::Wait),
     Stats(stats::Stats),
     Update(update::Update),
+    Plug(plug::Plug),
+    Unplug(unplug::Unplug),
     Pull(pull::Pull),
     Import(import::Import),
     Images(images::Images),
@@ -176,6 +180,8 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
         Verb::Wait(wait) => wait.perform(context).await,
         Verb::Stats(stats) => stats.perform(context).await,
         Verb::Update(update) => update.perform(context).await,
+        Verb::Plug(plug) => plug.perform(context).await,
+        Verb::Unplug(unplug) => unplug.perform(context).await,
         Verb::Pull(pull) => pull.perform(context).await,
         Verb::Import(import) => import.perform(context).await,
         Verb::Images(images) => images.perform(context),

@@ -43,7 +43,6 @@ use crate::network::Network;
 use crate::network::PortMapping;
 use crate::shim;
 use crate::shim::LaunchOptions;
-use crate::spec::volume::VolumeSource;
 use crate::spec::volume::is_name;
 use crate::store;
 use crate::store::Container;
@@ -168,19 +167,7 @@ impl Run {
             log,
             stop_signal: source.config.stop_signal().clone().unwrap_or_else(|| "SIGTERM".to_owned()),
             ports: self.container.publish.iter().map(ToString::to_string).collect(),
-            volumes: self
-                .container
-                .volume
-                .iter()
-                .map(|volume| {
-                    let source = match &volume.source {
-                        VolumeSource::Path(path) => path.display().to_string(),
-                        VolumeSource::Named(name) => name.clone(),
-                    };
-                    let mode = if volume.read_only { ":ro" } else { "" };
-                    format!("{source}:{}{mode}", volume.destination.display())
-                })
-                .collect(),
+            volumes: self.container.volume.iter().map(ToString::to_string).collect(),
             addresses: Vec::new(),
             status: Status::Creating,
         };

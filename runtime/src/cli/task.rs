@@ -14,6 +14,11 @@ use oci_spec::runtime::Process;
 use ttrpc::Code;
 use ttrpc::context::Context;
 
+use crate::container::Plug;
+use crate::container::Unplug;
+use crate::shim::PLUG;
+use crate::shim::RESOURCES;
+use crate::shim::UNPLUG;
 use crate::store::timestamp::Timestamp;
 
 /// Why a shim did not do what it was asked.
@@ -240,13 +245,31 @@ impl Task {
 
     /// Changes what the container may use.
     pub(super) async fn update(&self, resources: &LinuxResources) -> Result<(), TaskError> {
+        self.change("cannot update the container", RESOURCES, resources).await
+    }
+
+    /// Plugs devices in, all or none.
+    pub(super) async fn plug(&self, plug: &Plug) -> Result<(), TaskError> {
+        self.change("cannot plug it in", PLUG, plug).await
+    }
+
+    /// Takes devices out, all or none.
+    pub(super) async fn unplug(&self, unplug: &Unplug) -> Result<(), TaskError> {
+        self.change("cannot unplug it", UNPLUG, unplug).await
+    }
+
+    async fn change(
+        &self,
+        call: &'static str,
+        type_url: &str,
+        change: &impl serde::Serialize,
+    ) -> Result<(), TaskError> {
         let mut any = Any::new();
-        any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned();
-        any.value = serde_json::to_vec(resources).expect("OCI resources are always JSON");
+        any.type_url = type_url.to_owned();
+        any.value = serde_json::to_vec(change).expect("nothing of a change is not JSON");
         let request =
             api::UpdateTaskRequest { id: self.id.clone(), resources: Some(any).into(), ..Default::default() };
-        let call = TaskError::of("cannot update the container");
-        self.client.update(Context::default(), &request).await.map_err(call).map(drop)
+        self.client.update(Context::default(), &request).await.map_err(TaskError::of(call)).map(drop)
     }
 
     /// Forgets an ended process; for the container itself, takes it apart.

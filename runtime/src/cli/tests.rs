@@ -31,6 +31,9 @@ fn dockers_words_are_understood() {
         "kiai rm -f a",
         "kiai stats --no-stream",
         "kiai --state /s --root /r --namespace n ps --format json",
+        "kiai plug web -v /a:/b:ro -v data:/d --network default",
+        "kiai plug web --device /dev/loop0:/dev/x:r",
+        "kiai unplug web -v /b --network eth1 --network eth2 --device /dev/x",
         "kiai completions bash",
     ] {
         if let Err(error) = parse(line) {
@@ -60,6 +63,9 @@ fn nonsense_is_refused() {
         "kiai kill -s FOO a",
         "kiai run -u a:b:c debian",
         "kiai rm",
+        "kiai plug web",
+        "kiai plug web -v /a",
+        "kiai unplug web",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }

@@ -30,6 +30,7 @@ use crate::plan::container_directory;
 use crate::sandbox::BootError;
 use crate::sandbox::LendError;
 use crate::sandbox::Sandbox;
+use crate::sandbox::Wanted;
 
 /// What a client says about a container to be.
 #[derive(Debug, Clone, Default)]
@@ -100,7 +101,8 @@ pub async fn create(
     reporter: Reporter,
 ) -> Result<Arc<Container>, CreateError> {
     let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
-    let (loan, devices) = sandbox.lend(&plan.disks, &plan.functions).await?;
+    let wanted = Wanted { disks: &plan.disks, functions: &plan.functions, ..Wanted::default() };
+    let (loan, devices) = sandbox.lend(wanted).await?;
     match ask(&options, &plan, &sandbox, devices).await {
         Ok(streams) => {
             let init = Process::new(&options.id, "", options.uris, options.terminal);

@@ -1,15 +1,20 @@
 //! Where the devices of a container ended up, written down in the bundle for `kiai inspect --devices`.
 
 use std::path::Path;
+use std::path::PathBuf;
 
 use kiai_protocol::agent::CreateContainerResponse;
 use kiai_protocol::agent::Device;
 use kiai_protocol::agent::FoundDevice;
+use kiai_protocol::agent::PlugResponse;
 use kiai_protocol::agent::device_locator::By;
 
 use crate::plan::DeviceMap;
+use crate::plan::Disk;
 use crate::plan::GuestSide;
+use crate::plan::MappedDevice;
 use crate::store::file::FileError;
+use crate::store::file::read_json;
 use crate::store::file::write_json;
 
 /// File in the bundle with a [`DeviceMap`].
@@ -24,6 +29,25 @@ pub(super) fn record(
     answer: CreateContainerResponse,
 ) -> Result<(), FileError> {
     write_json(&bundle.join(DEVICES), &completed(planned, sent, answer))
+}
+
+/// Adds disks that were plugged in to what is written down, and takes those at `gone` out; `answer` has the rules now
+/// in force.
+pub(super) fn record_change(
+    bundle: &Path,
+    disks: &[Disk],
+    gone: &[PathBuf],
+    answer: PlugResponse,
+) -> Result<(), FileError> {
+    let path = bundle.join(DEVICES);
+    let mut map: DeviceMap = read_json(&path)?.unwrap_or_default();
+    map.devices.retain(|device| !gone.contains(&device.entry));
+    map.devices.extend(disks.iter().map(|disk| {
+        let found = answer.devices.iter().find(|found| disk.container_path == Path::new(&found.entry));
+        MappedDevice { guest: found.map(guest_side), ..MappedDevice::of_disk(disk) }
+    }));
+    map.rules = answer.device_rules;
+    write_json(&path, &map)
 }
 
 fn completed(planned: DeviceMap, sent: &[Device], answer: CreateContainerResponse) -> DeviceMap {
@@ -76,7 +100,6 @@ mod tests {
     use super::*;
     use crate::plan::Attachment;
     use crate::plan::HostSide;
-    use crate::plan::MappedDevice;
 
     fn planned(entry: &str, attachment: Attachment, address: Option<&str>) -> MappedDevice {
         let host = HostSide {

@@ -1,6 +1,10 @@
 //! Why something cannot be done to a container or a process.
 
 use crate::agent::AgentError;
+use crate::host::MountError;
+use crate::host::NetworkError;
+use crate::plan::PlanError;
+use crate::sandbox::LendError;
 use crate::sandbox::ResizeError;
 
 use super::io::StdioError;
@@ -55,6 +59,26 @@ pub enum TaskError {
     /// The machine could not follow the limits.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// Not among what was plugged in.
+    #[error("container {container_id}: {what}: not plugged in")]
+    NotPlugged {
+        /// The container.
+        container_id: String,
+        /// What was to be unplugged.
+        what: String,
+    },
+    /// What cannot be plugged in.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A volume.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// An interface of the pod.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The machine or its guest does not take a device.
+    #[error(transparent)]
+    Lend(#[from] LendError),
     /// The microVM is over.
     #[error("the sandbox has ended")]
     SandboxEnded,

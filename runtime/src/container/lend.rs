@@ -1,4 +1,5 @@
-//! What the host lends a container: its root file system and volumes, mounted in the shared directory.
+//! What the host lends a container: its root file system and volumes, mounted in the shared directory; volumes
+//! that come later, each in one of its own.
 
 use std::io;
 use std::path::Path;
@@ -11,6 +12,7 @@ use crate::host::rootfs;
 use crate::host::rootfs::FsMount;
 use crate::plan::Volume;
 use crate::plan::VolumeKind;
+use crate::sandbox::SharedDirectory;
 
 /// A container's part of the shared directory. Dropping it unmounts everything and removes it.
 pub(super) struct Lent {
@@ -38,16 +40,56 @@ impl Lent {
         }
         create_dir(&lent.directory.join("mounts"))?;
         for volume in volumes {
-            let at = lent.directory.join(&volume.target);
-            match volume.kind {
-                VolumeKind::Directory => create_dir(&at)?,
-                VolumeKind::File => {
-                    std::fs::write(&at, "").map_err(|source| failed("create", &at, source))?;
-                }
-            }
-            lent.mounts.push(mount::bind(&volume.source, &at, volume.recursive, volume.read_only)?);
+            lent.mounts.push(bind(volume, &lent.directory)?);
         }
         Ok(lent)
+    }
+}
+
+/// Mounts a volume at its target below `directory`.
+fn bind(volume: &Volume, directory: &Path) -> Result<Mounted, MountError> {
+    let at = directory.join(&volume.target);
+    match volume.kind {
+        VolumeKind::Directory => create_dir(&at)?,
+        VolumeKind::File => {
+            std::fs::write(&at, "").map_err(|source| failed("create", &at, source))?;
+        }
+    }
+    mount::bind(&volume.source, &at, volume.recursive, volume.read_only)
+}
+
+/// One volume in a shared directory of its own. Dropping it unmounts and removes both.
+pub(super) struct OwnShare {
+    /// Undone from the first to the last; none while it is made or dropped.
+    mounts: Option<(Mounted, SharedDirectory)>,
+    directory: PathBuf,
+}
+
+impl OwnShare {
+    /// Makes the shared directory in `directory`, which must be new, and mounts the volume in it.
+    pub(super) fn mount(directory: PathBuf, volume: &Volume) -> Result<Self, MountError> {
+        create_dir(&directory)?;
+        let mut share = Self { mounts: None, directory };
+        let shared = SharedDirectory::create(&share.directory)?;
+        share.mounts = Some((bind(volume, shared.path())?, shared));
+        Ok(share)
+    }
+
+    /// What the guest is given.
+    pub(super) fn view(&self) -> &Path {
+        self.mounts.as_ref().map_or(&self.directory, |(_, shared)| shared.view())
+    }
+}
+
+impl Drop for OwnShare {
+    fn drop(&mut self) {
+        drop(self.mounts.take());
+        // Only empty mount points are left; should an unmount have failed, one that is not empty stays.
+        let mut entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let removed = entries.try_for_each(|entry| std::fs::remove_dir(entry.path()));
+        if let Err(error) = removed.and_then(|()| std::fs::remove_dir(&self.directory)) {
+            tracing::warn!(path = %self.directory.display(), %error, "mount points stay");
+        }
     }
 }
 

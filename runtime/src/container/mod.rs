@@ -1,7 +1,7 @@
 //! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
 //!
 //! `create` tells the whole story of a container; `process` is the life of its init and of every process run in
-//! it. Knows no containerd message: `shim` decodes, and publishes what is reported through [`Report`].
+//! it; `plug` is what comes and goes meanwhile. Knows no containerd message: `shim` decodes, and publishes what is reported through [`Report`].
 
 mod create;
 pub mod devices;
@@ -9,6 +9,7 @@ mod error;
 pub mod io;
 mod lend;
 mod limits;
+mod plug;
 mod process;
 mod task;
 
@@ -16,6 +17,10 @@ pub use create::CreateError;
 pub use create::CreateOptions;
 pub use create::create;
 pub use error::TaskError;
+pub use plug::Plug;
+pub use plug::PlugDevice;
+pub use plug::PlugVolume;
+pub use plug::Unplug;
 pub use process::Exit;
 pub use process::Process;
 pub use process::ProcessState;

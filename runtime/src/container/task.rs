@@ -23,6 +23,7 @@ use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
 use super::limits::Applied;
+use super::plug::Plugged;
 use crate::plan::Limits;
 use crate::plan::check_id;
 use crate::sandbox::Loan;
@@ -44,8 +45,10 @@ pub struct Container {
     sandbox: Arc<Sandbox>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     lent: Mutex<Option<(Lent, Loan)>>,
-    /// Locked while they change.
-    applied: tokio::sync::Mutex<Applied>,
+    /// Locked while that changes; none once the container is being removed.
+    pub(super) plugged: tokio::sync::Mutex<Option<Plugged>>,
+    /// Locked while they change, and while device rules do.
+    pub(super) applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
     /// Told already that memory ran out.
     out_of_memory: AtomicBool,
@@ -82,6 +85,7 @@ impl Container {
             sandbox,
             execs: Mutex::default(),
             lent: Mutex::new(Some(lent)),
+            plugged: tokio::sync::Mutex::new(Some(Plugged::default())),
             applied: tokio::sync::Mutex::new(applied),
             reporter,
             out_of_memory: AtomicBool::default(),
@@ -284,6 +288,9 @@ impl Container {
             // What the host lent goes all the same; the guest's remains end with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
         }
+        if let Some(plugged) = self.plugged.lock().await.take() {
+            plugged.give_back(&self.sandbox).await;
+        }
         let Some((lent, loan)) = self.lent.lock().take() else { return };
         self.sandbox.take_back(loan).await;
         if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
@@ -371,7 +378,7 @@ impl Container {
         self.init.wait().await;
     }
 
-    fn guest(&self) -> Result<&Sandbox, TaskError> {
+    pub(super) fn guest(&self) -> Result<&Sandbox, TaskError> {
         if self.sandbox.endings.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use oci_spec::runtime::LinuxDeviceType;
 use oci_spec::runtime::Spec;
 
 use crate::host::pci;
@@ -46,7 +47,8 @@ pub fn memory_mib() -> u32 {
     u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
-fn kind(path: &Path) -> Option<SourceKind> {
+/// What a path is; none if it cannot be looked at.
+pub fn kind(path: &Path) -> Option<SourceKind> {
     let metadata = std::fs::metadata(path).ok()?;
     let typ = metadata.file_type();
     Some(if typ.is_dir() {
@@ -61,6 +63,21 @@ fn kind(path: &Path) -> Option<SourceKind> {
     } else {
         SourceKind::File
     })
+}
+
+/// Type and number of a device node; none for what is no node.
+pub fn device(path: &Path) -> Option<(LinuxDeviceType, (i64, i64))> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let typ = metadata.file_type();
+    let typ = if typ.is_block_device() {
+        LinuxDeviceType::B
+    } else if typ.is_char_device() {
+        LinuxDeviceType::C
+    } else {
+        return None;
+    };
+    let number = metadata.rdev();
+    Some((typ, (rustix::fs::major(number).into(), rustix::fs::minor(number).into())))
 }
 
 /// The node of a block device, by what the kernel calls it.

@@ -145,9 +145,9 @@ pub enum NetworkError {
     },
 }
 
-/// Takes over the interfaces of the namespace at `path`, with `queues` queue pairs each. Blocks for a few
-/// milliseconds. The taps, and with them the redirections, go when their files are closed.
-pub fn take_over(path: &Path, queues: usize) -> Result<Network, NetworkError> {
+/// Takes over the interfaces of the namespace at `path`, or those that are named, with `queues` queue pairs each.
+/// One that was taken over already is refused. Blocks for a few milliseconds. The taps, and with them the redirections, go when their files are closed.
+pub fn take_over(path: &Path, queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let failed = |source| NetworkError::Namespace { path: path.into(), source };
     let namespace = File::open(path).map_err(failed)?;
     let own = std::fs::metadata("/proc/self/ns/net").map_err(failed)?;
@@ -160,7 +160,7 @@ pub fn take_over(path: &Path, queues: usize) -> Result<Network, NetworkError> {
         rustix::thread::move_into_link_name_space(namespace.as_fd(), net)
             .map_err(|e| NetworkError::Namespace { path: path.into(), source: e.into() })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
-        runtime.block_on(inside(queues.clamp(1, MOST_QUEUES)))
+        runtime.block_on(inside(queues.clamp(1, MOST_QUEUES), named))
     };
     std::thread::scope(|scope| {
         let spawned = std::thread::Builder::new().name("network".into()).spawn_scoped(scope, work);
@@ -174,7 +174,7 @@ fn netlink(step: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error)
 }
 
 /// On the namespace's thread.
-async fn inside(queues: usize) -> Result<Network, NetworkError> {
+async fn inside(queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
     tokio::spawn(connection);
 
@@ -188,6 +188,9 @@ async fn inside(queues: usize) -> Result<Network, NetworkError> {
     for link in links.iter().filter(|link| is_pods(link)) {
         let index = link.header.index;
         let (name, mac, mtu) = describe(link)?;
+        if named.is_some_and(|named| !named.contains(&name)) {
+            continue;
+        }
         let tap = format!("kiai{index}");
         let taps =
             tap::create(&tap, queues).map_err(|source| NetworkError::Tap { name: tap.clone(), source })?;
@@ -195,6 +198,10 @@ async fn inside(queues: usize) -> Result<Network, NetworkError> {
         let addresses = addresses.iter().filter(|a| a.header.index == index).filter_map(address).collect();
         names.push((index, name.clone()));
         network.nics.push(Nic { name, mac, mtu, addresses, taps });
+    }
+    let missing = |name: &&String| !names.iter().any(|(_, found)| found == *name);
+    if let Some(name) = named.and_then(|named| named.iter().find(missing)) {
+        return Err(NetworkError::Interface { name: name.clone(), reason: "does not exist" });
     }
     if names.is_empty() {
         return Ok(network);

@@ -12,13 +12,16 @@ const VNET_HEADER_SIZE: libc::c_int = 12;
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_ptr_bad!(tun_set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
 
-/// Makes a tap of this name in the calling thread's network namespace. It goes when the last queue is closed.
+/// Makes a tap of this name, which must be new, in the calling thread's network namespace. It goes when the last
+/// queue is closed.
 pub(super) fn create(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if queues > 1 {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    (0..queues).map(|_| queue(name, flags)).collect()
+    // Or the first queue might be one more of a tap that is there.
+    let new = |nth| if nth == 0 { libc::IFF_TUN_EXCL } else { 0 };
+    (0..queues).map(|nth| queue(name, flags | new(nth))).collect()
 }
 
 fn queue(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
@@ -33,7 +36,8 @@ fn queue(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    // A field of 16 bits, of which TUN_EXCL is the last.
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open, and the kernel reads one `ifreq` that lives across the call.
     unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;
     let header_size = VNET_HEADER_SIZE;

@@ -113,6 +113,15 @@ pub(super) fn for_call(plugin: &Value, ports: &[PortMapping], previous: Option<&
     configuration
 }
 
+/// A plugin's configuration for a further interface: the first one leads out.
+pub(super) fn without_routes(plugin: &Value) -> Value {
+    let mut configuration = plugin.clone();
+    if let Some(ipam) = configuration.get_mut("ipam").and_then(Value::as_object_mut) {
+        ipam.remove("routes");
+    }
+    configuration
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,8 @@
 //!   attach: write down what will be done -> make the namespace -> ADD, plugin by plugin -> write down the result
 //!   detach: DEL, plugins in reverse -> remove the namespace -> forget
 //! ```
+//! [`plug`] and [`unplug`] do the same for further interfaces of the namespace, one at a time.
+//!
 //!
 //! What is written down comes first, so that [`detach`] can undo the work of a command that died half-way. It
 //! can be called any number of times.
@@ -41,8 +43,11 @@ use crate::store::file::Lock;
 /// that both find its chain missing both make it, and one fails).
 const LOCK: &str = "/run/kiai-network.lock";
 
-/// The name of the guest's interface.
+/// The name of the guest's first interface.
 pub const INTERFACE: &str = "eth0";
+
+/// Most interfaces of one container, the first included.
+const MOST_INTERFACES: usize = 16;
 
 /// Why a container has no network.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,15 @@ pub enum NetworkError {
     /// The result of the plugins cannot be understood.
     #[error("the answer of the CNI plugins is no result of version {}", conflist::VERSION)]
     Result(#[source] serde_json::Error),
+    /// Nothing to add a further interface to.
+    #[error("the container has no network that could have a further interface")]
+    NoNetwork,
+    /// As many as there can be.
+    #[error("the container has {MOST_INTERFACES} interfaces, and can have no more")]
+    Full,
+    /// Not one that was plugged in.
+    #[error("interface {0}: not plugged in")]
+    NoInterface(String),
 }
 
 /// What is written down of one container's network.
@@ -71,6 +85,26 @@ struct Attachment {
     plugins: Vec<Value>,
     ports: Vec<PortMapping>,
     result: Option<Value>,
+    /// What was plugged in since.
+    #[serde(default)]
+    further: Vec<Further>,
+}
+
+/// A further interface.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Further {
+    interface: String,
+    result: Option<Value>,
+}
+
+/// An interface that was plugged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name in the namespace.
+    pub name: String,
+    /// Addresses with their prefix length.
+    pub addresses: Vec<String>,
 }
 
 /// What a container gets.
@@ -118,43 +152,30 @@ pub fn attach(
         plugins: conflist::plugins(settings)?,
         ports: ports.to_vec(),
         result: None,
+        further: Vec::new(),
     };
     file::write_json(file, &attachment)?;
     namespace::create(&attachment.namespace)?;
-    let alone = Lock::exclusive(Path::new(LOCK))?;
-    let mut previous = None;
-    for plugin in &attachment.plugins {
-        previous = Some(call(&attachment, Command::Add, plugin, previous.as_ref())?);
-    }
-    drop(alone);
-    let result = previous.unwrap_or(Value::Null);
-    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(NetworkError::Result)?;
+    let result = add(&attachment, INTERFACE)?;
+    let addresses = addresses(Some(&result))?;
     attachment.result = Some(result);
     file::write_json(file, &attachment)?;
-    Ok(Network {
-        namespace: attachment.namespace,
-        addresses: parsed.ips.into_iter().map(|ip| ip.address).collect(),
-    })
+    Ok(Network { namespace: attachment.namespace, addresses })
 }
 
-/// Undoes [`attach`], however far it came, and forgets it. No file: nothing to do.
+/// Undoes [`attach`] and every [`plug`], however far they came, and forgets them. No file: nothing to do.
 ///
 /// # Errors
 /// The first thing that could not be undone; the rest was tried, and the file is kept for the next time.
 pub fn detach(file: &Path) -> Result<(), NetworkError> {
     let Some(attachment) = file::read_json::<Attachment>(file)? else { return Ok(()) };
-    let alone = Lock::exclusive(Path::new(LOCK))?;
-    let mut first_error = None;
-    for plugin in attachment.plugins.iter().rev() {
-        if let Err(error) = call(&attachment, Command::Del, plugin, attachment.result.as_ref()) {
-            first_error.get_or_insert(error);
-        }
+    let mut deleted = Ok(());
+    for further in attachment.further.iter().rev() {
+        deleted = deleted.and(delete(&attachment, &further.interface, further.result.as_ref()));
     }
-    drop(alone);
+    deleted = deleted.and(delete(&attachment, INTERFACE, attachment.result.as_ref()));
     namespace::remove(&attachment.namespace)?;
-    if let Some(error) = first_error {
-        return Err(error.into());
-    }
+    deleted?;
     match std::fs::remove_file(file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(file::io_error("remove", file)(error).into())
@@ -163,19 +184,98 @@ pub fn detach(file: &Path) -> Result<(), NetworkError> {
     }
 }
 
+/// Adds a further interface to the network of a container. The caller holds the container's lock.
+///
+/// # Errors
+/// [`NetworkError`]; what was done so far is undone. What cannot be undone now [`detach`] will.
+pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
+    let mut attachment = file::read_json::<Attachment>(file)?.ok_or(NetworkError::NoNetwork)?;
+    let taken = |name: &String| attachment.further.iter().any(|further| further.interface == *name);
+    let free = (1..MOST_INTERFACES).map(|number| format!("eth{number}")).find(|name| !taken(name));
+    let name = free.ok_or(NetworkError::Full)?;
+    attachment.further.push(Further { interface: name.clone(), result: None });
+    file::write_json(file, &attachment)?;
+    let added = add(&attachment, &name).and_then(|result| {
+        let addresses = addresses(Some(&result))?;
+        if let Some(further) = attachment.further.last_mut() {
+            further.result = Some(result);
+        }
+        file::write_json(file, &attachment)?;
+        Ok(addresses)
+    });
+    match added {
+        Ok(addresses) => Ok(Interface { name, addresses }),
+        Err(error) => {
+            let _ = unplug(file, &name);
+            Err(error)
+        }
+    }
+}
+
+/// Takes away an interface that [`plug`] has added; the addresses it had. The caller holds the container's lock.
+///
+/// # Errors
+/// The first thing that could not be undone; the rest was tried, and it is kept for the next time.
+pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, NetworkError> {
+    let mut attachment = file::read_json::<Attachment>(file)?.ok_or(NetworkError::NoNetwork)?;
+    let Some(index) = attachment.further.iter().position(|further| further.interface == name) else {
+        return Err(NetworkError::NoInterface(name.to_owned()));
+    };
+    let result = attachment.further[index].result.clone();
+    delete(&attachment, name, result.as_ref())?;
+    attachment.further.remove(index);
+    file::write_json(file, &attachment)?;
+    addresses(result.as_ref())
+}
+
+fn addresses(result: Option<&Value>) -> Result<Vec<String>, NetworkError> {
+    let Some(result) = result else { return Ok(Vec::new()) };
+    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(NetworkError::Result)?;
+    Ok(parsed.ips.into_iter().map(|ip| ip.address).collect())
+}
+
+/// ADD, plugin by plugin; the last one's result.
+fn add(attachment: &Attachment, interface: &str) -> Result<Value, NetworkError> {
+    let _alone = Lock::exclusive(Path::new(LOCK))?;
+    let mut previous = None;
+    for plugin in &attachment.plugins {
+        previous = Some(call(attachment, Command::Add, interface, plugin, previous.as_ref())?);
+    }
+    Ok(previous.unwrap_or(Value::Null))
+}
+
+/// DEL, plugins in reverse. The first error; all were tried.
+fn delete(attachment: &Attachment, interface: &str, result: Option<&Value>) -> Result<(), NetworkError> {
+    let _alone = Lock::exclusive(Path::new(LOCK))?;
+    let mut deleted = Ok(());
+    for plugin in attachment.plugins.iter().rev() {
+        deleted = deleted.and(call(attachment, Command::Del, interface, plugin, result).map(drop));
+    }
+    Ok(deleted?)
+}
+
 fn call(
     attachment: &Attachment,
     command: Command,
+    interface: &str,
     configuration: &Value,
     previous: Option<&Value>,
 ) -> Result<Value, PluginError> {
+    let (container, configuration) = if interface == INTERFACE {
+        (attachment.id.clone(), conflist::for_call(configuration, &attachment.ports, previous))
+    } else {
+        // To the plugins a container of its own: they keep one set of firewall rules a container, and would take
+        // the first interface's away with the further one's.
+        let configuration = conflist::without_routes(configuration);
+        (format!("{}-{interface}", attachment.id), conflist::for_call(&configuration, &[], previous))
+    };
     plugin::call(&Call {
         command,
-        configuration: conflist::for_call(configuration, &attachment.ports, previous),
+        configuration,
         plugin_path: &attachment.plugin_path,
-        container: &attachment.id,
+        container: &container,
         namespace: attachment.namespace.exists().then_some(&attachment.namespace),
-        interface: INTERFACE,
+        interface,
     })
 }
 

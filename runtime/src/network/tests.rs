@@ -70,6 +70,48 @@ fn a_container_joins_the_bridge_and_leaves_nothing() {
 }
 
 #[test]
+fn a_further_interface_comes_and_goes_and_the_first_stays_whole() {
+    on_own_host(|| {
+        let temporary = TempDir::new().unwrap();
+        let file = temporary.path().join("network.json");
+        let ports: Vec<PortMapping> = vec!["8082:80".parse().unwrap()];
+        assert!(matches!(plug(&file), Err(NetworkError::NoNetwork)));
+        let network = attach("more", &file, &Settings::default(), &ports).unwrap();
+        let rules = || {
+            let saved = output("iptables-save", &[]);
+            let mut rules: Vec<_> =
+                saved.lines().filter(|line| line.starts_with('-')).map(str::to_owned).collect();
+            rules.sort();
+            rules
+        };
+        let before = rules();
+        let further = plug(&file).unwrap();
+        let expected = Interface { name: "eth1".into(), addresses: vec!["10.88.0.3/16".into()] };
+        assert_eq!(further, expected);
+        let namespace = format!("--net={}", network.namespace.display());
+        let inside = |what: &str| output("nsenter", &[&namespace, "ip", "-brief", what]);
+        assert!(inside("address").contains("10.88.0.3/16"));
+        let routes = output("nsenter", &[&namespace, "ip", "route"]);
+        assert_eq!(routes.matches("default").count(), 1, "{routes}");
+        assert_eq!(plug(&file).unwrap().name, "eth2");
+        assert!(rules().len() > before.len());
+
+        assert_eq!(unplug(&file, "eth1").unwrap(), ["10.88.0.3/16"]);
+        assert!(matches!(unplug(&file, "eth1"), Err(NetworkError::NoInterface(name)) if name == "eth1"));
+        assert_eq!(plug(&file).unwrap().name, "eth1", "the first that is free");
+        unplug(&file, "eth1").unwrap();
+        unplug(&file, "eth2").unwrap();
+        assert!(!inside("link").contains("eth1") && inside("link").contains("eth0"));
+        assert_eq!(rules(), before);
+
+        plug(&file).unwrap();
+        detach(&file).unwrap();
+        assert!(!file.exists() && !output("ip", &["-brief", "link"]).contains("veth"));
+        assert!(!output("iptables-save", &[]).contains("10.88.0."));
+    });
+}
+
+#[test]
 fn half_done_work_is_undone() {
     on_own_host(|| {
         let temporary = TempDir::new().unwrap();

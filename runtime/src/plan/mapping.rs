@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::ContainerPlan;
+use super::Disk;
 use super::PassMode;
 use super::PassedFunction;
 use super::VfioInterface;
@@ -116,6 +117,25 @@ impl DeviceMap {
     }
 }
 
+impl MappedDevice {
+    /// A disk that was plugged in; its guest's side is to come.
+    pub fn of_disk(disk: &Disk) -> Self {
+        Self {
+            entry: disk.container_path.clone(),
+            host: HostSide {
+                kind: "b".to_owned(),
+                major: disk.major,
+                minor: disk.minor,
+                node: Some(disk.node.clone()),
+                pci_address: None,
+                vfio: None,
+            },
+            attachment: if disk.read_only { Attachment::ReadOnlyDisk } else { Attachment::Disk },
+            guest: None,
+        }
+    }
+}
+
 /// What an entry becomes: one device, for an IOMMU group one for each of its functions, for a fifo none.
 fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
     let kind = match entry.typ() {
@@ -123,13 +143,13 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
         LinuxDeviceType::A | LinuxDeviceType::P => return Vec::new(),
     };
-    let mapped = |attachment, node: Option<&PathBuf>, function: Option<&PassedFunction>| MappedDevice {
+    let mapped = |attachment, function: Option<&PassedFunction>| MappedDevice {
         entry: entry.path().clone(),
         host: HostSide {
             kind: kind.to_owned(),
             major: entry.major(),
             minor: entry.minor(),
-            node: node.cloned(),
+            node: None,
             pci_address: function.map(|function| function.address.to_string()),
             vfio: function.map(|function| function.interface.clone()),
         },
@@ -137,17 +157,16 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
         guest: None,
     };
     if let Some(disk) = plan.disks.iter().find(|disk| disk.container_path == *entry.path()) {
-        let attachment = if disk.read_only { Attachment::ReadOnlyDisk } else { Attachment::Disk };
-        return vec![mapped(attachment, Some(&disk.node), None)];
+        return vec![MappedDevice::of_disk(disk)];
     }
     let functions = plan.functions.iter().filter(|function| function.container_path == *entry.path());
     let functions: Vec<_> = functions
         .map(|function| match function.mode {
-            PassMode::GuestDriver => mapped(Attachment::GuestDriver, None, Some(function)),
-            PassMode::UserSpace => mapped(Attachment::UserSpace, None, Some(function)),
+            PassMode::GuestDriver => mapped(Attachment::GuestDriver, Some(function)),
+            PassMode::UserSpace => mapped(Attachment::UserSpace, Some(function)),
         })
         .collect();
-    if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None, None)] } else { functions }
+    if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None)] } else { functions }
 }
 
 #[cfg(test)]

@@ -72,30 +72,8 @@ pub(super) fn plan_mounts(
             continue;
         }
         let Some(source) = host_source(mount).map(Path::to_path_buf) else { continue };
-        let refuse = |reason: &str| PlanError::Mount {
-            destination: mount.destination().clone(),
-            reason: format!("source {} {reason}", source.display()),
-        };
-        let kind = match facts.sources.get(&source) {
-            None => {
-                let destination = mount.destination().clone();
-                return Err(PlanError::NoSource { destination, source_path: source });
-            }
-            Some(SourceKind::Directory) => VolumeKind::Directory,
-            Some(SourceKind::File) => VolumeKind::File,
-            // /dev/null over a path hides it; the guest's own node does the same.
-            Some(&SourceKind::CharacterDevice { major, minor })
-                if is_guest_native(major.into(), minor.into()) =>
-            {
-                continue;
-            }
-            Some(SourceKind::CharacterDevice { .. } | SourceKind::BlockDevice) => {
-                return Err(refuse("is a device: name it as a device, not as a mount"));
-            }
-            Some(SourceKind::Socket) => {
-                return Err(refuse("is a socket: the guest's kernel cannot reach one of the host"));
-            }
-        };
+        let at = mount.destination();
+        let Some(kind) = kind_of(&source, at, facts.sources.get(&source).copied())? else { continue };
         let target = Path::new("mounts").join(index.to_string());
         mount.set_source(Some(container_directory(container_id).join(&target)));
         volumes.push(Volume {
@@ -107,6 +85,56 @@ pub(super) fn plan_mounts(
         });
     }
     Ok(volumes)
+}
+
+/// What a volume from `source` is in the guest; none for what the guest has of its own.
+fn kind_of(
+    source: &Path,
+    destination: &Path,
+    found: Option<SourceKind>,
+) -> Result<Option<VolumeKind>, PlanError> {
+    let destination = destination.to_path_buf();
+    let refuse = |reason: &str| {
+        let reason = format!("source {} {reason}", source.display());
+        Err(PlanError::Mount { destination: destination.clone(), reason })
+    };
+    match found {
+        None => Err(PlanError::NoSource { destination, source_path: source.into() }),
+        Some(SourceKind::Directory) => Ok(Some(VolumeKind::Directory)),
+        Some(SourceKind::File) => Ok(Some(VolumeKind::File)),
+        // /dev/null over a path hides it; the guest's own node does the same.
+        Some(SourceKind::CharacterDevice { major, minor }) if is_guest_native(major.into(), minor.into()) => {
+            Ok(None)
+        }
+        Some(SourceKind::CharacterDevice { .. } | SourceKind::BlockDevice) => {
+            refuse("is a device: name it as a device, not as a mount")
+        }
+        Some(SourceKind::Socket) => refuse("is a socket: the guest's kernel cannot reach one of the host"),
+    }
+}
+
+/// Plans a volume for a container that is there; `found` is what its source is. It has a shared directory of its
+/// own, and `target` is its name in that.
+pub fn plan_volume(
+    source: &Path,
+    destination: &Path,
+    read_only: bool,
+    found: Option<SourceKind>,
+) -> Result<Volume, PlanError> {
+    let refuse = |reason: String| Err(PlanError::Mount { destination: destination.into(), reason });
+    if !destination.is_absolute() || destination.parent().is_none() {
+        return refuse("the destination is not an absolute path below /".into());
+    }
+    if !source.is_absolute() {
+        return refuse("the source is not an absolute path".into());
+    }
+    let kind = if belongs_to_guest(source) { None } else { kind_of(source, destination, found)? };
+    match kind {
+        Some(kind) => {
+            Ok(Volume { source: source.into(), target: "volume".into(), kind, recursive: true, read_only })
+        }
+        None => refuse(format!("source {} is the kernel's, and the guest has its own", source.display())),
+    }
 }
 
 /// Whether the spec shares /dev/shm with somebody.
@@ -228,6 +256,29 @@ mod tests {
             let mut mounts = [mount(typ, source, "/at", &options)];
             let error = plan_mounts("c", &mut mounts, &facts(&sources)).unwrap_err().to_string();
             assert!(error.starts_with("mount /at: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_volume_for_a_container_that_is_there_is_refused_as_one_of_a_spec_is() {
+        let plan = |source: &str, destination: &str, found| {
+            plan_volume(Path::new(source), Path::new(destination), true, found)
+        };
+        let volume = plan("/srv", "/data", Some(SourceKind::Directory)).unwrap();
+        assert!(volume.read_only && volume.recursive && volume.kind == VolumeKind::Directory);
+        let null = SourceKind::CharacterDevice { major: 1, minor: 3 };
+        for (source, destination, found) in [
+            ("/gone", "/at", None),
+            ("/dev/sda", "/at", Some(SourceKind::BlockDevice)),
+            ("/dev/null", "/at", Some(null)),
+            ("/run/s", "/at", Some(SourceKind::Socket)),
+            ("/proc/sys", "/at", Some(SourceKind::Directory)),
+            ("srv", "/at", Some(SourceKind::Directory)),
+            ("/srv", "at", Some(SourceKind::Directory)),
+            ("/srv", "/", Some(SourceKind::Directory)),
+        ] {
+            let error = plan(source, destination, found).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("mount {destination}: ")), "{error}");
         }
     }
 }

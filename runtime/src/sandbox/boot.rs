@@ -124,7 +124,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
     let namespace = plan.network.clone();
     let queues = usize::from(plan.size.vcpus);
     let network = tokio::task::spawn_blocking(move || match namespace {
-        Some(path) => network::take_over(&path, queues),
+        Some(path) => network::take_over(&path, queues, None),
         None => Ok(Network::default()),
     });
     let machine = tokio::task::spawn_blocking(|| VmHandle::build(config).map(Machine));
@@ -180,7 +180,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
     let pod = tokio::sync::Mutex::new(plan.limits);
     let (port_numbers, groups) = (PortNumbers::default(), super::pass::Groups::default());
     let desk = tokio::sync::Mutex::default();
-    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, groups, desk })
+    let network = (plan.network, queues);
+    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, network, groups, desk })
 }
 
 fn machine(

@@ -7,10 +7,12 @@ use kiai_vmm::NamedFile;
 use super::LendError;
 use super::Sandbox;
 use super::lend::Bus;
+use super::lend::Share;
 use super::pass::in_use;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::failure::chain;
+use crate::host::network::Nic;
 use crate::plan::Disk;
 use crate::plan::PassedFunction;
 use crate::plan::VfioInterface;
@@ -49,6 +51,20 @@ impl Bus for Sandbox {
             }),
             Err(panic) => Err(LendError::Panicked(panic.to_string())),
         }
+    }
+
+    async fn attach_nic(&self, nic: &mut Nic) -> Result<(DeviceId, String), LendError> {
+        let taps = std::mem::take(&mut nic.taps);
+        let attached = self.vm.0.attach(DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu });
+        let attached = attached.map_err(|source| LendError::Nic { name: nic.name.clone(), source })?;
+        Ok((attached.id, attached.pci_path))
+    }
+
+    async fn attach_share(&self, share: &Share) -> Result<(DeviceId, String), LendError> {
+        let (tag, directory) = (share.tag.clone(), share.directory.clone());
+        let attached = self.vm.0.attach(DeviceConfig::Fs { tag, directory });
+        let attached = attached.map_err(LendError::Share)?;
+        Ok((attached.id, attached.pci_path))
     }
 
     async fn detach(&self, id: DeviceId) {

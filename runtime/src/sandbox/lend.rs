@@ -11,11 +11,13 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
 
 use super::LendError;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::failure::chain;
+use crate::host::network::Nic;
 use crate::plan::Disk;
 use crate::plan::PassMode;
 use crate::plan::PassedFunction;
@@ -32,6 +34,14 @@ pub(super) trait Bus: Sync {
         &self,
         function: &PassedFunction,
     ) -> impl Future<Output = Result<(Self::Id, String), LendError>> + Send;
+    /// Puts an interface on the bus, and takes its taps for it.
+    fn attach_nic(&self, nic: &mut Nic)
+    -> impl Future<Output = Result<(Self::Id, String), LendError>> + Send;
+    /// Puts a shared directory on the bus.
+    fn attach_share(
+        &self,
+        share: &Share,
+    ) -> impl Future<Output = Result<(Self::Id, String), LendError>> + Send;
     /// Takes a device off the bus.
     fn detach(&self, id: Self::Id) -> impl Future<Output = ()> + Send;
     /// Has the guest look at its bus, and returns once what is expected is there.
@@ -43,9 +53,43 @@ pub(super) trait Bus: Sync {
     fn let_go(&self, path: &str) -> impl Future<Output = Result<(), AgentError>> + Send;
 }
 
+/// What is to be lent, in this order.
+#[derive(Debug, Default)]
+pub struct Wanted<'a> {
+    /// Disks.
+    pub disks: &'a [Disk],
+    /// PCI functions.
+    pub functions: &'a [PassedFunction],
+    /// Interfaces of the pod; their taps are taken.
+    pub nics: &'a mut [Nic],
+    /// Directories.
+    pub shares: &'a [Share],
+}
+
+/// A directory of the host that is a virtio-fs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Unlike any other of the sandbox, also those that have gone; at most 36 bytes.
+    pub tag: String,
+    /// In this process's mount namespace.
+    pub directory: PathBuf,
+}
+
 /// What was lent to one container.
 #[derive(Debug, Default)]
 pub struct Loan(Vec<Name>);
+
+impl Loan {
+    /// A loan of each device, in the order in which they were wanted.
+    pub fn each(self) -> impl Iterator<Item = Self> {
+        self.0.into_iter().map(|name| Self(vec![name]))
+    }
+
+    /// One loan of all of them.
+    pub fn all(loans: impl IntoIterator<Item = Self>) -> Self {
+        Self(loans.into_iter().flat_map(|loan| loan.0).collect())
+    }
+}
 
 /// A device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +98,10 @@ enum Name {
     Disk(i64, i64),
     /// By its address.
     Function(PciAddress),
+    /// By its name in the pod.
+    Interface(String),
+    /// By its tag.
+    Share(String),
 }
 
 /// What is lent at the moment.
@@ -82,18 +130,18 @@ impl<Id: Copy + Send> Desk<Id> {
     pub(super) async fn lend(
         &mut self,
         bus: &impl Bus<Id = Id>,
-        disks: &[Disk],
-        functions: &[PassedFunction],
+        wanted: Wanted<'_>,
     ) -> Result<(Loan, Vec<message::Device>), LendError> {
         let mut loan = Loan::default();
-        if disks.is_empty() && functions.is_empty() {
+        let Wanted { disks, functions, nics, shares } = &wanted;
+        if disks.is_empty() && functions.is_empty() && nics.is_empty() && shares.is_empty() {
             return Ok((loan, Vec::new()));
         }
         while let Some(path) = self.clung_to.last() {
             let_go(bus, path).await?;
             self.clung_to.pop();
         }
-        match self.lend_each(bus, disks, functions, &mut loan).await {
+        match self.lend_each(bus, wanted, &mut loan).await {
             Ok(devices) => Ok((loan, devices)),
             Err(error) => {
                 self.take_back(bus, loan).await;
@@ -105,12 +153,11 @@ impl<Id: Copy + Send> Desk<Id> {
     async fn lend_each(
         &mut self,
         bus: &impl Bus<Id = Id>,
-        disks: &[Disk],
-        functions: &[PassedFunction],
+        wanted: Wanted<'_>,
         loan: &mut Loan,
     ) -> Result<Vec<message::Device>, LendError> {
         let (mut devices, mut new_disks, mut any) = (Vec::new(), Vec::new(), false);
-        for disk in disks {
+        for disk in wanted.disks {
             let name = Name::Disk(disk.major, disk.minor);
             let path = match self.lent.get_mut(&name) {
                 Some(there) if there.read_only != disk.read_only => {
@@ -131,7 +178,7 @@ impl<Id: Copy + Send> Desk<Id> {
             loan.0.push(name);
             devices.push(of_disk(disk, &path));
         }
-        for function in functions {
+        for function in wanted.functions {
             let name = Name::Function(function.address);
             if self.lent.contains_key(&name) {
                 return Err(LendError::Taken(function.address.to_string()));
@@ -142,8 +189,26 @@ impl<Id: Copy + Send> Desk<Id> {
             loan.0.push(name);
             devices.push(of_function(function, &path));
         }
+        for nic in wanted.nics {
+            let name = Name::Interface(nic.name.clone());
+            if self.lent.contains_key(&name) {
+                return Err(LendError::InterfaceTaken(nic.name.clone()));
+            }
+            let (id, path) = bus.attach_nic(nic).await?;
+            any = true;
+            self.put(name.clone(), id, path, false);
+            loan.0.push(name);
+        }
+        for share in wanted.shares {
+            let name = Name::Share(share.tag.clone());
+            let (id, path) = bus.attach_share(share).await?;
+            any = true;
+            self.put(name.clone(), id, path, false);
+            loan.0.push(name);
+        }
         if any {
-            // The nodes of functions are waited for when the container is made.
+            // The nodes of functions are waited for when the container is made; interfaces and shared
+            // directories where they are put to use.
             bus.rescan(new_disks).await?;
         }
         Ok(devices)

@@ -11,6 +11,7 @@ mod pass;
 mod resize;
 mod shared;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiai_vmm::VmHandle;
@@ -20,16 +21,19 @@ use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::container::io::PortNumbers;
+use crate::host::Network;
+use crate::host::NetworkError;
+use crate::host::network;
 use crate::plan::Bounds;
-use crate::plan::Disk;
 use crate::plan::Limits;
-use crate::plan::PassedFunction;
 
 pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
 pub use ending::Endings;
 pub use lend::Loan;
+pub use lend::Share;
+pub use lend::Wanted;
 pub use resize::GrowError;
 pub use resize::ResizeError;
 pub use shared::SharedDirectory;
@@ -49,6 +53,8 @@ pub struct Sandbox {
     /// What its containers may use together; locked while that changes.
     pod: tokio::sync::Mutex<Limits>,
     vm: Machine,
+    /// Its network namespace, and how many queues an interface of it gets.
+    network: (Option<PathBuf>, usize),
     groups: pass::Groups,
     /// What is lent; locked while that changes.
     desk: tokio::sync::Mutex<lend::Desk<kiai_vmm::DeviceId>>,
@@ -86,6 +92,21 @@ pub enum LendError {
     /// Another container of the sandbox has it.
     #[error("PCI function {0}: lent to another container")]
     Taken(String),
+    /// The machine would not take an interface.
+    #[error("network interface {name}")]
+    Nic {
+        /// Its name in the pod.
+        name: String,
+        /// The reason.
+        #[source]
+        source: kiai_vmm::AttachError,
+    },
+    /// The guest has it already.
+    #[error("network interface {0}: plugged in already")]
+    InterfaceTaken(String),
+    /// The machine would not take a shared directory.
+    #[error("attach a volume")]
+    Share(#[source] kiai_vmm::AttachError),
     /// The VFIO nodes of a PCI function cannot be opened.
     #[error("VFIO: {path}")]
     Vfio {
@@ -109,12 +130,21 @@ pub enum LendError {
 impl Sandbox {
     /// Puts devices of the host on the guest's bus and has the guest find them; returns the loan, and what to
     /// tell the agent of each. On an error none of them is there.
-    pub async fn lend(
-        &self,
-        disks: &[Disk],
-        functions: &[PassedFunction],
-    ) -> Result<(Loan, Vec<message::Device>), LendError> {
-        self.desk.lock().await.lend(self, disks, functions).await
+    pub async fn lend(&self, wanted: Wanted<'_>) -> Result<(Loan, Vec<message::Device>), LendError> {
+        self.desk.lock().await.lend(self, wanted).await
+    }
+
+    /// Takes over further interfaces of the pod, by name. A sandbox without a network has none.
+    pub async fn take_over(&self, interfaces: Vec<String>) -> Result<Network, NetworkError> {
+        let (path, queues) = self.network.clone();
+        let missing =
+            |name: &String| NetworkError::Interface { name: name.clone(), reason: "does not exist" };
+        let Some(path) = path else {
+            return interfaces.first().map_or_else(|| Ok(Network::default()), |name| Err(missing(name)));
+        };
+        let work = move || network::take_over(&path, queues, Some(&interfaces));
+        let panicked = |_| NetworkError::Socket(std::io::Error::other("the thread panicked"));
+        tokio::task::spawn_blocking(work).await.map_err(panicked)?
     }
 
     /// Has the guest let go of devices and takes them off its bus. A guest that does not answer loses them all

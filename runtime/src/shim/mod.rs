@@ -27,6 +27,9 @@ pub use afterwards::enter_mounts;
 pub use delete::delete;
 pub use launch::LaunchOptions;
 pub use launch::launch;
+pub(crate) use task::PLUG;
+pub(crate) use task::RESOURCES;
+pub(crate) use task::UNPLUG;
 
 /// The name under which the binary is the shim.
 pub const SHIM_NAME: &str = "containerd-shim-kiai-v2";

@@ -22,6 +22,7 @@ use super::report::timestamp;
 use crate::agent::stats;
 use crate::container::CreateOptions;
 use crate::container::ProcessState;
+use crate::container::TaskError;
 use crate::container::io::Uris;
 use crate::failure::Failure;
 use crate::host::rootfs::FsMount;
@@ -34,7 +35,17 @@ pub(super) fn services(pod: &Arc<Pod>) -> HashMap<String, TtrpcService> {
     all
 }
 
+/// Types of what Update takes, each as JSON: limits as the OCI runtime-spec has them; devices that come and go,
+/// which that has no words for.
+pub(crate) const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+pub(crate) const PLUG: &str = "kiai/plug.v1";
+pub(crate) const UNPLUG: &str = "kiai/unplug.v1";
+
 struct TaskService(Arc<Pod>);
+
+fn decode<T: serde::de::DeserializeOwned>(what: &'static str, json: &[u8]) -> ttrpc::Result<T> {
+    serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { what, reason: e.to_string() }))
+}
 
 /// Runs a request to its end, even when the client hangs up: ttrpc drops a handler whose connection is gone, and
 /// a container must not stay half made.
@@ -210,8 +221,22 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
         let container = self.0.container(&request.id).map_err(refused)?;
-        let resources = request.resources.into_option().map(|any| any.value).unwrap_or_default();
-        finish(async move { container.update(resources).await }).await?;
+        let update = request.resources.unwrap_or_default();
+        match update.type_url.as_str() {
+            RESOURCES => finish(async move { container.update(update.value).await }).await?,
+            PLUG => {
+                let plug = decode("plug", &update.value)?;
+                finish(async move { container.plug(plug).await }).await?;
+            }
+            UNPLUG => {
+                let unplug = decode("unplug", &update.value)?;
+                finish(async move { container.unplug(unplug).await }).await?;
+            }
+            other => {
+                let message = format!("update of type {other:?}: {RESOURCES}, {PLUG} and {UNPLUG} are known");
+                return Err(Failure::unimplemented(message).into());
+            }
+        }
         Ok(api::Empty::new())
     }
 

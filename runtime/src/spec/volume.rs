@@ -1,5 +1,6 @@
 //! `-v SOURCE:DESTINATION[:OPTIONS]` and `--tmpfs PATH[:OPTIONS]`, read but not looked up. Pure.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,6 +11,16 @@ pub enum VolumeSource {
     Path(PathBuf),
     /// A directory Kiai keeps under this name.
     Named(String),
+}
+
+impl fmt::Display for VolumeOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            VolumeSource::Path(path) => write!(f, "{}", path.display())?,
+            VolumeSource::Named(name) => f.write_str(name)?,
+        }
+        write!(f, ":{}{}", self.destination.display(), if self.read_only { ":ro" } else { "" })
+    }
 }
 
 /// What the user wrote after `-v`.

@@ -19,13 +19,13 @@ const FIRST: &str = "/dev/vda";
 const SECOND: &str = "/dev/vdb";
 
 /// A loop device of the host whose content is a word. Dropping it frees it.
-struct Loop {
+pub(super) struct Loop {
     _file: tempfile::NamedTempFile,
-    node: String,
+    pub(super) node: String,
 }
 
 impl Loop {
-    fn new(word: &str) -> Self {
+    pub(super) fn new(word: &str) -> Self {
         let file = tempfile::NamedTempFile::new_in(scratch()).unwrap();
         fs::write(&file, format!("{word:4095}\n").repeat(16)).unwrap();
         let node = process::run("losetup", &["--find", "--show", file.path().to_str().unwrap()]);

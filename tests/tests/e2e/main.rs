@@ -12,6 +12,7 @@ mod failures;
 mod images;
 mod many;
 mod network;
+mod plug;
 mod refusals;
 mod resize;
 mod resources;

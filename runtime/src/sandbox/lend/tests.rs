@@ -26,6 +26,14 @@ struct State {
     silent: bool,
 }
 
+impl State {
+    fn put(&mut self) -> (u8, String) {
+        let slot = (1..).find(|slot| !self.on_bus.contains(slot)).unwrap();
+        self.on_bus.insert(slot);
+        (slot, format!("{slot:02x}.0"))
+    }
+}
+
 fn silent() -> AgentError {
     AgentError::Silent { call: "test" }
 }
@@ -39,13 +47,22 @@ impl Bus for FakeBus {
             let source = io::ErrorKind::NotFound.into();
             return Err(LendError::Open { path: disk.node.clone(), source });
         }
-        let slot = (1..).find(|slot| !state.on_bus.contains(slot)).unwrap();
-        state.on_bus.insert(slot);
-        Ok((slot, format!("{slot:02x}.0")))
+        Ok(state.put())
     }
 
     async fn attach_function(&self, _: &PassedFunction) -> Result<(u8, String), LendError> {
         unreachable!("no test lends a function")
+    }
+
+    async fn attach_nic(&self, _: &mut Nic) -> Result<(u8, String), LendError> {
+        Ok(self.state.lock().put())
+    }
+
+    async fn attach_share(&self, share: &Share) -> Result<(u8, String), LendError> {
+        if share.tag == "broken" {
+            return Err(LendError::Panicked(share.tag.clone()));
+        }
+        Ok(self.state.lock().put())
     }
 
     async fn detach(&self, id: u8) {
@@ -88,6 +105,18 @@ impl FakeBus {
     }
 }
 
+fn disks(disks: &[Disk]) -> Wanted<'_> {
+    Wanted { disks, ..Wanted::default() }
+}
+
+fn share(tag: &str) -> Share {
+    Share { tag: tag.into(), directory: format!("/shared/{tag}").into() }
+}
+
+fn nic(name: &str) -> Nic {
+    Nic { name: name.into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500, addresses: Vec::new(), taps: Vec::new() }
+}
+
 fn disk(minor: i64) -> Disk {
     Disk {
         node: format!("/dev/loop{minor}").into(),
@@ -101,37 +130,37 @@ fn disk(minor: i64) -> Disk {
 #[tokio::test]
 async fn a_batch_is_one_look_at_the_bus_and_goes_as_it_came() {
     let (bus, mut desk) = (FakeBus::default(), Desk::default());
-    let (loan, devices) = desk.lend(&bus, &[disk(0), disk(1), disk(2)], &[]).await.unwrap();
+    let (loan, devices) = desk.lend(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap();
     let paths: Vec<_> = devices.iter().map(|device| device.locator.pci_path()).collect();
     assert_eq!((paths, bus.state.lock().rescans), (vec!["01.0", "02.0", "03.0"], 1));
     desk.take_back(&bus, loan).await;
     assert_eq!((bus.on_bus(), bus.state.lock().seen.len()), (vec![], 0));
-    let (_, devices) = desk.lend(&bus, &[], &[]).await.unwrap();
+    let (_, devices) = desk.lend(&bus, disks(&[])).await.unwrap();
     assert!(devices.is_empty() && bus.state.lock().rescans == 1, "nothing to look for");
 }
 
 #[tokio::test]
 async fn what_cannot_be_attached_undoes_what_was() {
     let (bus, mut desk) = (FakeBus::default(), Desk::default());
-    let (_kept, _) = desk.lend(&bus, &[disk(9)], &[]).await.unwrap();
+    let (_kept, _) = desk.lend(&bus, disks(&[disk(9)])).await.unwrap();
     bus.state.lock().broken = Some(2);
-    let error = desk.lend(&bus, &[disk(0), disk(9), disk(2)], &[]).await.unwrap_err();
+    let error = desk.lend(&bus, disks(&[disk(0), disk(9), disk(2)])).await.unwrap_err();
     assert!(error.to_string().contains("/dev/loop2"), "{error}");
     assert_eq!(bus.on_bus(), [1], "the disk of the other container");
     bus.state.lock().broken = None;
-    desk.lend(&bus, &[disk(0), disk(2)], &[]).await.unwrap();
+    desk.lend(&bus, disks(&[disk(0), disk(2)])).await.unwrap();
     assert_eq!(bus.on_bus(), [1, 2, 3]);
 }
 
 #[tokio::test]
 async fn a_disk_lent_twice_is_one_disk_and_goes_with_its_last_borrower() {
     let (bus, mut desk) = (FakeBus::default(), Desk::default());
-    let (first, one) = desk.lend(&bus, &[disk(0)], &[]).await.unwrap();
-    let (second, other) = desk.lend(&bus, &[disk(0)], &[]).await.unwrap();
+    let (first, one) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
+    let (second, other) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
     assert_eq!(one[0].locator, other[0].locator);
     assert_eq!((bus.on_bus(), bus.state.lock().rescans), (vec![1], 1));
     let read_only = Disk { read_only: true, ..disk(0) };
-    let error = desk.lend(&bus, &[read_only], &[]).await.unwrap_err();
+    let error = desk.lend(&bus, disks(&[read_only])).await.unwrap_err();
     assert!(error.to_string().contains("/dev/loop0"), "{error}");
     desk.take_back(&bus, first).await;
     assert_eq!(bus.on_bus(), [1]);
@@ -143,16 +172,16 @@ async fn a_disk_lent_twice_is_one_disk_and_goes_with_its_last_borrower() {
 async fn a_guest_that_never_answers_costs_one_wait_and_leaves_the_bus_clean() {
     let (bus, mut desk) = (FakeBus::default(), Desk::default());
     bus.state.lock().silent = true;
-    let error = desk.lend(&bus, &[disk(0), disk(1), disk(2)], &[]).await.unwrap_err();
+    let error = desk.lend(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap_err();
     assert!(matches!(error, LendError::Agent(AgentError::Silent { .. })), "{error}");
     assert_eq!((bus.on_bus(), bus.state.lock().asked), (vec![], 1), "asked once, not for each");
 
     // It had seen them, though, and answers again.
     bus.state.lock().seen = [1, 2, 3].into();
-    assert!(desk.lend(&bus, &[disk(0)], &[]).await.is_err(), "still silent: nothing comes to those slots");
+    assert!(desk.lend(&bus, disks(&[disk(0)])).await.is_err(), "still silent: nothing comes to those slots");
     assert_eq!(bus.on_bus(), [] as [u8; 0]);
     bus.state.lock().silent = false;
-    let (loan, _) = desk.lend(&bus, &[disk(0)], &[]).await.unwrap();
+    let (loan, _) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
     assert_eq!((bus.on_bus(), bus.state.lock().seen.clone()), (vec![1], [1].into()));
     desk.take_back(&bus, loan).await;
 }
@@ -160,12 +189,41 @@ async fn a_guest_that_never_answers_costs_one_wait_and_leaves_the_bus_clean() {
 #[tokio::test]
 async fn a_device_the_guest_threw_off_its_bus_stays_lent_and_is_found_again() {
     let (bus, mut desk) = (FakeBus::default(), Desk::default());
-    let (first, _) = desk.lend(&bus, &[disk(0)], &[]).await.unwrap();
+    let (first, _) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
     bus.state.lock().seen.clear();
-    let (second, _) = desk.lend(&bus, &[disk(1)], &[]).await.unwrap();
+    let (second, _) = desk.lend(&bus, disks(&[disk(1)])).await.unwrap();
     assert_eq!(bus.state.lock().seen, [1, 2].into());
     bus.state.lock().seen.remove(&2);
     desk.take_back(&bus, second).await;
     desk.take_back(&bus, first).await;
     assert_eq!((bus.on_bus(), desk.clung_to.len()), (vec![], 0), "what is not there was let go of");
+}
+
+#[tokio::test]
+async fn interfaces_and_shares_come_in_one_look_and_go_one_by_one() {
+    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (nics, shares) = (&mut [nic("eth1")], [share("a"), share("b")]);
+    let wanted = Wanted { nics, shares: &shares, ..Wanted::default() };
+    let (loan, devices) = desk.lend(&bus, wanted).await.unwrap();
+    assert_eq!((bus.on_bus(), bus.state.lock().rescans, devices.len()), (vec![1, 2, 3], 1, 0));
+    let twice = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
+    let error = desk.lend(&bus, twice).await.unwrap_err();
+    assert!(error.to_string().contains("eth1"), "{error}");
+
+    let mut loans: Vec<_> = loan.each().collect();
+    desk.take_back(&bus, loans.remove(1)).await;
+    assert_eq!(bus.on_bus(), [1, 3]);
+    desk.take_back(&bus, Loan::all(loans)).await;
+    assert_eq!((bus.on_bus(), desk.lent.len()), (vec![], 0));
+}
+
+#[tokio::test]
+async fn a_share_that_cannot_be_undoes_the_whole_batch() {
+    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (disk, nics, shares) = ([disk(0)], &mut [nic("eth1")], [share("a"), share("broken")]);
+    let wanted = Wanted { disks: &disk, nics, shares: &shares, ..Wanted::default() };
+    desk.lend(&bus, wanted).await.unwrap_err();
+    assert_eq!((bus.on_bus(), bus.state.lock().rescans, desk.lent.len()), (vec![], 0, 0));
+    let again = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
+    desk.lend(&bus, again).await.unwrap();
 }

@@ -58,7 +58,7 @@ impl Share {
         };
         Ok(Share {
             passthrough: PassthroughFs::new(config)?,
-            ledger: Ledger::new(ledger::raise_descriptor_limit()),
+            ledger: Ledger::new(&ledger::HELD, ledger::raise_descriptor_limit()),
             _directory: directory,
         })
     }

@@ -1,0 +1,141 @@
+//! Volumes and disks that come to a container that is there, and go before it does. A volume is a virtio-fs device
+//! of its own.
+//!
+//! Decided here, done by a helper, which enters the container's mount namespace ([`crate::oci::Request::Plug`]).
+//! A disk may be used before its node is there, and may not before that is gone. No volume is remembered: what is
+//! taken out is recognised by its device.
+
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use kiai_protocol::agent::{PlugRequest, PlugResponse, PluggedMount, UnplugRequest};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::RwLockReadGuard;
+
+use super::devices::Disk;
+use super::state::{Container, Phase};
+use crate::device::{self, LocateError};
+use crate::fault::{Fault, Result};
+use crate::oci::{Changes, Request, Volume};
+use crate::sandbox::Sandbox;
+
+/// How long a device may take to appear. The host attaches before it asks.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Puts volumes and disks into it, all or none.
+pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugRequest) -> Result<PlugResponse> {
+    let volumes = request.mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+    for volume in &volumes {
+        device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
+    }
+    let disks = container.devices.find_disks(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
+    let (_phase, init) = hold(container).await?;
+    let nodes = disks.iter().map(Disk::node).collect();
+    container.devices.allow(&disks, &container.cgroup)?;
+    if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
+        container.devices.deny(&disks, &container.cgroup)?;
+        return Err(error.into());
+    }
+    let paths: Vec<_> = disks.iter().map(|disk| disk.path().to_owned()).collect();
+    container.devices.add(disks);
+    Ok(response(container, &paths))
+}
+
+/// Takes volumes and disks out of it, all or none. What is not there any more is no error.
+pub async fn unplug(
+    sandbox: &Sandbox,
+    container: &Container,
+    request: &UnplugRequest,
+) -> Result<PlugResponse> {
+    let mut volumes = Vec::new();
+    for volume in request.mounts.iter().map(volume) {
+        let volume = volume?;
+        match device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, Duration::ZERO).await {
+            Ok(()) => volumes.push(volume),
+            // Thrown off its bus by who has the right to. What is still mounted of it is dead and in nobody's way.
+            Err(LocateError::Absent(..)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (_phase, init) = hold(container).await?;
+    let disks = container.devices.plugged(&request.devices);
+    for disk in &disks {
+        disk.check_unused()?;
+    }
+    let nodes = disks.iter().map(Disk::node).collect();
+    container.devices.deny(&disks, &container.cgroup)?;
+    if let Err(error) = sandbox.helper.change(Request::Unplug(Changes { volumes, nodes }), &init).await {
+        container.devices.allow(&disks, &container.cgroup)?;
+        return Err(error.into());
+    }
+    container.devices.forget(&disks);
+    Ok(response(container, &[]))
+}
+
+fn response(container: &Container, paths: &[PathBuf]) -> PlugResponse {
+    let (mut devices, device_rules) = container.devices.report();
+    devices.retain(|device| paths.iter().any(|path| path == Path::new(&device.entry)));
+    PlugResponse { devices, device_rules, ..Default::default() }
+}
+
+/// Its init, which is there and, as long as the guard is held, not removed.
+async fn hold(container: &Container) -> Result<(RwLockReadGuard<'_, Phase>, OwnedFd)> {
+    let phase = container.phase.read().await;
+    if matches!(*phase, Phase::Over) || container.init.has_exited() {
+        return Err(container.wrong_phase("changed", &phase));
+    }
+    // Not another process's: it is freed only by the reaper, on the thread this runs on.
+    let pid = Pid::from_raw(container.init.pid).context("an init has a positive pid")?;
+    let init = pidfd_open(pid, PidfdFlags::empty()).context("open the init")?;
+    Ok((phase, init))
+}
+
+fn volume(mount: &PluggedMount) -> Result<Volume> {
+    let wrong = |reason: &str| Fault::InvalidArgument(format!("volume at {:?}: {reason}", mount.target));
+    if mount.tag.is_empty() || mount.tag.len() > 36 {
+        return Err(wrong("a virtio-fs tag has 1 to 36 bytes"));
+    }
+    let mut entry = Path::new(&mount.entry).components();
+    if !matches!((entry.next(), entry.next()), (Some(Component::Normal(_)), None)) {
+        return Err(wrong("the entry is not the name of one"));
+    }
+    let target = Path::new(&mount.target);
+    let plain = target.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    if !target.is_absolute() || !plain || target.parent().is_none() || mount.target.contains('\0') {
+        return Err(wrong("the target is not an absolute path without `..`"));
+    }
+    let (tag, entry) = (mount.tag.clone(), mount.entry.clone());
+    Ok(Volume { tag, entry, target: target.components().collect(), read_only: mount.read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(tag: &str, entry: &str, target: &str) -> PluggedMount {
+        let (tag, entry, target) = (tag.to_owned(), entry.to_owned(), target.to_owned());
+        PluggedMount { tag, entry, target, ..Default::default() }
+    }
+
+    #[test]
+    fn what_cannot_be_a_volume_is_refused_by_name() {
+        let long = "x".repeat(37);
+        assert_eq!(volume(&mount("t", "v", "/a//b/")).unwrap().target, Path::new("/a/b"));
+        for (tag, entry, target) in [
+            ("", "v", "/a"),
+            (&long, "v", "/a"),
+            ("t", "", "/a"),
+            ("t", "..", "/a"),
+            ("t", "a/b", "/a"),
+            ("t", "/", "/a"),
+            ("t", "v", "a"),
+            ("t", "v", "/"),
+            ("t", "v", "/a/../b"),
+        ] {
+            let error = volume(&mount(tag, entry, target)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("volume at {target:?}: ")), "{error}");
+        }
+    }
+}

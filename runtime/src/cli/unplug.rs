@@ -1,0 +1,61 @@
+//! `kiai unplug`: takes out what `kiai plug` has plugged in.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::cli::Context;
+use crate::cli::exec::running_task;
+use crate::cli::failure::Failure;
+use crate::cli::plug::locked;
+use crate::container;
+use crate::network;
+use crate::spec::volume::VolumeOption;
+
+/// Unplug volumes, disks and interfaces from a running container: all of them or none
+#[derive(Debug, clap::Args)]
+pub(super) struct Unplug {
+    /// Name or id
+    container: String,
+    /// Unmount the volume at this path, unless it is in use
+    #[arg(short, long, value_name = "PATH", required_unless_present_any = ["network", "device"])]
+    volume: Vec<PathBuf>,
+    /// Take the disk at this path back, unless it is mounted
+    #[arg(long, value_name = "PATH")]
+    device: Vec<PathBuf>,
+    /// Take this interface away
+    #[arg(long, value_name = "INTERFACE")]
+    network: Vec<String>,
+}
+
+impl Unplug {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+        let (container, mut record, _lock) = locked(context, &self.container)?;
+        let task = running_task(&record).await?;
+        // In the one form in which paths are compared.
+        let plain = |paths: &[PathBuf]| paths.iter().map(|path| path.components().collect()).collect();
+        let (volumes, devices): (Vec<PathBuf>, _) = (plain(&self.volume), plain(&self.device));
+        let interfaces = self.network.clone();
+        task.unplug(&container::Unplug { volumes: volumes.clone(), devices, interfaces }).await?;
+
+        for name in &self.network {
+            let addresses = network::unplug(&container.network_file(), name)
+                .with_context(|| format!("cannot give interface {name} back"))?;
+            record.addresses.retain(|address| !addresses.contains(address));
+        }
+        for path in &volumes {
+            // The last to come to a place is the first to go.
+            if let Some(index) = record.volumes.iter().rposition(|word| is_at(word, path)) {
+                record.volumes.remove(index);
+            }
+        }
+        container.write_record(&record)?;
+        Ok(0)
+    }
+}
+
+/// Whether a recorded volume is at `path`.
+fn is_at(word: &str, path: &Path) -> bool {
+    word.parse::<VolumeOption>().is_ok_and(|volume| volume.destination == path)
+}
