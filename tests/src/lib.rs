@@ -12,6 +12,7 @@
 pub mod census;
 pub mod containerd;
 pub mod fixture;
+pub mod freeze;
 pub mod kiai;
 pub mod process;
 pub mod stream;

@@ -43,12 +43,25 @@ pub struct Census {
 impl Census {
     /// Now. From here on [`peak`] starts anew.
     pub fn take() -> Self {
-        let count = |folder| std::fs::read_dir(folder).unwrap().count();
-        let census = Self { heap: 0, descriptors: count("/proc/self/fd"), threads: count("/proc/self/task") };
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let census = Self { heap: 0, descriptors, threads: threads() };
         let heap = NOW.load(Ordering::Relaxed);
         PEAK.store(heap, Ordering::Relaxed);
         Self { heap, ..census }
     }
+}
+
+/// Threads that are not on their way out: who joins one is told before the kernel has put it away.
+fn threads() -> usize {
+    const PF_EXITING: u64 = 4;
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let alive = tasks.filter(|task| {
+        let stat = std::fs::read_to_string(task.as_ref().unwrap().path().join("stat")).unwrap_or_default();
+        // The name is in parentheses and may hold anything; the flags are the seventh word after it (proc(5)).
+        let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
+        flags.is_some_and(|flags| flags.parse::<u64>().unwrap() & PF_EXITING == 0)
+    });
+    alive.count()
 }
 
 /// The most bytes of heap since the last census.
