@@ -18,7 +18,7 @@ use crate::test::{self, Part};
 
 /// Runs `parts` of a test program; returns those that failed.
 pub(crate) fn run(program: &Path, parts: Vec<Part>) -> Result<Vec<String>> {
-    let width = thread::available_parallelism().map_or(1, usize::from);
+    let width = width()?;
     let waiting = Mutex::new(parts.into_iter());
     let (failed, shown) = (Mutex::new(Vec::new()), Mutex::new(()));
     thread::scope(|scope| {
@@ -38,6 +38,17 @@ pub(crate) fn run(program: &Path, parts: Vec<Part>) -> Result<Vec<String>> {
         followers.into_iter().try_for_each(|follower| follower.join().expect("no thread panics"))
     })?;
     Ok(failed.into_inner().expect("no thread panics"))
+}
+
+/// As many labs as there are CPUs and room for in memory.
+fn width() -> Result<usize> {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib =
+        available.and_then(|line| line.trim().strip_suffix(" kB")).context("/proc/meminfo: MemAvailable")?;
+    let labs = kib.parse::<usize>()? / 1024 / usize::try_from(test::LAB_MEMORY_MIB)?;
+    Ok(cpus.min(labs).max(1))
 }
 
 /// Runs a module in another process; whether it passed, and all it said.

@@ -19,11 +19,11 @@ use crate::{cache, check, fuzz, image, kernel, rootfs, side_by_side, step, works
 /// How many labs may fail under one module before it counts as failed.
 const LABS: u32 = 5;
 /// How long one test program may take in the lab.
-const LAB_LIMIT: Duration = Duration::from_secs(15 * 60);
-const LAB_MEMORY_MIB: u32 = 6144;
+const LAB_LIMIT: Duration = Duration::from_secs(20 * 60);
+pub(crate) const LAB_MEMORY_MIB: u32 = 6144;
 
 /// Modules that are lent devices of the machine they run on: always in a lab, which has some to spare.
-const LENT: [&str; 2] = ["devices", VFIO];
+const LENT: [&str; 3] = ["devices", "plug", VFIO];
 /// The one of them whose lab has an IOMMU.
 const VFIO: &str = "vfio";
 

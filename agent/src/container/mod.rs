@@ -4,7 +4,7 @@
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
 //! its standard streams, [`localize`] makes the host's spec the guest's, [`devices`] finds
 //! its devices, writes them into the spec and enforces the rules, [`passed`] does so for PCI functions; [`mod@plug`]
-//! changes the volumes of a container that is there.
+//! changes the volumes and disks of a container that is there.
 
 mod create;
 mod devices;

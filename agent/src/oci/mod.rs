@@ -1,14 +1,15 @@
 //! The helper roles: the agent executes itself to build containers, to add processes to them, and to change
-//! what is mounted in them ([`plug`]).
+//! what is mounted in them and which device nodes they have ([`plug`]).
 //!
 //! libcontainer clones with raw system calls, which a process with threads must not do, and which cannot enter a
-//! mount namespace either. So the serving process does neither; it starts `kiai-agent oci`, a short-lived process with one
-//! thread, hands it a [`Request`] and descriptors on a socket ([`channel`]), and takes an [`Answer`]. The
+//! mount namespace either. So the serving process does neither; it starts `kiai-agent oci`, a short-lived process
+//! with one thread, hands it a [`Request`] and descriptors on a socket ([`channel`]), and takes an [`Answer`]. The
 //! container's init and the processes of `exec` are left to PID 1, which reaps them.
 
 pub mod channel;
 mod execute;
 mod payload;
+mod place;
 mod plug;
 mod role;
 

@@ -2,15 +2,15 @@
 //!
 //! Everything is opened first, in a mount namespace of the helper's own: each volume's file system is mounted
 //! there, and what is wanted of it is cloned, mounted nowhere yet. Then the helper enters the container's mount
-//! namespace, whose root is the container's: no path leads out of it, whatever the links. What is unmounted can
-//! be put back, because a clone of it is at hand.
+//! namespace, whose root is the container's: no path leads out of it, whatever the links ([`super::place`]). What is
+//! unmounted can be put back, because a clone of it is at hand.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, Dev, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountAttrFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount,
@@ -18,6 +18,7 @@ use rustix::mount::{
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
+use super::place::Place;
 use crate::storage::mount;
 
 /// Where a volume's file system is mounted while it is opened; seen by this helper alone.
@@ -64,103 +65,120 @@ pub(super) struct Unfit(String);
 /// Makes each node and mounts each volume in the container, or none.
 pub(super) fn plug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Result<()> {
     let trees = open(&changes.volumes)?;
-    enter(descriptors)?;
-    let mut made: Vec<&Path> = Vec::new();
-    let mut done: Vec<(&Path, Option<PathBuf>)> = Vec::new();
-    let nodes = changes.nodes.iter().try_for_each(|node| node.make().map(|()| made.push(&node.path)));
-    let result =
-        nodes.and_then(|()| {
-            changes.volumes.iter().zip(&trees).try_for_each(|(volume, tree)| {
-                put(volume, tree).map(|above| done.push((&volume.target, above)))
-            })
-        });
+    let root = enter(descriptors)?;
+    let (mut nodes, mut mounts) = (Vec::new(), Vec::new());
+    let mut all = || -> Result<(), Unfit> {
+        for node in &changes.nodes {
+            nodes.push(node.make(&root)?);
+        }
+        for (volume, tree) in changes.volumes.iter().zip(&trees) {
+            mounts.push(put(&root, volume, tree)?);
+        }
+        Ok(())
+    };
+    let result = all();
     if result.is_err() {
-        for (target, above) in done.iter().rev() {
+        for place in mounts.into_iter().rev() {
             // What somebody has come to use within this moment is detached from there all the same.
-            let _ = mount::undo(target, above.as_deref());
+            let _ = place.unmount(UnmountFlags::DETACH);
         }
-        for path in made {
-            let _ = std::fs::remove_file(path);
-        }
+        nodes.into_iter().rev().for_each(Place::unmake);
     }
     Ok(result?)
 }
 
 impl DeviceNode {
-    fn make(&self) -> Result<(), Unfit> {
-        let unfit = |reason: &dyn std::fmt::Display| Unfit(format!("device {:?}: {reason}", self.path));
-        if let Some(parent) = self.path.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| unfit(&error))?;
-        }
-        // Whatever the umask.
-        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
-        let number = rustix::fs::makedev(self.major, self.minor);
-        rustix::fs::mknodat(CWD, &self.path, FileType::BlockDevice, mode, number)
-            .and_then(|()| rustix::fs::chmod(&self.path, mode))
-            .map_err(|errno| unfit(&errno))
+    fn number(&self) -> Dev {
+        rustix::fs::makedev(self.major, self.minor)
     }
 
-    /// Whether it is there and names that device.
-    fn is_there(&self) -> bool {
-        rustix::fs::lstat(&self.path).is_ok_and(|there| {
-            FileType::from_raw_mode(there.st_mode) == FileType::BlockDevice
-                && there.st_rdev == rustix::fs::makedev(self.major, self.minor)
-        })
+    fn unfit(&self) -> impl Fn(Errno) -> Unfit {
+        |errno| Unfit(format!("device {:?}: {errno}", self.path))
+    }
+
+    fn make(&self, root: &OwnedFd) -> Result<Place, Unfit> {
+        let mut place = Place::find(root.as_fd(), &self.path, true).map_err(self.unfit())?;
+        match place.make_node(self.number()) {
+            Ok(()) => Ok(place),
+            Err(errno) => {
+                place.unmake();
+                Err(self.unfit()(errno))
+            }
+        }
+    }
+
+    /// Whether it was there and named that device.
+    fn remove(&self, root: &OwnedFd) -> Result<bool, Unfit> {
+        let Ok(place) = Place::find(root.as_fd(), &self.path, false) else { return Ok(false) };
+        let is_it = place.stat().is_ok_and(|there| {
+            FileType::from_raw_mode(there.st_mode) == FileType::BlockDevice && there.st_rdev == self.number()
+        });
+        if is_it {
+            place.remove().map_err(self.unfit())?;
+        }
+        Ok(is_it)
     }
 }
 
-/// Returns the topmost path that was made for it.
-fn put(volume: &Volume, tree: &Tree) -> Result<Option<PathBuf>, Unfit> {
-    let unfit = |reason: &dyn std::fmt::Display| Unfit(format!("volume at {:?}: {reason}", volume.target));
-    let made = mount::make(&volume.target, tree.is_directory).map_err(|error| unfit(&error))?;
-    mount::attach(&tree.root, &volume.target).map_err(|error| {
-        let _ = mount::undo(&volume.target, made.as_deref());
-        unfit(&error)
-    })?;
-    Ok(made)
+impl Volume {
+    fn unfit(&self) -> impl Fn(Errno) -> Unfit {
+        |errno| {
+            let reason = if errno == Errno::BUSY { "it is in use".into() } else { errno.to_string() };
+            Unfit(format!("volume at {:?}: {reason}", self.target))
+        }
+    }
+}
+
+fn put(root: &OwnedFd, volume: &Volume, tree: &Tree) -> Result<Place, Unfit> {
+    let mut place = Place::find(root.as_fd(), &volume.target, true).map_err(volume.unfit())?;
+    match place.make(tree.is_directory).and_then(|()| place.mount(&tree.root)) {
+        Ok(()) => Ok(place),
+        Err(errno) => {
+            place.unmake();
+            Err(volume.unfit()(errno))
+        }
+    }
 }
 
 /// Unmounts each volume and removes each node, or none. What is not there any more is as good as gone.
 pub(super) fn unplug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Result<()> {
     let trees = open(&changes.volumes)?;
-    enter(descriptors)?;
-    let mut gone: Vec<(PathBuf, &Tree)> = Vec::new();
-    let volumes = changes.volumes.iter().zip(&trees).try_for_each(|(volume, tree)| {
-        gone.extend(take_out(volume, tree)?.map(|target| (target, tree)));
-        Ok(())
-    });
-    let mut removed: Vec<&DeviceNode> = Vec::new();
-    let result = volumes.and_then(|()| {
-        changes.nodes.iter().filter(|node| node.is_there()).try_for_each(|node| {
-            std::fs::remove_file(&node.path)
-                .map(|()| removed.push(node))
-                .map_err(|error| Unfit(format!("device {:?}: {error}", node.path)))
-        })
-    });
-    if result.is_err() {
-        for node in removed {
-            node.make()?;
+    let root = enter(descriptors)?;
+    let (mut volumes, mut nodes) = (Vec::new(), Vec::new());
+    let mut all = || -> Result<(), Unfit> {
+        for (volume, tree) in changes.volumes.iter().zip(&trees) {
+            if take_out(&root, volume, tree)? {
+                volumes.push((volume, tree));
+            }
         }
-        for (target, tree) in gone.iter().rev() {
-            mount::attach(&tree.root, target).with_context(|| format!("put back {target:?}"))?;
+        for node in &changes.nodes {
+            if node.remove(&root)? {
+                nodes.push(node);
+            }
+        }
+        Ok(())
+    };
+    let result = all();
+    if let Err(unfit) = &result {
+        // Each of them is tried: the container may have made one place unfit meanwhile, but not the others.
+        let nodes = nodes.iter().map(|node| node.make(&root));
+        let volumes = volumes.iter().rev().map(|(volume, tree)| put(&root, volume, tree));
+        let back: Vec<_> = nodes.chain(volumes).filter_map(Result::err).collect();
+        if let Some(lost) = back.first() {
+            anyhow::bail!("{unfit}; and what was taken out cannot be put back: {lost}");
         }
     }
     Ok(result?)
 }
 
-/// Where it was mounted; none if it is there no more.
-fn take_out(volume: &Volume, tree: &Tree) -> Result<Option<PathBuf>, Unfit> {
-    let Ok(target) = std::fs::canonicalize(&volume.target) else { return Ok(None) };
-    if !rustix::fs::stat(&target).is_ok_and(|there| there.st_dev == tree.device) {
-        return Ok(None);
+/// Whether it was mounted there.
+fn take_out(root: &OwnedFd, volume: &Volume, tree: &Tree) -> Result<bool, Unfit> {
+    let Ok(place) = Place::find(root.as_fd(), &volume.target, false) else { return Ok(false) };
+    if !place.stat().is_ok_and(|there| there.st_dev == tree.device) {
+        return Ok(false);
     }
-    match unmount(&target, UnmountFlags::NOFOLLOW) {
-        Ok(()) => Ok(Some(target)),
-        Err(errno) => {
-            let reason = if errno == Errno::BUSY { "it is in use".into() } else { errno.to_string() };
-            Err(Unfit(format!("volume at {:?}: {reason}", volume.target)))
-        }
-    }
+    place.unmount(UnmountFlags::empty()).map_err(volume.unfit())?;
+    Ok(true)
 }
 
 /// What is to be mounted, mounted nowhere yet.
@@ -203,8 +221,13 @@ fn open_one(volume: &Volume) -> anyhow::Result<Tree> {
     Ok(Tree { root, is_directory, device: there.st_dev })
 }
 
-fn enter(descriptors: &[OwnedFd]) -> anyhow::Result<()> {
+/// The root of the container, whose mount namespace this process is in from here on.
+fn enter(descriptors: &[OwnedFd]) -> anyhow::Result<OwnedFd> {
     ensure!(descriptors.len() == 1, "the request comes with the container's init");
     move_into_thread_name_spaces(descriptors[0].as_fd(), ThreadNameSpaceType::MOUNT)
-        .context("enter the container's mount namespace")
+        .context("enter the container's mount namespace")?;
+    // Nodes are made with the mode they are to have.
+    rustix::process::umask(Mode::empty());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/", flags, Mode::empty()).context("open the container's root")
 }

@@ -39,16 +39,18 @@ impl Unplug {
         let interfaces = self.network.clone();
         task.unplug(&container::Unplug { volumes: volumes.clone(), devices, interfaces }).await?;
 
-        for name in &self.network {
-            let addresses = network::unplug(&container.network_file(), name)
-                .with_context(|| format!("cannot give interface {name} back"))?;
-            record.addresses.retain(|address| !addresses.contains(address));
-        }
         for path in &volumes {
             // The last to come to a place is the first to go.
             if let Some(index) = record.volumes.iter().rposition(|word| is_at(word, path)) {
                 record.volumes.remove(index);
             }
+        }
+        // What is done is written down, whatever becomes of the rest.
+        container.write_record(&record)?;
+        for name in &self.network {
+            let addresses = network::unplug(&container.network_file(), name)
+                .with_context(|| format!("cannot give interface {name} back"))?;
+            record.addresses.retain(|address| !addresses.contains(address));
         }
         container.write_record(&record)?;
         Ok(0)

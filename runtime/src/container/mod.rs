@@ -1,7 +1,8 @@
 //! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
 //!
 //! `create` tells the whole story of a container; `process` is the life of its init and of every process run in
-//! it; `plug` is what comes and goes meanwhile. Knows no containerd message: `shim` decodes, and publishes what is reported through [`Report`].
+//! it; `plug` is what comes and goes meanwhile. Knows no containerd message: `shim` decodes, and publishes what is
+//! reported through [`Report`].
 
 mod create;
 pub mod devices;

@@ -6,7 +6,8 @@
 //!   unplug: volumes and disks out of the container -> taken back -> unmounted on the host
 //! ```
 //! A batch is one transaction. What is in the container is last to come and first to go, since only that can be
-//! refused by what the container does: whatever fails before is undone, and after it nothing fails. Whose interfaces the
+//! refused by what the container does: whatever fails before is undone, and after it nothing fails. A guest that does not
+//! answer is asked to undo what it may have done before anything else comes to the container. Whose interfaces the
 //! pod's are, and what becomes of them, is not known here.
 
 use std::path::Path;
@@ -96,6 +97,8 @@ pub(super) struct Plugged {
     volumes: Vec<PluggedVolume>,
     disks: Vec<(PathBuf, Loan)>,
     interfaces: Vec<(String, Loan)>,
+    /// What the agent was asked to plug in and never said that it had: it may have come to it since.
+    unanswered: Vec<UnplugRequest>,
 }
 
 struct PluggedVolume {
@@ -138,7 +141,17 @@ impl Plugged {
                 .interfaces
                 .extract_if(.., |(name, _)| unplug.interfaces.contains(name))
                 .collect(),
+            unanswered: Vec::new(),
         }
+    }
+
+    /// Has the agent undo what it was asked for and did not answer. Nothing else is asked of it before.
+    async fn settle(&mut self, sandbox: &Sandbox) -> Result<(), AgentError> {
+        while let Some(request) = self.unanswered.last() {
+            sandbox.agent.unplug(request.clone()).await?;
+            self.unanswered.pop();
+        }
+        Ok(())
     }
 
     /// Takes all of it back from a guest that has no use for it any more.
@@ -168,6 +181,7 @@ impl Container {
         let _rules = self.applied.lock().await;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
+        plugged.settle(sandbox).await?;
         let disk = |device: &PlugDevice| {
             plan_disk(&device.node, &device.path, &device.access, facts::device(&device.node))
         };
@@ -198,9 +212,19 @@ impl Container {
         request.mounts.clone_from(&mounts);
         let devices = devices.into_iter().zip(&plug.devices);
         request.devices = devices.map(|(device, wanted)| plugged_device(device, &wanted.access)).collect();
+        let mut undo = UnplugRequest::new();
+        undo.container_id.clone_from(&self.id);
+        undo.mounts.clone_from(&mounts);
+        undo.devices = plug.devices.iter().map(|device| device.path.display().to_string()).collect();
         match tell(sandbox, &network, request).await {
             Ok(answer) => self.write_down(&disks, &[], answer),
             Err(error) => {
+                if error.answer().is_none() {
+                    plugged.unanswered.push(undo);
+                    if let Err(error) = plugged.settle(sandbox).await {
+                        tracing::warn!(error = %crate::failure::chain(&error), "an undo is put off");
+                    }
+                }
                 sandbox.take_back(loan).await;
                 drop_shares(shares).await;
                 return Err(error.into());
@@ -224,6 +248,7 @@ impl Container {
         let _rules = self.applied.lock().await;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
+        plugged.settle(sandbox).await?;
         plugged
             .check(&unplug)
             .map_err(|what| TaskError::NotPlugged { container_id: self.id.clone(), what })?;

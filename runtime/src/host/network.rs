@@ -146,8 +146,8 @@ pub enum NetworkError {
 }
 
 /// Takes over the interfaces of the namespace at `path`, or those that are named, with `queues` queue pairs each.
-/// One that was taken over already is refused. Blocks for a few milliseconds. The taps, and with them the
-/// redirections, go when their files are closed.
+/// One that was taken over already is refused. Blocks for a few milliseconds. The taps go when
+/// their files are closed; the interfaces go on sending what comes in to nowhere, so they are not taken over twice.
 pub fn take_over(path: &Path, queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let failed = |source| NetworkError::Namespace { path: path.into(), source };
     let namespace = File::open(path).map_err(failed)?;

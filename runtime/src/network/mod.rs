@@ -6,7 +6,6 @@
 //! ```
 //! [`plug`] and [`unplug`] do the same for further interfaces of the namespace, one at a time.
 //!
-//!
 //! What is written down comes first, so that [`detach`] can undo the work of a command that died half-way. It
 //! can be called any number of times.
 //!

@@ -136,11 +136,10 @@ impl Sandbox {
 
     /// Takes over further interfaces of the pod, by name. A sandbox without a network has none.
     pub async fn take_over(&self, interfaces: Vec<String>) -> Result<Network, NetworkError> {
+        let [first, ..] = &interfaces[..] else { return Ok(Network::default()) };
         let (path, queues) = self.network.clone();
-        let missing =
-            |name: &String| NetworkError::Interface { name: name.clone(), reason: "does not exist" };
         let Some(path) = path else {
-            return interfaces.first().map_or_else(|| Ok(Network::default()), |name| Err(missing(name)));
+            return Err(NetworkError::Interface { name: first.clone(), reason: "does not exist" });
         };
         let work = move || network::take_over(&path, queues, Some(&interfaces));
         let panicked = |_| NetworkError::Socket(std::io::Error::other("the thread panicked"));

@@ -23,8 +23,10 @@ fn on_host(kiai: &Kiai) -> BTreeSet<String> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
     };
-    let mut all: BTreeSet<_> =
-        names("/sys/class/net").into_iter().map(|name| format!("link {name}")).collect();
+    // A bridge serves all containers and stays.
+    let links = names("/sys/class/net").into_iter();
+    let links = links.filter(|name| !Path::new(&format!("/sys/class/net/{name}/bridge")).exists());
+    let mut all: BTreeSet<_> = links.map(|name| format!("link {name}")).collect();
     for pod in names("/run/netns") {
         let namespace = format!("--net=/run/netns/{pod}");
         let links = process::run("nsenter", &[&namespace, "ip", "-o", "link"]);
@@ -255,7 +257,11 @@ fn a_batch_with_one_bad_part_leaves_nothing() {
         let good = format!("{}:/good/place", folder.path().display());
         kiai.keep_running("whole", &[]);
         kiai.ok(&["exec", "whole", "ln", "-s", "/../../..", "/up"]);
+        kiai.ok(&["exec", "whole", "ln", "-s", "/up/there", "/last"]);
         let before = on_host(kiai);
+        let mounts = || kiai.ok(&["exec", "whole", "cat", "/proc/mounts"]);
+        let mounted = mounts();
+        let file = tempfile::NamedTempFile::new_in(scratch()).unwrap();
         let socket = folder.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let missing = folder.path().join("missing");
@@ -267,6 +273,8 @@ fn a_batch_with_one_bad_part_leaves_nothing() {
             // Both are found out by the guest, when all else is there.
             (shown(folder.path()), "/etc/passwd/x", "/etc/passwd/x".to_owned()),
             (shown(folder.path()), "/bin/busybox", "/bin/busybox".to_owned()),
+            // A file where a directory is, on which something of the container's is mounted.
+            (shown(file.path()), "/proc", "/proc".to_owned()),
         ] {
             let bad = format!("{source}:{destination}");
             let batch = ["plug", "whole", "-v", &good, "--network", "default", "-v", &bad];
@@ -274,13 +282,17 @@ fn a_batch_with_one_bad_part_leaves_nothing() {
             assert_eq!(on_host(kiai), before, "{bad}");
             assert_eq!(interfaces(kiai, "whole"), "eth0 lo", "{bad}");
             kiai.call(&["exec", "whole", "ls", "/good"]).refused(&["/good"]);
+            assert_eq!(mounts(), mounted, "{bad}");
         }
         assert!(!missing.exists());
         // Links lead where they lead in the container.
         kiai.ok(&["plug", "whole", "-v", &format!("{}:/up/there", folder.path().display())]);
         assert_eq!(kiai.ok(&["exec", "whole", "ls", "/there"]), "socket");
         kiai.ok(&["unplug", "whole", "-v", "/up/there"]);
-        assert_eq!(on_host(kiai), before);
+        kiai.ok(&["plug", "whole", "-v", &format!("{}:/last", folder.path().display())]);
+        assert_eq!(kiai.ok(&["exec", "whole", "ls", "/there"]), "socket");
+        kiai.ok(&["unplug", "whole", "-v", "/last"]);
+        assert_eq!((mounts(), on_host(kiai)), (mounted, before));
         kiai.ok(&["rm", "-f", "whole"]);
 
         kiai.keep_running("alone", &["--network", "none"]);

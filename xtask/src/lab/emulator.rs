@@ -6,16 +6,22 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{apt, cache};
+use crate::{apt, cache, step};
 
 const RECIPE: u32 = 1;
 /// The emulator, and the firmware it boots with. The libraries it links are those of the release's own QEMU, which
 /// `packages.txt` has.
 const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
 
-/// QEMU's command, unpacked in the cache.
+/// QEMU's command, unpacked in the cache; the release's own if the newer one cannot be had any more.
 pub(crate) fn command() -> Result<Command> {
-    let folder = unpacked()?;
+    let folder = match unpacked() {
+        Ok(folder) => folder,
+        Err(error) => {
+            step::say(&format!("lab: the release's own QEMU, as there is no newer one: {error:#}"));
+            return Ok(Command::new("qemu-system-x86_64"));
+        }
+    };
     let mut command = Command::new(folder.join("usr/bin/qemu-system-x86_64"));
     for firmware in ["usr/share/qemu", "usr/share/seabios"] {
         command.arg("-L").arg(folder.join(firmware));

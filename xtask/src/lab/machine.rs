@@ -127,7 +127,7 @@ fn command_line(machine: &Machine) -> String {
     line += " lpj=16000000 cryptomgr.notests";
     line += " initcall_blacklist=init_kprobe_trace,crypto_kdf108_init,load_system_certificate_list";
     // A CPU that is stuck for ever is the lab's end, not a test's: the kernel says where, and the machine stops.
-    line += " softlockup_panic=1 hung_task_panic=1 sysctl.kernel.panic_on_rcu_stall=1 ";
+    line += " softlockup_panic=1 sysctl.kernel.panic_on_rcu_stall=1 ";
     line += if machine.verbose { "ignore_loglevel" } else { "quiet loglevel=4" };
     if machine.vfio {
         line += " intel_iommu=on";

@@ -46,7 +46,7 @@ fn discard(region: &GuestRegionMmap, offset: u64, count: u64) -> io::Result<()> 
                 (Ok(offset), Ok(count)) => (offset, count),
                 _ => return Err(io::ErrorKind::InvalidInput.into()),
             };
-            // SAFETY: the range is inside the region's mapping, which `region` keeps. The pages stay mapped
+            // SAFETY: the range is inside the region's mapping, which stays until every device is gone. The pages stay mapped
             // and readable; what they held was the guest's to give up, and guest memory is only ever accessed
             // as memory that changes at any time.
             unsafe {

@@ -60,8 +60,8 @@ impl Ring {
         let entry = entry(types::Fd(disk.file.as_raw_fd()), &work)?.user_data(u64::from(tag));
         // In the map before the kernel can know of it; the pieces' heap block does not move with the Transfer.
         self.in_flight.insert(tag, work);
-        // SAFETY: the iovecs and the guest memory they name live in `in_flight` until the completion is seen;
-        // `drop` waits for it. The descriptor is the disk's, which outlives the device's worker.
+        // SAFETY: the iovecs live in `in_flight` until the completion is seen; `drop` waits for it, and guest memory
+        // stays mapped until every device is gone. The descriptor is the disk's, which outlives the device's worker.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_| {
             self.in_flight.remove(&tag);
@@ -121,10 +121,10 @@ impl Drop for Ring {
                 Ok(_) => {}
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(e) => {
-                    // Letting go of memory the kernel may write to is not an option; keep it mapped for good.
+                    // What the kernel may still write to is unmapped with the machine, and something else would come
+                    // to those addresses. The pod ends before that.
                     tracing::error!("virtio-blk: cannot drain io_uring: {e}");
-                    std::mem::forget(std::mem::take(&mut self.in_flight));
-                    return;
+                    std::process::abort();
                 }
             }
             for entry in self.ring.completion() {

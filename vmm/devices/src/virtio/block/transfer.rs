@@ -21,7 +21,7 @@ pub(super) struct Transfer {
     /// Sum of the pieces.
     length: u32,
     pieces: Vec<libc::iovec>,
-    /// Keeps the pieces mapped.
+    /// What the pieces are part of. It stays mapped until every device is gone.
     _memory: Arc<GuestMemoryMmap>,
 }
 
