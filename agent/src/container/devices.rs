@@ -1,7 +1,7 @@
 //! The devices of one container: found, written into its spec, and everything else kept from it.
 
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::passed::{self, Passed};
+use super::plug::is_place;
 use crate::cgroup::Cgroup;
 use crate::device::filter::{self, MAX_RULES};
 use crate::device::rule::{Access, Identity, Rule, RuleError, default_rules, granted};
@@ -179,8 +180,7 @@ impl Devices {
                 Fault::InvalidArgument(format!("device {:?}: {reason}", device.container_path))
             };
             let path = Path::new(&device.container_path);
-            let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
-            if !path.is_absolute() || !plain || path.parent().is_none() {
+            if !is_place(path) {
                 return Err(wrong("its path is not an absolute one without `..`"));
             }
             let Some(By::PciPath(pci_path)) = &device.locator.by else {

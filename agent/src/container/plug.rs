@@ -92,6 +92,12 @@ async fn hold(container: &Container) -> Result<(RwLockReadGuard<'_, Phase>, Owne
     Ok((phase, init))
 }
 
+/// Whether something can be put there: an absolute path without `..`, and not the root.
+pub(super) fn is_place(path: &Path) -> bool {
+    let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    path.is_absolute() && plain && path.parent().is_some()
+}
+
 fn volume(mount: &PluggedMount) -> Result<Volume> {
     let wrong = |reason: &str| Fault::InvalidArgument(format!("volume at {:?}: {reason}", mount.target));
     if mount.tag.is_empty() || mount.tag.len() > 36 {
@@ -102,8 +108,7 @@ fn volume(mount: &PluggedMount) -> Result<Volume> {
         return Err(wrong("the entry is not the name of one"));
     }
     let target = Path::new(&mount.target);
-    let plain = target.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
-    if !target.is_absolute() || !plain || target.parent().is_none() || mount.target.contains('\0') {
+    if !is_place(target) || mount.target.contains('\0') {
         return Err(wrong("the target is not an absolute path without `..`"));
     }
     let (tag, entry) = (mount.tag.clone(), mount.entry.clone());

@@ -67,7 +67,7 @@ pub(super) fn apply(plan: &Plan, target: &Path) -> Result<Option<PathBuf>, Mount
 }
 
 /// Unmounts `target` and removes what was made for it. A busy mount is detached; the error still says so.
-pub(crate) fn undo(target: &Path, made: Option<&Path>) -> Result<(), Errno> {
+pub(super) fn undo(target: &Path, made: Option<&Path>) -> Result<(), Errno> {
     let result = match unmount(target, UnmountFlags::NOFOLLOW) {
         Err(Errno::BUSY) => {
             unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).and(Err(Errno::BUSY))
@@ -151,7 +151,7 @@ fn restrict(target: &Path, attributes: MountAttrFlags) -> Result<(), MountError>
 }
 
 /// Makes `target` and its parents. Returns the topmost one that was not there.
-pub(crate) fn make(target: &Path, directory: bool) -> std::io::Result<Option<PathBuf>> {
+fn make(target: &Path, directory: bool) -> std::io::Result<Option<PathBuf>> {
     let missing = target.ancestors().take_while(|path| path.symlink_metadata().is_err()).last();
     let missing = missing.map(Path::to_owned);
     if directory {
