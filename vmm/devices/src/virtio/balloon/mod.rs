@@ -5,8 +5,10 @@
 //! balloon is a favour of the guest's, never a limit. While a device keeps guest RAM pinned (VFIO), nothing is
 //! given back, and the guest is none the wiser.
 //!
-//! `reclaim` returns pages to the host, `worker` takes them from the queues, `control` is what the host holds.
+//! `worker` takes pages from the queues, `blocks` collects those that belong together, `reclaim` returns them to the
+//! host, `control` is what the host holds.
 
+mod blocks;
 mod control;
 mod reclaim;
 #[cfg(test)]
@@ -26,6 +28,7 @@ use worker::Pages;
 pub use control::BalloonControl;
 
 /// Feature bits (§5.5.3).
+const F_MUST_TELL_HOST: u64 = 1 << 0;
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
 const F_REPORTING: u64 = 1 << 5;
 
@@ -58,7 +61,7 @@ impl Balloon {
 
     /// An empty balloon of a machine whose RAM may be pinned.
     pub fn unless_pinned(discards: Arc<dyn Discards>) -> Self {
-        Self { discards: Some(discards), ..Self::default() }
+        Self { control: BalloonControl::default(), discards: Some(discards), worker: None }
     }
 
     /// The host's end. It outlives the device.
@@ -77,7 +80,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        F_DEFLATE_ON_OOM | F_REPORTING
+        F_MUST_TELL_HOST | F_DEFLATE_ON_OOM | F_REPORTING
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -116,5 +119,11 @@ impl VirtioDevice for Balloon {
         self.control.connect(None);
         self.control.set_actual(0);
         self.worker = None;
+    }
+}
+
+impl Drop for Balloon {
+    fn drop(&mut self) {
+        self.control.close();
     }
 }

@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::Balloon;
 use super::BalloonControl;
+use super::F_MUST_TELL_HOST;
 use super::F_REPORTING;
 use super::reclaim::reclaim;
 use crate::platform::Discards;
@@ -19,6 +20,7 @@ use crate::testing::Buffer::Write as W;
 use crate::testing::Descriptor;
 use crate::testing::Driver;
 use crate::testing::Machine;
+use crate::testing::Virtqueue;
 use crate::testing::refuses_malformed_chains;
 
 /// Pages no queue lies in.
@@ -49,14 +51,41 @@ fn inflated_pages_are_given_back_and_no_others() {
     fill(&machine, 10);
     let numbers = machine.allocate(4096);
     let list: Vec<u8> =
-        [1u32, 2, 3, 7, 5].iter().flat_map(|n| (n + (START >> 12) as u32).to_le_bytes()).collect();
+        [3u32, 2, 1, 7, 5, 2].iter().flat_map(|n| (n + (START >> 12) as u32).to_le_bytes()).collect();
     machine.store(numbers, &list);
-    assert_eq!(inflate.request(&[R(numbers, 20)]), 0);
+    assert_eq!(inflate.request(&[R(numbers, 24)]), 0);
     let zero: Vec<u64> = (0..10).filter(|&page| is_zero(&machine, page)).collect();
     assert_eq!((zero, control.returned()), (vec![1, 2, 3, 5, 7], 5 * 4096));
-    assert_eq!(deflate.request(&[R(numbers, 20)]), 0);
+    assert_eq!(deflate.request(&[R(numbers, 24)]), 0);
     fill(&machine, 10);
     assert!(!is_zero(&machine, 1), "the guest has it again");
+}
+
+#[test]
+fn pages_of_a_driver_that_tells_when_it_takes_them_go_back_a_huge_page_at_a_time() {
+    let (machine, slot, control) = plugged();
+    let driver = Driver::negotiate(&machine, slot, F_MUST_TELL_HOST);
+    let (mut inflate, mut deflate) = (driver.queue(0, None), driver.queue(1, None));
+    driver.ready();
+    fill(&machine, 512);
+    let numbers = machine.allocate(4096);
+    let name = |queue: &mut Virtqueue<'_>, pages: std::ops::Range<u32>| {
+        let list: Vec<u8> =
+            pages.clone().rev().flat_map(|n| (n + (START >> 12) as u32).to_le_bytes()).collect();
+        machine.store(numbers, &list);
+        assert_eq!(queue.request(&[R(numbers, u32::try_from(list.len()).unwrap())]), 0);
+    };
+    name(&mut inflate, 256..512);
+    name(&mut inflate, 1..256);
+    assert_eq!(control.returned(), 0);
+    // One of them is the guest's again, so the last does not make them whole.
+    name(&mut deflate, 300..301);
+    name(&mut inflate, 0..1);
+    assert!((0..512).all(|page| !is_zero(&machine, page)));
+    name(&mut inflate, 256..512);
+    name(&mut inflate, 0..256);
+    assert!((0..512).all(|page| is_zero(&machine, page)));
+    assert_eq!(control.returned(), 2 << 20);
 }
 
 #[test]

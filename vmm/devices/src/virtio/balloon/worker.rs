@@ -11,8 +11,11 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::BalloonControl;
 use super::DEFLATE;
+use super::F_MUST_TELL_HOST;
 use super::INFLATE;
 use super::PAGE;
+use super::blocks;
+use super::blocks::Blocks;
 use super::reclaim::reclaim;
 use crate::log_limit::LogLimit;
 use crate::platform::Discards;
@@ -32,6 +35,9 @@ pub(super) struct Pages {
     queues: Vec<ActiveQueue>,
     activation: Activation,
     host: Host,
+    /// With a driver that tells before it takes pages out (MUST_TELL_HOST). One that does not could use what is
+    /// collected here already.
+    collected: Option<Blocks>,
 }
 
 /// The host as pages are given back to it.
@@ -47,7 +53,8 @@ impl Pages {
         control: BalloonControl,
         discards: Option<Arc<dyn Discards>>,
     ) -> Self {
-        Self { queues, activation, host: Host { control, discards } }
+        let collected = (activation.features & F_MUST_TELL_HOST != 0).then(Blocks::default);
+        Self { queues, activation, host: Host { control, discards }, collected }
     }
 
     fn serve(&mut self, index: u16) -> ControlFlow<()> {
@@ -56,12 +63,12 @@ impl Pages {
         };
         queue::clear(queue);
         let memory = self.activation.memory.memory();
-        let host = &self.host;
+        let (host, collected) = (&self.host, &mut self.collected);
         let served = queue::serve(queue, &memory, &self.activation.interrupt, |memory, chain| {
             match index {
-                INFLATE => inflate(memory, chain, host)?,
-                // The guest takes pages back by touching them; there is nothing to do.
-                DEFLATE => {}
+                INFLATE => inflate(memory, chain, host, collected.as_mut())?,
+                // The guest takes pages back by touching them.
+                DEFLATE => collected.iter_mut().for_each(Blocks::forget),
                 _ => report(memory, chain, host)?,
             }
             Ok(0)
@@ -71,27 +78,37 @@ impl Pages {
 }
 
 /// Page numbers, 32 bits each (§5.5.6.1).
-fn inflate(memory: &GuestMemoryMmap, chain: Chain<'_>, host: &Host) -> Result<(), ChainError> {
+fn inflate(
+    memory: &GuestMemoryMmap,
+    chain: Chain<'_>,
+    host: &Host,
+    collected: Option<&mut Blocks>,
+) -> Result<(), ChainError> {
     let mut reader = chain.reader(memory)?;
     let count = reader.available_bytes() / 4;
     if count > MOST {
         return Err(ChainError::Layout("too many page numbers in one request"));
     }
-    let mut run: Option<(u64, u64)> = None;
-    for _ in 0..count {
-        let mut number = [0; 4];
-        reader.read_exact(&mut number).map_err(ChainError::Memory)?;
-        let page = u64::from(u32::from_le_bytes(number)) * PAGE;
-        // Pages that follow each other are one system call.
-        run = match run {
-            Some((start, length)) if start + length == page => Some((start, length + PAGE)),
-            done => {
-                give_back(memory, done, host)?;
-                Some((page, PAGE))
-            }
-        };
+    let mut numbers = vec![0; count];
+    for number in &mut numbers {
+        let mut bytes = [0; 4];
+        reader.read_exact(&mut bytes).map_err(ChainError::Memory)?;
+        *number = u32::from_le_bytes(bytes);
     }
-    give_back(memory, run, host)
+    numbers.sort_unstable();
+    // Pages that follow each other, in whatever order the guest has them, are one system call.
+    for run in numbers.chunk_by(|&page, &next| next - page <= 1) {
+        let [first, last] = [run[0], run[run.len() - 1]].map(u64::from);
+        let (start, length) = (first * PAGE, (last - first + 1) * PAGE);
+        check(memory, start, length)?;
+        if collected.is_none() {
+            give_back(memory, start, length, host);
+        }
+    }
+    for first in collected.map_or_else(Vec::new, |collected| collected.add(&numbers)) {
+        give_back(memory, u64::from(first) * PAGE, u64::from(blocks::PAGES) * PAGE, host);
+    }
+    Ok(())
 }
 
 /// Free memory as device-writable buffers (§5.5.6.7).
@@ -100,20 +117,21 @@ fn report(memory: &GuestMemoryMmap, chain: Chain<'_>, host: &Host) -> Result<(),
         if !descriptor.is_write_only() {
             return Err(ChainError::Layout("free pages that the device may not write"));
         }
-        give_back(memory, Some((descriptor.addr().0, u64::from(descriptor.len()))), host)?;
+        let (start, length) = (descriptor.addr().0, u64::from(descriptor.len()));
+        check(memory, start, length)?;
+        give_back(memory, start, length, host);
     }
     Ok(())
 }
 
-fn give_back(memory: &GuestMemoryMmap, range: Option<(u64, u64)>, host: &Host) -> Result<(), ChainError> {
-    let Some((start, length)) = range else { return Ok(()) };
-    if !vm_memory::GuestMemoryBackend::check_range(
-        memory,
-        vm_memory::GuestAddress(start),
-        usize::try_from(length).unwrap_or(usize::MAX),
-    ) {
-        return Err(ChainError::Layout("pages that are not RAM"));
-    }
+fn check(memory: &GuestMemoryMmap, start: u64, length: u64) -> Result<(), ChainError> {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    let is_ram = vm_memory::GuestMemoryBackend::check_range(memory, vm_memory::GuestAddress(start), length);
+    if is_ram { Ok(()) } else { Err(ChainError::Layout("pages that are not RAM")) }
+}
+
+/// `start` and `length` were checked.
+fn give_back(memory: &GuestMemoryMmap, start: u64, length: u64, host: &Host) {
     match host.reclaim(memory, start, length) {
         Ok(bytes) => host.control.count_returned(bytes),
         // The host keeps memory it could have had; the guest has done its part.
@@ -124,7 +142,6 @@ fn give_back(memory: &GuestMemoryMmap, range: Option<(u64, u64)>, host: &Host) -
             }
         }
     }
-    Ok(())
 }
 
 impl Host {
