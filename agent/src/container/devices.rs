@@ -158,7 +158,8 @@ impl Devices {
         let mut to_make = Vec::new();
         for (node, lasts) in batch.nodes() {
             let identity = node.identity();
-            let same = there.iter().find(|(path, other)| **path == node.path || (!lasts && **other == identity));
+            let same =
+                there.iter().find(|(path, other)| **path == node.path || (!lasts && **other == identity));
             match same {
                 Some((path, other)) if lasts && *path == node.path && *other == identity => {}
                 Some((other, _)) => {
@@ -312,9 +313,12 @@ mod tests {
         assert_eq!((batch.nodes().next().unwrap().0.mode, batch.nodes().next().unwrap().0.gid), (0o600, 6));
         assert_eq!(plug(&devices, batch), ["/dev/c"]);
         assert_eq!(shown(&devices), ["allow b 254:32 r"]);
-        let again = Batch::of(disks(&[("/dev/d", 3, 32)]), &serde_json::json!({
-            "devices": [{"path": "/dev/d", "type": "b", "major": 254, "minor": 3}],
-        }));
+        let again = Batch::of(
+            disks(&[("/dev/d", 3, 32)]),
+            &serde_json::json!({
+                "devices": [{"path": "/dev/d", "type": "b", "major": 254, "minor": 3}],
+            }),
+        );
         let error = devices.check(&again.unwrap()).unwrap_err().to_string();
         assert!(error.contains("/dev/d") && error.contains("/dev/c"), "{error}");
 
@@ -346,7 +350,10 @@ mod tests {
         assert_eq!(shown(&devices), ["allow c 243:0 rwm", "allow c 10:196 rwm", "allow c 243:1 rwm"]);
         assert_eq!(unplug(&devices, "/dev/vfio/12", "0000:00:03.0"), ["/dev/vfio/noiommu-0"]);
         assert_eq!(shown(&devices), ["allow c 10:196 rwm", "allow c 243:1 rwm"]);
-        assert_eq!(unplug(&devices, "/dev/vfio/12", "0000:00:03.1"), ["/dev/vfio/noiommu-1", "/dev/vfio/vfio"]);
+        assert_eq!(
+            unplug(&devices, "/dev/vfio/12", "0000:00:03.1"),
+            ["/dev/vfio/noiommu-1", "/dev/vfio/vfio"]
+        );
         assert_eq!(shown(&devices), [""; 0]);
         assert_eq!(devices.report().0, []);
     }
@@ -363,5 +370,60 @@ mod tests {
         assert_eq!(plug(&devices, Batch::of(Lent::of(&null), &null).unwrap()), ["/dev/nothing"]);
         assert_eq!(unplug(&devices, "/dev/nothing", ""), ["/dev/nothing"]);
         assert_eq!(shown(&devices), before);
+    }
+
+    proptest::proptest! {
+        /// Whatever comes and goes, in whatever order: what is gone has left nothing, and what is there has its rules.
+        #[test]
+        fn what_comes_and_goes_leaves_things_as_they_were(
+            steps in proptest::collection::vec((0..4usize, proptest::bool::ANY), 1..40)
+        ) {
+            let devices = devices();
+            enforce(&devices, Rules { own: default_rules().collect(), plugged: Vec::new() });
+            let before = (shown(&devices), devices.report().0);
+            let mut there = [false; 4];
+            let batch = |which: usize| match which {
+                0 | 1 => {
+                    let minor = i64::try_from(which).unwrap();
+                    let group = serde_json::json!({
+                        "devices": [{"path": "/dev/vfio/12", "type": "c", "major": 243, "minor": 4}],
+                    });
+                    let (host, guest) = (format!("0000:00:03.{which}"), format!("07.{which}"));
+                    (Batch::of(function(&host, &guest, minor), &group).unwrap(), "/dev/vfio/12", host)
+                }
+                _ => {
+                    let (path, minor) = if which == 2 { ("/dev/c", 3) } else { ("/dev/d", 4) };
+                    let disk = serde_json::json!({
+                        "devices": [{"path": path, "type": "b", "major": 254, "minor": minor}],
+                    });
+                    (Batch::of(disks(&[(path, minor, minor * 16)]), &disk).unwrap(), path, String::new())
+                }
+            };
+            for (which, comes) in steps {
+                let (batch, entry, address) = batch(which);
+                match (comes, there[which]) {
+                    (true, false) => {
+                        let nodes: Vec<_> = batch.nodes().map(|(node, _)| node.identity()).collect();
+                        plug(&devices, batch);
+                        let rules: Vec<Rule> = devices.rules().all().copied().collect();
+                        for node in nodes {
+                            proptest::prop_assert_eq!(granted(&rules, node), Access::ALL);
+                        }
+                    }
+                    (false, _) => {
+                        let gone = unplug(&devices, entry, &address);
+                        proptest::prop_assert_eq!(gone.is_empty(), !there[which]);
+                    }
+                    // Twice is once too often: the host sees to it for functions, and to all of it the agent.
+                    (true, true) => proptest::prop_assert!(devices.check(&batch).is_err()),
+                }
+                there[which] = comes;
+            }
+            for which in 0..4 {
+                let (_, entry, address) = batch(which);
+                unplug(&devices, entry, &address);
+            }
+            proptest::prop_assert_eq!((shown(&devices), devices.report().0), before);
+        }
     }
 }

@@ -258,8 +258,12 @@ pub(super) mod tests {
             .iter()
             .map(|found| format!("{} {}:{} {}", found.entry, found.major, found.minor, found.pci_path))
             .collect();
-        let expected =
-            ["/dev/a 254:16 05.0", "/dev/b 254:0 06.0", "/dev/vfio/12 243:0 07.0", "/dev/vfio/12 10:196 07.0"];
+        let expected = [
+            "/dev/a 254:16 05.0",
+            "/dev/b 254:0 06.0",
+            "/dev/vfio/12 243:0 07.0",
+            "/dev/vfio/12 10:196 07.0",
+        ];
         assert_eq!(told, expected);
     }
 

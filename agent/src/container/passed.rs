@@ -102,8 +102,11 @@ impl Passed {
 
     /// Each node once, with the function that has it.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&Function, &Node)> {
-        let all = || self.0.iter().flat_map(|function| function.nodes.iter().map(move |node| (function, node)));
-        all().enumerate().filter(move |(index, (_, node))| all().take(*index).all(|(_, other)| other != *node))
+        let all =
+            || self.0.iter().flat_map(|function| function.nodes.iter().map(move |node| (function, node)));
+        all()
+            .enumerate()
+            .filter(move |(index, (_, node))| all().take(*index).all(|(_, other)| other != *node))
             .map(|(_, found)| found)
     }
 
@@ -120,7 +123,9 @@ impl Passed {
     /// Where they are on either side.
     pub(super) fn addresses(&self) -> PciAddresses {
         let known = self.0.iter().filter(|function| !function.host_address.is_empty());
-        known.filter_map(|function| Some((function.host_address.clone(), function.address.clone()?))).collect()
+        known
+            .filter_map(|function| Some((function.host_address.clone(), function.address.clone()?)))
+            .collect()
     }
 
     /// The spec without the host's rows: before any other device is written into it.
@@ -166,12 +171,8 @@ pub(super) mod tests {
     use crate::device::DeviceKind;
 
     pub(in super::super) fn user_space(host_address: &str, pci_path: &str, minor: i64) -> Passed {
-        let node = |path: &str, major, minor| Node {
-            path: path.into(),
-            kind: DeviceKind::Character,
-            major,
-            minor,
-        };
+        let node =
+            |path: &str, major, minor| Node { path: path.into(), kind: DeviceKind::Character, major, minor };
         let container = node("/dev/vfio/vfio", 10, 196);
         Passed(vec![Function {
             group: HostGroup { container_path: "/dev/vfio/12".into(), major: 243, minor: 4 },
@@ -188,17 +189,21 @@ pub(super) mod tests {
         let mut passed = user_space("0000:00:03.0", "05.0", 0);
         passed.extend(user_space("0000:00:03.1", "05.1", 1));
         let shown = |passed: &Passed| -> Vec<_> {
-            passed.nodes().map(|(function, node)| format!("{} {}", function.pci_path, node.path.display())).collect()
+            passed
+                .nodes()
+                .map(|(function, node)| format!("{} {}", function.pci_path, node.path.display()))
+                .collect()
         };
         assert_eq!(
             shown(&passed),
             ["05.0 /dev/vfio/noiommu-0", "05.0 /dev/vfio/vfio", "05.1 /dev/vfio/noiommu-1"]
         );
         assert_eq!(passed.addresses().len(), 2);
-        let spec: Spec = serde_json::from_value(serde_json::json!({"ociVersion": "1.1.0", "linux": {"devices": [
-            {"path": "/dev/vfio/12", "type": "c", "major": 243, "minor": 4},
-        ]}}))
-        .unwrap();
+        let spec: Spec =
+            serde_json::from_value(serde_json::json!({"ociVersion": "1.1.0", "linux": {"devices": [
+                {"path": "/dev/vfio/12", "type": "c", "major": 243, "minor": 4},
+            ]}}))
+            .unwrap();
         let withdrawn = passed.withdraw(&spec).unwrap();
         assert_eq!(withdrawn.linux().clone().unwrap().devices().clone().unwrap(), []);
         passed.forget(Path::new("/dev/vfio/12"), "0000:00:03.0");

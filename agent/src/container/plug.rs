@@ -80,12 +80,7 @@ pub async fn unplug(
     Ok(PlugResponse { device_rules, ..Default::default() })
 }
 
-async fn take_out(
-    sandbox: &Sandbox,
-    volumes: Vec<Volume>,
-    leaving: &Leaving,
-    init: &OwnedFd,
-) -> Result<()> {
+async fn take_out(sandbox: &Sandbox, volumes: Vec<Volume>, leaving: &Leaving, init: &OwnedFd) -> Result<()> {
     let ending = leaving.ending.clone();
     let used = move || {
         let used = device::used(&ending.iter().map(DeviceNode::identity).collect::<Vec<_>>())?;

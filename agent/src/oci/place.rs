@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dev, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, mknodat, openat, readlinkat, statat, unlinkat,
+    AtFlags, Dev, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, mknodat, openat, readlinkat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};

@@ -20,9 +20,8 @@ use super::file::MountEdit;
 use super::name::DeviceName;
 
 /// Options that every mount can have (mount(8)), those for the kernel's defaults among them.
-const MOUNT_ATTRIBUTES: &[&str] = &[
-    "nosuid", "nodev", "noexec", "noatime", "nodiratime", "strictatime", "suid", "dev", "exec", "relatime",
-];
+const MOUNT_ATTRIBUTES: &[&str] =
+    &["nosuid", "nodev", "noexec", "noatime", "nodiratime", "strictatime", "suid", "dev", "exec", "relatime"];
 
 /// A device wants what cannot be had; the spec is as it was.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -133,7 +132,9 @@ pub(super) fn needed(
         }
         let user = process.user();
         let in_group = |group: &u32| {
-            *group == 0 || user.gid() == *group || user.additional_gids().iter().flatten().any(|own| own == group)
+            *group == 0
+                || user.gid() == *group
+                || user.additional_gids().iter().flatten().any(|own| own == group)
         };
         if let Some(group) = edits.additional_gids.iter().find(|group| !in_group(group)) {
             return Err(running(format!("group {group}")));

@@ -210,8 +210,7 @@ impl Batch {
         let entry = |path: &Path| self.entries.iter().find(|entry| entry.path() == path).cloned();
         let disks = self.disks.iter().map(|disk| (entry(&disk.container_path), None));
         let functions = self.functions.iter();
-        let functions =
-            functions.map(|function| (entry(&function.container_path), Some(function.address)));
+        let functions = functions.map(|function| (entry(&function.container_path), Some(function.address)));
         let mut all: Vec<_> =
             disks.chain(functions).filter_map(|(entry, address)| Some((entry?, address))).collect();
         let own = self.entries.iter().filter(|entry| all.iter().all(|(lent, _)| lent.path() != entry.path()));

@@ -66,12 +66,7 @@ fn change(bundle: &Path, how: impl FnOnce(&mut DeviceMap)) -> Result<(), FileErr
     write_json(&path, &map)
 }
 
-fn completed(
-    planned: DeviceMap,
-    sent: &[Device],
-    found: Vec<FoundDevice>,
-    rules: Vec<String>,
-) -> DeviceMap {
+fn completed(planned: DeviceMap, sent: &[Device], found: Vec<FoundDevice>, rules: Vec<String>) -> DeviceMap {
     // Of several functions in one IOMMU group, the one that was put where the agent found the node.
     let host_address = |found: &FoundDevice| {
         let at = |device: &&Device| match &device.locator.by {
@@ -164,8 +159,12 @@ mod tests {
         plug(vec![planned(group, Attachment::UserSpace, Some("0000:00:03.1"))], answer.clone());
         let map = || read_json::<DeviceMap>(&bundle.path().join(DEVICES)).unwrap().unwrap();
         assert_eq!((map().devices.len(), map().rules.len()), (2, 1));
-        record_unplugged(bundle.path(), &[(Path::new(group), Some("0000:00:03.0".into()))], PlugResponse::new())
-            .unwrap();
+        record_unplugged(
+            bundle.path(),
+            &[(Path::new(group), Some("0000:00:03.0".into()))],
+            PlugResponse::new(),
+        )
+        .unwrap();
         let left = map().devices;
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].guest.as_ref().unwrap().path, Path::new("/dev/vfio/noiommu-1"));
@@ -190,7 +189,8 @@ mod tests {
             found(group, "/dev/nvme1n1", "05.1"),
         ];
         let rules = vec!["allow c 10:229 rwm".into()];
-        let map = completed(map, &[sent("0000:00:03.0", "05.0"), sent("0000:00:03.1", "05.1")], answer, rules);
+        let map =
+            completed(map, &[sent("0000:00:03.0", "05.0"), sent("0000:00:03.1", "05.1")], answer, rules);
         let rows: Vec<_> = map
             .devices
             .iter()

@@ -141,7 +141,9 @@ impl Plugged {
                 PluggedOption::Cdi(name) if self.claims.iter().any(|(claimant, _)| *claimant == name) => {
                     leaving.vendor_devices.push(name);
                 }
-                option if self.devices.iter().any(|device| device.is(&option)) => leaving.devices.push(option),
+                option if self.devices.iter().any(|device| device.is(&option)) => {
+                    leaving.devices.push(option)
+                }
                 option => return Err(format!("device {option}")),
             }
         }
@@ -218,8 +220,12 @@ impl Container {
         plugged.settle(sandbox).await?;
         let mut batch = Batch::plan(&plug, &self.process, &plugged.there())?;
         let volumes = std::mem::take(&mut batch.volumes);
-        let (wanted, volumes): (Vec<_>, Vec<_>) =
-            self.share(volumes).await?.into_iter().map(|(wanted, mount, share)| (wanted, (mount, share))).unzip();
+        let (wanted, volumes): (Vec<_>, Vec<_>) = self
+            .share(volumes)
+            .await?
+            .into_iter()
+            .map(|(wanted, mount, share)| (wanted, (mount, share)))
+            .unzip();
         let (mounts, shares): (Vec<_>, Vec<_>) = volumes.into_iter().unzip();
         let mut network = match sandbox.take_over(plug.interfaces).await {
             Ok(network) => network,
@@ -280,9 +286,12 @@ impl Container {
         let names = network.nics.into_iter().map(|nic| nic.name);
         plugged.interfaces.extend(names.zip(&mut loans));
         let volumes = wanted.into_iter().zip(mounts).zip(shares).zip(loans);
-        plugged.volumes.extend(
-            volumes.map(|(((wanted, mount), share), loan)| PluggedVolume { wanted, mount, loan, share }),
-        );
+        plugged.volumes.extend(volumes.map(|(((wanted, mount), share), loan)| PluggedVolume {
+            wanted,
+            mount,
+            loan,
+            share,
+        }));
         plugged.claims.append(&mut batch.claims);
         tracing::info!(container = self.id, took = ?begun.elapsed(), "plugged in");
         Ok(())

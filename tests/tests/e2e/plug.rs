@@ -1,4 +1,4 @@
-//! Volumes, disks and interfaces that come to a container while it runs, and go before it does.
+//! Volumes, devices and interfaces that come to a container while it runs, and go before it does.
 
 use std::collections::BTreeSet;
 use std::fs;

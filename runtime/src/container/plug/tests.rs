@@ -1,8 +1,8 @@
 //! Batches on paper: what is planned, what has a claim to what, and what goes.
 
-use oci_spec::runtime::Process;
 use oci_spec::runtime::LinuxDeviceBuilder;
 use oci_spec::runtime::LinuxDeviceType;
+use oci_spec::runtime::Process;
 
 use super::*;
 use crate::container::PlugVolume;
@@ -50,7 +50,10 @@ fn one_path_is_for_one_device_but_a_groups_row_for_each_function() {
     let batch = batch.unwrap();
     let all: Vec<_> = batch.devices().iter().map(|(entry, _)| entry.path().display().to_string()).collect();
     assert_eq!(all, ["/dev/fuse", "/dev/x"]);
-    assert_eq!(plan(&of_devices(&[fuse(), fuse()]), &There::default()).unwrap_err(), "device /dev/fuse: already exists");
+    assert_eq!(
+        plan(&of_devices(&[fuse(), fuse()]), &There::default()).unwrap_err(),
+        "device /dev/fuse: already exists"
+    );
     let there = There { entries: vec![&batch.entries[0]], ..There::default() };
     assert!(plan(&of_devices(&[fuse()]), &there).is_ok(), "the agent has the last word on what is the same");
     let other = entry("/dev/fuse", LinuxDeviceType::C, 1, 5);

@@ -107,7 +107,8 @@ fn a_program_that_runs_already_comes_to_drive_a_function() {
             let user = "exec 3<> /dev/vfio/noiommu-0; mkfifo /release; echo there; cat /release; rm /release";
             let user = kiai.start(&["exec", "driver", "sh", "-c", user]);
             user.until("there");
-            kiai.call(&["unplug", "driver", "--device", unplugged]).refused(&["/dev/vfio/noiommu-0", "in use"]);
+            kiai.call(&["unplug", "driver", "--device", unplugged])
+                .refused(&["/dev/vfio/noiommu-0", "in use"]);
             kiai.ok(&["exec", "driver", "sh", "-c", "echo > /release"]);
             user.finish().success();
             kiai.ok(&["unplug", "driver", "--device", unplugged]);
@@ -178,5 +179,44 @@ fn a_group_comes_by_the_name_a_vendor_gave_it() {
         assert_eq!(seen(kiai, "vendor"), before);
         assert_eq!(open_files(), BTreeSet::new());
         kiai.ok(&["rm", "-f", "vendor"]);
+    });
+}
+
+#[test]
+fn one_function_comes_by_its_own_file_and_another_by_its_group() {
+    scenario(|kiai| {
+        let edu = Bound::new(kiai, EDU);
+        let (group, own_file) = interface(&edu.address);
+        if !own_file {
+            // A kernel without such files opens all by their groups, as the other tests see.
+            return;
+        }
+        // Without the node it can be opened by its group only. It is made again when the function is bound again.
+        let own = fs::read_dir(format!("/sys/bus/pci/devices/{}/vfio-dev", edu.address)).unwrap();
+        let own = own.map(|entry| entry.unwrap().file_name().into_string().unwrap()).next().unwrap();
+        fs::remove_file(format!("/dev/vfio/devices/{own}")).unwrap();
+        let disk = Bound::new(kiai, NVME);
+        start(kiai, "both");
+        kiai.ok(&["plug", "both", "--device", &disk.device()]);
+        kiai.ok(&["plug", "both", "--device", &format!("{},user-space", edu.device())]);
+        let files = open_files();
+        for file in ["/dev/iommu", "/dev/vfio/vfio", &format!("/dev/vfio/{group}")] {
+            assert!(files.contains(file), "{file}: {files:?}");
+        }
+        assert!(files.iter().any(|file| file.starts_with("/dev/vfio/devices/")), "{files:?}");
+        let table = kiai.ok(&["inspect", "--devices", "both"]);
+        assert!(table.contains("VFIO (cdev)") && table.contains(&format!("VFIO (group {group})")), "{table}");
+        // Both reach the guest's memory.
+        let script = "dd if=/dev/urandom of=/block bs=1M count=4 2>/dev/null; dd if=/block of=/dev/nvme0n1 bs=1M \
+                      oflag=direct 2>/dev/null; dd if=/dev/nvme0n1 bs=1M count=4 iflag=direct 2>/dev/null | cmp - /block";
+        kiai.ok(&["exec", "both", "sh", "-ec", script]);
+        let variable = format!("PCIDEVICE_TEST={}", edu.address);
+        let drive = ["exec", "-e", &variable, "both", "python3", "-B", "/programs/edu.py"];
+        assert!(kiai.ok(&drive).contains("1024 bytes came back"));
+        kiai.ok(&["unplug", "both", "--device", &disk.device()]);
+        assert!(kiai.ok(&drive).contains("1024 bytes came back"));
+        kiai.ok(&["unplug", "both", "--device", &edu.device()]);
+        assert_eq!(open_files(), BTreeSet::new());
+        kiai.ok(&["rm", "-f", "both"]);
     });
 }
