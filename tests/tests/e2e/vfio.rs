@@ -1,7 +1,7 @@
 //! PCI functions of the host in a pod, in a lab that has some to lend: an NVMe disk, QEMU's `edu`, and two
 //! functions that share a group.
 
-mod plugged;
+mod running;
 
 use std::collections::BTreeSet;
 use std::fs;
