@@ -104,8 +104,12 @@ impl Devices {
         self.load(&spec)
     }
 
-    /// Loads rules that are the guest's.
-    pub(super) fn load_all(&self, rules: Rules) -> Result<Loaded<'_>> {
+    /// Puts rules that are the guest's in force, unless they are.
+    pub(super) fn change_rules(&self, rules: Rules, cgroup: &Cgroup) -> Result<()> {
+        if rules == self.rules() { Ok(()) } else { self.load_all(rules)?.enforce(cgroup) }
+    }
+
+    fn load_all(&self, rules: Rules) -> Result<Loaded<'_>> {
         let all: Vec<Rule> = rules.all().copied().collect();
         if all.len() > MAX_RULES {
             return Err(Fault::InvalidArgument(format!("more than {MAX_RULES} device rules")));

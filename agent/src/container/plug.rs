@@ -37,9 +37,9 @@ pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugReques
     let devices = &container.devices;
     let nodes = devices.check(&batch)?;
     let before = devices.rules();
-    devices.load_all(devices.rules_with(&batch))?.enforce(&container.cgroup)?;
+    devices.change_rules(devices.rules_with(&batch), &container.cgroup)?;
     if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
-        devices.load_all(before)?.enforce(&container.cgroup)?;
+        devices.change_rules(before, &container.cgroup)?;
         return Err(error.into());
     }
     let entries: Vec<_> = batch.devices.iter().map(|device| device.entry.clone()).collect();
@@ -70,9 +70,9 @@ pub async fn unplug(
     let leaving = devices.leaving(&request.devices);
     let before = devices.rules();
     // From here on nobody comes to use them.
-    devices.load_all(devices.rules_without(&leaving))?.enforce(&container.cgroup)?;
+    devices.change_rules(devices.rules_without(&leaving), &container.cgroup)?;
     if let Err(error) = take_out(sandbox, volumes, &leaving, &init).await {
-        devices.load_all(before)?.enforce(&container.cgroup)?;
+        devices.change_rules(before, &container.cgroup)?;
         return Err(error);
     }
     devices.forget(&leaving);
