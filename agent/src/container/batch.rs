@@ -91,6 +91,11 @@ impl Batch {
         Ok(Self { lent, devices, rules })
     }
 
+    /// Paths of the host's entries, one for each device.
+    pub(super) fn entries(&self) -> Vec<PathBuf> {
+        self.devices.iter().map(|device| device.entry.clone()).collect()
+    }
+
     /// Of devices that were found.
     #[cfg(test)]
     pub(super) fn of(lent: Lent, linux: &serde_json::Value) -> Result<Self> {

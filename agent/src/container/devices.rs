@@ -136,9 +136,6 @@ impl Devices {
 
     /// The rules without those of what leaves: a number that ends will be another device's.
     pub(super) fn rules_without(&self, leaving: &Leaving) -> Rules {
-        let names = |rule: &Rule, node: &DeviceNode| {
-            (rule.kind, rule.major, rule.minor) == (Some(node.kind), Some(node.major), Some(node.minor))
-        };
         let mut rules = self.rules();
         rules.own.retain(|rule| !leaving.ending.iter().any(|node| names(rule, node)));
         let plugged = self.plugged.lock();
@@ -153,8 +150,8 @@ impl Devices {
     }
 
     /// Those nodes of a batch that are to be made. A device that would come to have two paths is refused, as its
-    /// rule is for both.
-    pub(super) fn check(&self, batch: &Batch) -> Result<Vec<DeviceNode>> {
+    /// rule is for both. One of the guest's own that the container was made with does not come, and so does not go.
+    pub(super) fn admit(&self, batch: &mut Batch) -> Result<Vec<DeviceNode>> {
         let plugged = self.plugged.lock();
         let mut there = self.nodes.clone();
         let nodes = plugged.iter().flat_map(|device| &device.nodes);
@@ -178,6 +175,11 @@ impl Devices {
                 }
             }
         }
+        let is_old = |node: &DeviceNode| self.nodes.get(&node.path) == Some(&node.identity());
+        batch.devices.retain(|device| device.ending().next().is_some() || !device.nodes.iter().all(is_old));
+        // Rules for these and no others: those go with them.
+        let Batch { devices, rules, .. } = batch;
+        rules.retain(|rule| devices.iter().flat_map(|device| &device.nodes).any(|node| names(rule, node)));
         Ok(to_make)
     }
 
@@ -228,6 +230,11 @@ impl Devices {
     }
 }
 
+/// Whether a rule is for that device and no other.
+fn names(rule: &Rule, node: &DeviceNode) -> bool {
+    (rule.kind, rule.major, rule.minor) == (Some(node.kind), Some(node.major), Some(node.minor))
+}
+
 /// The rules of a spec that is the guest's, and those every container has.
 fn rules_of(spec: &Spec) -> Result<Vec<Rule>> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -268,8 +275,8 @@ mod tests {
         *devices.in_force.lock() = Some(Enforced { rules, program });
     }
 
-    fn plug(devices: &Devices, batch: Batch) -> Vec<String> {
-        let made = devices.check(&batch).unwrap();
+    fn plug(devices: &Devices, mut batch: Batch) -> Vec<String> {
+        let made = devices.admit(&mut batch).unwrap();
         enforce(devices, devices.rules_with(&batch));
         devices.add(batch);
         made.iter().map(|node| node.path.display().to_string()).collect()
@@ -323,7 +330,7 @@ mod tests {
                 "devices": [{"path": "/dev/d", "type": "b", "major": 254, "minor": 3}],
             }),
         );
-        let error = devices.check(&again.unwrap()).unwrap_err().to_string();
+        let error = devices.admit(&mut again.unwrap()).unwrap_err().to_string();
         assert!(error.contains("/dev/d") && error.contains("/dev/c"), "{error}");
 
         let update = rules(serde_json::json!([
@@ -374,6 +381,15 @@ mod tests {
         assert_eq!(plug(&devices, Batch::of(Lent::of(&null), &null).unwrap()), ["/dev/nothing"]);
         assert_eq!(unplug(&devices, "/dev/nothing", ""), ["/dev/nothing"]);
         assert_eq!(shown(&devices), before);
+
+        // One that is there neither comes nor goes.
+        let lent = Lent::of(&null);
+        let spec = lent.with_rules(&[]).unwrap();
+        let devices = Devices::new(lent, &spec).unwrap();
+        let before = devices.report().0;
+        assert_eq!(plug(&devices, Batch::of(Lent::of(&null), &null).unwrap()), [""; 0]);
+        assert_eq!(unplug(&devices, "/dev/nothing", ""), [""; 0]);
+        assert_eq!((before.len(), devices.report().0), (1, before));
     }
 
     proptest::proptest! {
@@ -404,7 +420,7 @@ mod tests {
                 }
             };
             for (which, comes) in steps {
-                let (batch, entry, address) = batch(which);
+                let (mut batch, entry, address) = batch(which);
                 match (comes, there[which]) {
                     (true, false) => {
                         let nodes: Vec<_> = batch.nodes().map(|(node, _)| node.identity()).collect();
@@ -419,7 +435,7 @@ mod tests {
                         proptest::prop_assert_eq!(gone.is_empty(), !there[which]);
                     }
                     // Twice is once too often: the host sees to it for functions, and to all of it the agent.
-                    (true, true) => proptest::prop_assert!(devices.check(&batch).is_err()),
+                    (true, true) => proptest::prop_assert!(devices.admit(&mut batch).is_err()),
                 }
                 there[which] = comes;
             }

@@ -6,7 +6,7 @@
 //! taken out is recognised by its device.
 
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,21 +32,19 @@ pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugReques
     for volume in &volumes {
         device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
     }
-    let batch = Batch::find(&sandbox.uevents, &request.linux, &request.devices, DEVICE_TIMEOUT).await?;
+    let mut batch = Batch::find(&sandbox.uevents, &request.linux, &request.devices, DEVICE_TIMEOUT).await?;
     let (_phase, init) = hold(container).await?;
     let devices = &container.devices;
-    let nodes = devices.check(&batch)?;
+    let entries = batch.entries();
+    let nodes = devices.admit(&mut batch)?;
     let before = devices.rules();
     devices.change_rules(devices.rules_with(&batch), &container.cgroup)?;
     if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
         devices.change_rules(before, &container.cgroup)?;
         return Err(error.into());
     }
-    let entries: Vec<_> = batch.devices.iter().map(|device| device.entry.clone()).collect();
     devices.add(batch);
-    let (mut devices, device_rules) = container.devices.report();
-    devices.retain(|device| entries.iter().any(|entry| entry == Path::new(&device.entry)));
-    Ok(PlugResponse { devices, device_rules, ..Default::default() })
+    Ok(response(container, &entries))
 }
 
 /// Takes volumes and devices out of it, all or none. What is not there any more is no error.
@@ -76,8 +74,15 @@ pub async fn unplug(
         return Err(error);
     }
     devices.forget(&leaving);
-    let device_rules = devices.report().1;
-    Ok(PlugResponse { device_rules, ..Default::default() })
+    let entries: Vec<_> = request.devices.iter().map(|device| PathBuf::from(&device.entry)).collect();
+    Ok(response(container, &entries))
+}
+
+/// What the container has at these entries now.
+fn response(container: &Container, entries: &[PathBuf]) -> PlugResponse {
+    let (mut devices, device_rules) = container.devices.report();
+    devices.retain(|device| entries.iter().any(|entry| entry == Path::new(&device.entry)));
+    PlugResponse { devices, device_rules, ..Default::default() }
 }
 
 async fn take_out(sandbox: &Sandbox, volumes: Vec<Volume>, leaving: &Leaving, init: &OwnedFd) -> Result<()> {

@@ -10,6 +10,7 @@ use kiai_protocol::agent::PluggedDevice as Named;
 use oci_spec::runtime::Linux;
 use oci_spec::runtime::LinuxDevice;
 use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::LinuxDeviceType;
 use oci_spec::runtime::LinuxResources;
 use oci_spec::runtime::Process;
 use oci_spec::runtime::Spec;
@@ -118,6 +119,12 @@ impl Batch {
         spec.set_process(None).set_mounts(None).set_linux(Some(batch.linux()));
         let facts = facts::gather(&spec);
         (batch.disks, batch.functions) = plan_lent(&batch.entries, &batch.rules, &plug.functions, &facts)?;
+        let is_there = |(entry, address): &(LinuxDevice, Option<PciAddress>)| {
+            address.is_none() && there.entries.iter().any(|other| other.path() == entry.path())
+        };
+        if let Some((entry, _)) = batch.devices().iter().find(|device| is_there(device)) {
+            return Err(TaskError::Exists(format!("device {}", entry.path().display())));
+        }
         for wanted in volumes {
             let NeededMount { source, destination, read_only, .. } = &wanted;
             let volume = plan_volume(source, destination, *read_only, facts::kind(source))?;
@@ -175,6 +182,10 @@ impl Batch {
         let path: PathBuf = entry.path().components().collect();
         if !path.is_absolute() || path.parent().is_none() {
             let reason = "its path in the container is not an absolute one below /".to_owned();
+            return Err(PlanError::Device { path, reason }.into());
+        }
+        if matches!(entry.typ(), LinuxDeviceType::A | LinuxDeviceType::P) {
+            let reason = format!("type {:?} is none a running container can be given", entry.typ().as_str());
             return Err(PlanError::Device { path, reason }.into());
         }
         entry.set_path(path.clone());

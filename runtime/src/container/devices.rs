@@ -39,12 +39,15 @@ pub(super) fn record_plugged(
     change(bundle, |map| {
         let planned = DeviceMap { all_devices: map.all_devices, ..planned };
         let plugged = completed(planned, sent, answer.devices, answer.device_rules);
-        map.devices.extend(plugged.devices);
+        let new = plugged.devices.into_iter().filter(|device| !map.devices.contains(device));
+        let new: Vec<_> = new.collect();
+        map.devices.extend(new);
         map.rules = plugged.rules;
     })
 }
 
-/// What was unplugged is written down no more. Of a PCI function an entry comes with its address.
+/// What was unplugged is written down no more. Of a PCI function an entry comes with its address. What the agent says
+/// is there still, the container was made with.
 pub(super) fn record_unplugged(
     bundle: &Path,
     gone: &[(&Path, Option<String>)],
@@ -54,7 +57,11 @@ pub(super) fn record_unplugged(
         let is_gone = |device: &MappedDevice| {
             gone.iter().any(|(entry, address)| device.entry == *entry && device.host.pci_address == *address)
         };
-        map.devices.retain(|device| !is_gone(device));
+        let stays = |device: &MappedDevice| {
+            let found = |found: &FoundDevice| device.entry == Path::new(&found.entry);
+            device.host.pci_address.is_none() && answer.devices.iter().any(found)
+        };
+        map.devices.retain(|device| !is_gone(device) || stays(device));
         map.rules = answer.device_rules;
     })
 }
@@ -168,6 +175,18 @@ mod tests {
         let left = map().devices;
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].guest.as_ref().unwrap().path, Path::new("/dev/vfio/noiommu-1"));
+
+        // What the container was made with is written down once, whatever comes and goes.
+        let mut answer = PlugResponse::new();
+        answer.devices = vec![found("/dev/fuse", "/dev/fuse", "")];
+        for _ in 0..2 {
+            plug(vec![planned("/dev/fuse", Attachment::GuestsOwn, None)], answer.clone());
+            assert_eq!(map().devices.len(), 2);
+        }
+        record_unplugged(bundle.path(), &[(Path::new("/dev/fuse"), None)], answer).unwrap();
+        assert_eq!(map().devices.len(), 2);
+        record_unplugged(bundle.path(), &[(Path::new("/dev/fuse"), None)], PlugResponse::new()).unwrap();
+        assert_eq!(map().devices.len(), 1);
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn one_path_is_for_one_device_but_a_groups_row_for_each_function() {
         "device /dev/fuse: already exists"
     );
     let there = There { entries: vec![&batch.entries[0]], ..There::default() };
-    assert!(plan(&of_devices(&[fuse()]), &there).is_ok(), "the agent has the last word on what is the same");
+    assert_eq!(plan(&of_devices(&[fuse()]), &there).unwrap_err(), "device /dev/fuse: already exists");
     let other = entry("/dev/fuse", LinuxDeviceType::C, 1, 5);
     assert_eq!(plan(&of_devices(&[other]), &there).unwrap_err(), "device /dev/fuse: already exists");
     for (bad, word) in [
@@ -63,6 +63,7 @@ fn one_path_is_for_one_device_but_a_groups_row_for_each_function() {
         (entry("x", LinuxDeviceType::C, 1, 3), "device x: "),
         (entry("/dev/kvm", LinuxDeviceType::C, 10, 232), "device /dev/kvm: "),
         (entry("/dev/none", LinuxDeviceType::B, 4000, 1), "device /dev/none: "),
+        (entry("/dev/pipe", LinuxDeviceType::P, 0, 0), "device /dev/pipe: type \"p\""),
     ] {
         let error = plan(&of_devices(&[bad]), &There::default()).unwrap_err();
         assert!(error.starts_with(word), "{error}");
