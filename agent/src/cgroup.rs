@@ -42,6 +42,11 @@ pub fn delegate_controllers() -> std::io::Result<()> {
     std::fs::write(parent.join("cgroup.subtree_control"), all.trim_end())
 }
 
+/// The directory of the parent of every container's cgroup, once there is one.
+pub fn parent() -> std::io::Result<File> {
+    File::open(Path::new(ROOT).join(PARENT))
+}
+
 impl Cgroup {
     /// Names the cgroup of a container; makes nothing. The id has been checked.
     pub fn of(container_id: &str) -> Self {

@@ -114,7 +114,7 @@ pub fn details() -> GuestDetailsResponse {
         agent_version: env!("CARGO_PKG_VERSION").into(),
         kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
         memory_bytes: info.totalram * u64::from(info.mem_unit.max(1)),
-        online_cpus: count(&cpus("online")),
+        online_cpus: count(&online()),
         present_cpus: count(&cpus("present")),
         ..Default::default()
     }
@@ -138,7 +138,12 @@ pub fn online_cpus(wanted: u32) -> Result<u32> {
         }
         fs::write(&file, state).with_context(|| format!("write {state} to {file}"))?;
     }
-    Ok(count(&cpus("online")))
+    Ok(count(&online()))
+}
+
+/// The CPUs that are online.
+pub fn online() -> Vec<u32> {
+    cpus("online")
 }
 
 fn cpus(which: &str) -> Vec<u32> {

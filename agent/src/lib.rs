@@ -10,10 +10,12 @@
 pub mod cgroup;
 pub mod container;
 pub mod device;
+pub mod events;
 pub mod fault;
 pub mod guest;
 pub mod init;
 pub mod log;
+pub mod memory;
 pub mod net;
 pub mod oci;
 pub mod reaper;

@@ -1,21 +1,21 @@
 //! The sandbox: everything the agent holds for its one pod, and the table of containers.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use kiai_protocol::agent::CreateSandboxRequest;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup;
 use crate::container::Container;
+use crate::events::Events;
 use crate::fault::{Fault, Result};
 use crate::oci::RoleProcess;
 use crate::storage::Storages;
 use crate::uevent::Uevents;
-use crate::{guest, net};
+use crate::{guest, memory, net};
 
 /// One for the life of the agent.
 #[derive(Debug)]
@@ -26,8 +26,12 @@ pub struct Sandbox {
     pub uevents: Arc<Uevents>,
     /// Mounts made for the host.
     pub storages: Storages,
-    /// Tells of containers the OOM killer struck.
-    pub ooms: Ooms,
+    /// What the host is told unasked.
+    pub events: Events,
+    /// Tells that a CPU came or went.
+    pub cpus_changed: Arc<Notify>,
+    /// Once: see [`Sandbox::attend_memory`].
+    memory: Once,
     life: Mutex<Life>,
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
 }
@@ -52,7 +56,9 @@ impl Sandbox {
             helper,
             storages: Storages::new(uevents.clone()),
             uevents,
-            ooms: Ooms::default(),
+            events: Events::default(),
+            cpus_changed: Arc::default(),
+            memory: Once::new(),
             life: Mutex::new(Life::Fresh),
             containers: Mutex::default(),
         })
@@ -97,7 +103,7 @@ impl Sandbox {
         if let Life::Created(storages) = before {
             self.storages.release(&storages).await;
         }
-        self.ooms.close();
+        self.events.close();
         // What is left mounted is made safe as well.
         let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
         *self.life.lock() = Life::Ended;
@@ -143,6 +149,14 @@ impl Sandbox {
         })
     }
 
+    /// Tells the host of freed memory from now on: something is about to run in a container.
+    pub fn attend_memory(&self) {
+        self.memory.call_once(|| {
+            let events = self.events.clone();
+            tokio::spawn(memory::watch(move |free| events.memory_freed(free), self.cpus_changed.clone()));
+        });
+    }
+
     /// Removes a container and forgets it.
     pub async fn remove(&self, id: &str, force: bool) -> Result<()> {
         self.container(id)?.remove(&self.storages, force).await?;
@@ -171,98 +185,5 @@ impl Drop for Place {
         if containers.get(&self.id).is_some_and(Option::is_none) {
             containers.remove(&self.id);
         }
-    }
-}
-
-/// Most strikes kept for a host that does not ask.
-const MOST_OOMS: usize = 256;
-
-/// The containers the kernel's OOM killer struck, in order, until the host has been told.
-#[derive(Debug, Default)]
-pub struct Ooms {
-    queue: Arc<OomQueue>,
-}
-
-#[derive(Debug, Default)]
-struct OomQueue {
-    struck: Mutex<(VecDeque<String>, bool)>,
-    changed: Notify,
-}
-
-impl Ooms {
-    /// Watches a container's cgroup until aborted.
-    pub fn watch(&self, id: String, cgroup: Cgroup) -> AbortHandle {
-        let queue = self.queue.clone();
-        let watch = async move {
-            let mut seen = 0;
-            // An error is the end of the cgroup.
-            while let Ok(count) = cgroup.oom_killed(seen).await {
-                seen = count;
-                queue.push(id.clone());
-            }
-        };
-        tokio::spawn(watch).abort_handle()
-    }
-
-    /// The next container that was struck. `None` when the sandbox is over.
-    pub async fn next(&self) -> Option<String> {
-        loop {
-            let mut changed = std::pin::pin!(self.queue.changed.notified());
-            changed.as_mut().enable();
-            {
-                let mut struck = self.queue.struck.lock();
-                if let Some(id) = struck.0.pop_front() {
-                    return Some(id);
-                }
-                if struck.1 {
-                    return None;
-                }
-            }
-            changed.await;
-        }
-    }
-
-    fn close(&self) {
-        self.queue.struck.lock().1 = true;
-        self.queue.changed.notify_waiters();
-    }
-}
-
-impl OomQueue {
-    fn push(&self, id: String) {
-        let mut struck = self.struck.lock();
-        if struck.0.len() < MOST_OOMS && struck.0.back() != Some(&id) {
-            struck.0.push_back(id);
-        }
-        self.changed.notify_waiters();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn strikes_are_told_in_order_and_kept_for_a_late_host() {
-        let ooms = Ooms::default();
-        ooms.queue.push("a".into());
-        ooms.queue.push("a".into());
-        ooms.queue.push("b".into());
-        assert_eq!(ooms.next().await.as_deref(), Some("a"));
-        assert_eq!(ooms.next().await.as_deref(), Some("b"));
-        ooms.close();
-        assert_eq!(ooms.next().await, None);
-    }
-
-    #[tokio::test]
-    async fn a_strike_wakes_a_host_that_waits() {
-        let ooms = Arc::new(Ooms::default());
-        let waiting = tokio::spawn({
-            let ooms = ooms.clone();
-            async move { ooms.next().await }
-        });
-        tokio::task::yield_now().await;
-        ooms.queue.push("c".into());
-        assert_eq!(waiting.await.unwrap().as_deref(), Some("c"));
     }
 }

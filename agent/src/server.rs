@@ -11,18 +11,20 @@ use async_trait::async_trait;
 use kiai_protocol::agent::{
     AddEntropyRequest, AddNeighboursRequest, ContainerRequest, CreateContainerRequest,
     CreateContainerResponse, CreateSandboxRequest, Empty, ExecProcessRequest, GuestDetailsResponse,
-    Interface, ListInterfacesResponse, ListProcessesResponse, NextOomResponse, OnlineCpusRequest,
-    OnlineCpusResponse, PlugRequest, PlugResponse, ProcessRequest, ProcessResponse, RemoveContainerRequest,
-    RemovePciRequest, RescanPciRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
-    StatsContainerResponse, UnplugRequest, UpdateContainerRequest, UpdateInterfaceRequest,
-    UpdateRoutesRequest, WaitProcessResponse,
+    Interface, ListInterfacesResponse, ListProcessesResponse, MemoryFreed, NextEventResponse,
+    OnlineCpusRequest, OnlineCpusResponse, PlugRequest, PlugResponse, ProcessRequest, ProcessResponse,
+    RemoveContainerRequest, RemovePciRequest, RescanPciRequest, ResizeTerminalRequest, SetClockRequest,
+    SignalProcessRequest, StatsContainerResponse, UnplugRequest, UpdateContainerRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessResponse, next_event_response,
 };
 use kiai_protocol::service::Agent;
 use tokio::sync::Notify;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::container::{self, Process};
+use crate::events::Event;
 use crate::fault::{Fault, Result};
+use crate::memory::Free;
 use crate::sandbox::Sandbox;
 use crate::{guest, net};
 
@@ -138,6 +140,7 @@ methods! {
 
     start_container(server, request: ContainerRequest) -> Empty {
         let container = server.sandbox.container(&request.container_id)?;
+        server.sandbox.attend_memory();
         whole(async move { container.start().await }).await?;
         Ok(Empty::default())
     }
@@ -227,10 +230,15 @@ methods! {
         whole(async move { container::unplug(&sandbox, &container, &request).await }).await
     }
 
-    next_oom(server, _request: Empty) -> NextOomResponse {
-        let next = server.sandbox.ooms.next().await;
-        let container_id = next.ok_or_else(|| Fault::NotFound("the sandbox is over".into()))?;
-        Ok(NextOomResponse { container_id, ..Default::default() })
+    next_event(server, _request: Empty) -> NextEventResponse {
+        let event = match server.sandbox.events.next().await {
+            Some(Event::OutOfMemory(container_id)) => next_event_response::Event::OutOfMemory(container_id),
+            Some(Event::MemoryFreed(Free { bytes, reserve })) => {
+                next_event_response::Event::MemoryFreed(MemoryFreed { bytes, reserve, ..Default::default() })
+            }
+            None => return Err(Fault::NotFound("the sandbox is over".into())),
+        };
+        Ok(NextEventResponse { event: Some(event), ..Default::default() })
     }
 
     rescan_pci(server, request: RescanPciRequest) -> Empty {
@@ -247,8 +255,11 @@ methods! {
         Ok(Empty::default())
     }
 
-    online_cpus(_server, request: OnlineCpusRequest) -> OnlineCpusResponse {
-        let online = blocking(move || guest::online_cpus(request.count)).await?;
+    online_cpus(server, request: OnlineCpusRequest) -> OnlineCpusResponse {
+        let online = blocking(move || guest::online_cpus(request.count)).await;
+        // Also on an error: some may have.
+        server.sandbox.cpus_changed.notify_waiters();
+        let online = online?;
         Ok(OnlineCpusResponse { online, ..Default::default() })
     }
 }

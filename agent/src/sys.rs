@@ -1,5 +1,8 @@
 //! The few system calls that neither rustix nor nix offers safely. The agent's only unsafe code.
-#![expect(unsafe_code, reason = "signals by number, random(4), bpf(2) and AsyncFd have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "signals by number, random(4), bpf(2), perf_event_open(2) and AsyncFd have no safe wrapper"
+)]
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -156,6 +159,110 @@ pub(crate) fn attach_device_program(
     match unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of_val(&attach)) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Of `enum perf_type_id` and `enum perf_sw_ids` (linux/perf_event.h).
+const PERF_TYPE_SOFTWARE: u32 = 1;
+const PERF_COUNT_SW_CONTEXT_SWITCHES: u64 = 3;
+/// The pid is the descriptor of a cgroup.
+const PERF_FLAG_PID_CGROUP: libc::c_ulong = 1 << 2;
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
+
+/// `struct perf_event_attr` as it was first (PERF_ATTR_SIZE_VER0); every kernel takes it.
+#[repr(C)]
+#[derive(Default)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    bp_addr: u64,
+}
+
+/// Tells that a task of a cgroup, or of one below it, has stopped running on a CPU.
+#[derive(Debug)]
+pub(crate) struct TaskSwitch {
+    event: OwnedFd,
+    ring: Ring,
+}
+
+/// The pages by which the kernel hands samples over. There is no wake-up without; nobody reads them.
+#[derive(Debug)]
+struct Ring {
+    start: *mut libc::c_void,
+    length: usize,
+}
+
+// SAFETY: the address of a mapping that nobody reads.
+unsafe impl Send for Ring {}
+// SAFETY: see above.
+unsafe impl Sync for Ring {}
+
+impl TaskSwitch {
+    /// Looks from now on. `cgroup` is its open directory; of a CPU that is not online it is ENODEV. May block for some
+    /// milliseconds.
+    pub(crate) fn of(cgroup: &File, cpu: u32) -> std::io::Result<Self> {
+        let attr = PerfEventAttr {
+            kind: PERF_TYPE_SOFTWARE,
+            size: u32::try_from(size_of::<PerfEventAttr>()).expect("64"),
+            config: PERF_COUNT_SW_CONTEXT_SWITCHES,
+            sample_period: 1,
+            wakeup_events: 1,
+            ..PerfEventAttr::default()
+        };
+        let flags = PERF_FLAG_PID_CGROUP | PERF_FLAG_FD_CLOEXEC;
+        let (cgroup, no_group) = (libc::c_long::from(cgroup.as_raw_fd()), libc::c_long::from(-1));
+        // SAFETY: the kernel reads `attr`, as many bytes as it says, which outlives the call; the rest are numbers.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_perf_event_open,
+                &raw const attr,
+                cgroup,
+                libc::c_long::from(cpu),
+                no_group,
+                flags,
+            )
+        };
+        let fd = match i32::try_from(fd) {
+            // SAFETY: the kernel has just opened it for us.
+            Ok(fd @ 0..) => unsafe { OwnedFd::from_raw_fd(fd) },
+            _ => return Err(std::io::Error::last_os_error()),
+        };
+        Ok(Self { ring: Ring::of(&fd)?, event: fd })
+    }
+
+    /// Returns once it has happened. Within a tokio runtime only.
+    pub(crate) async fn happened(self) -> std::io::Result<()> {
+        // Until then the ring is needed.
+        let Self { event, ring } = self;
+        let happened = watch(event, Interest::READABLE)?.readable().await.map(drop);
+        drop(ring);
+        happened
+    }
+}
+
+impl Ring {
+    /// The kernel's page and one for samples; those for which there is no room are dropped.
+    fn of(event: &OwnedFd) -> std::io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let length = 2 * rustix::param::page_size();
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
+        let start = unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, event, 0)? };
+        Ok(Self { start, length })
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody has an address in it. It was mapped whole, so this cannot fail.
+        let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::config::DeviceConfig;
 use crate::config::VmConfig;
 use crate::machine::AttachError;
+use crate::machine::BalloonError;
 use crate::machine::BootError;
 use crate::machine::DetachError;
 use crate::machine::Machine;
@@ -155,5 +156,18 @@ impl VmHandle {
     /// has then.
     pub fn await_memory(&self, patience: Duration) -> MemorySizes {
         self.0.await_memory(patience)
+    }
+
+    /// Asks the guest to put `bytes` of the memory it has free into its balloon (virtio 1.2 §5.5), more or fewer
+    /// than now: the host has them back until the guest takes them out again, which it may do at any time rather
+    /// than run out of memory. Without a balloon nothing comes of it.
+    pub fn request_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
+        self.0.request_balloon(bytes)
+    }
+
+    /// Blocks until the balloon has the size it is to have, the machine is over, or `patience` ends; says how many
+    /// bytes it has then.
+    pub fn await_balloon(&self, patience: Duration) -> u64 {
+        self.0.await_balloon(patience)
     }
 }

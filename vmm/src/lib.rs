@@ -39,6 +39,7 @@ pub use handle::State;
 pub use handle::VmHandle;
 pub use kvm::KvmError;
 pub use machine::AttachError;
+pub use machine::BalloonError;
 pub use machine::BootError;
 pub use machine::DetachError;
 pub use machine::MemoryRequestError;

@@ -117,7 +117,7 @@ async fn build(
         phase: RwLock::new(Phase::Created(started)),
         execs: Default::default(),
         devices,
-        oom_watch: sandbox.ooms.watch(id.clone(), cgroup.clone()),
+        oom_watch: sandbox.events.watch_out_of_memory(id.clone(), cgroup.clone()),
     }))
 }
 

@@ -28,6 +28,7 @@ use kiai_protocol::agent::UpdateContainerRequest;
 use kiai_protocol::agent::UpdateInterfaceRequest;
 use kiai_protocol::agent::UpdateRoutesRequest;
 use kiai_protocol::agent::WaitProcessResponse;
+use kiai_protocol::agent::next_event_response::Event;
 use kiai_protocol::service::AgentClient;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
@@ -268,10 +269,10 @@ impl Agent {
         bounded("OnlineCpus", self.0.online_cpus(Context::default(), &request)).await.map(drop)
     }
 
-    /// Answers with the next container the guest's OOM killer strikes.
-    pub async fn next_oom(&self) -> Result<String, AgentError> {
-        let answer = self.0.next_oom(Context::default(), &Empty::new()).await;
-        answer.map(|a| a.container_id).map_err(|error| AgentError::of("NextOom", error))
+    /// Answers with the next thing the guest says unasked; `None` is one that this runtime does not know.
+    pub async fn next_event(&self) -> Result<Option<Event>, AgentError> {
+        let answer = self.0.next_event(Context::default(), &Empty::new()).await;
+        answer.map(|answer| answer.event).map_err(|error| AgentError::of("NextEvent", error))
     }
 }
 

@@ -6,6 +6,7 @@
 mod boot;
 mod bus;
 mod ending;
+mod give_back;
 mod lend;
 mod pass;
 mod resize;

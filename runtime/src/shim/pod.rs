@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::afterwards::Afterwards;
 use super::events::Events;
 use crate::agent::AgentError;
+use crate::agent::message::next_event_response::Event;
 use crate::cdi;
 use crate::config::Config;
 use crate::container;
@@ -166,21 +167,32 @@ impl Pod {
         Ok(sandbox.clone())
     }
 
-    /// Listens for what the guest has to say of itself: that memory ran out in a container, and that it ended.
+    /// Listens for what the guest has to say of itself: that memory ran out in a container or was freed, and that it
+    /// ended.
     fn attend(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let (pod, agent) = (self.clone(), sandbox.agent.clone());
+        // The sandbox's end is not put off by those who listen to it.
+        let (pod, agent, weak) = (self.clone(), sandbox.agent.clone(), Arc::downgrade(sandbox));
         tokio::spawn(async move {
             loop {
-                match agent.next_oom().await {
-                    Ok(id) => {
+                match agent.next_event().await {
+                    Ok(Some(Event::OutOfMemory(id))) => {
                         if let Ok(container) = pod.container(&id) {
                             container.out_of_memory();
                         }
                     }
+                    Ok(Some(Event::MemoryFreed(freed))) => {
+                        if let Some(sandbox) = weak.upgrade() {
+                            tokio::spawn(async move { sandbox.give_back(&freed).await });
+                        }
+                    }
+                    Ok(_) => {
+                        tracing::warn!("the guest tells of something this runtime does not know");
+                        return;
+                    }
                     // The guest is gone, which is told elsewhere.
                     Err(AgentError::Lost { .. }) => return,
                     Err(error) => {
-                        tracing::warn!(error = %chain(&error), "out-of-memory events");
+                        tracing::warn!(error = %chain(&error), "what the guest has to say");
                         return;
                     }
                 }

@@ -144,7 +144,11 @@ impl Machine {
                 Box::new(Fs::new(&tag, &directory).map_err(AttachError::Fs)?)
             }
             DeviceConfig::Rng => Box::new(Rng::new()),
-            DeviceConfig::Balloon => Box::new(Balloon::unless_pinned(self.ram.clone())),
+            DeviceConfig::Balloon => {
+                let balloon = Balloon::unless_pinned(self.ram.clone());
+                *self.balloon.lock() = balloon.control();
+                Box::new(balloon)
+            }
             DeviceConfig::Vsock { ports } => Box::new(Vsock::new(GUEST_CID, ports)),
             DeviceConfig::Net { taps, mac, mtu } => {
                 Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)

@@ -129,6 +129,7 @@ impl Machine {
             ram: plugged,
             boot_mib: config.memory_mib,
             hotplug: None,
+            balloon: Mutex::default(),
             _boot_ram: boot_ram,
         };
         for device in devices {

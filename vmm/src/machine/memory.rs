@@ -1,9 +1,11 @@
-//! How much memory the guest has: what it booted with and what virtio-mem has plugged since.
+//! How much memory the guest has: what it booted with and what virtio-mem has plugged since, without what is in
+//! the balloon for a while.
 
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use kiai_devices::platform::Discards;
 use kiai_devices::virtio::mem::Mem;
 use kiai_devices::virtio::mem::MemControl;
 use kiai_devices::virtio::mem::MemRegion;
@@ -32,6 +34,17 @@ pub enum MemoryRequestError {
         /// At most.
         most: u32,
     },
+}
+
+/// Why nothing can be put into the balloon.
+#[derive(Debug, thiserror::Error)]
+pub enum BalloonError {
+    /// The machine is over.
+    #[error("the microVM has ended: {0}")]
+    Ended(Ending),
+    /// A device reaches guest RAM without the CPU: none of it can be given back.
+    #[error("guest RAM is pinned for a device")]
+    Pinned,
 }
 
 /// Memory that is plugged, of a machine that can have more than at boot.
@@ -93,6 +106,24 @@ impl Machine {
             control.wait(|sizes| sizes.plugged == sizes.requested, Instant::now() + patience);
         }
         self.memory()
+    }
+
+    pub(crate) fn request_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
+        if let Err(ending) = self.control.status() {
+            return Err(BalloonError::Ended(ending));
+        }
+        // Pages of a device's are not given back whatever is in the balloon; this spares the guest the work.
+        if bytes > 0 && !self.ram.discard(&mut || ()) {
+            return Err(BalloonError::Pinned);
+        }
+        self.balloon.lock().set_target(bytes);
+        Ok(())
+    }
+
+    pub(crate) fn await_balloon(&self, patience: Duration) -> u64 {
+        let balloon = self.balloon.lock().clone();
+        let target = balloon.target();
+        balloon.wait(|actual| actual == target, Instant::now() + patience)
     }
 }
 

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use kiai_devices::pci::segment::PciSegment;
 use kiai_devices::platform::GuestMemory;
 use kiai_devices::platform::Platform;
+use kiai_devices::virtio::balloon::BalloonControl;
 use parking_lot::Mutex;
 
 pub use attach::AttachError;
 pub use attach::DetachError;
 pub use builder::BootError;
+pub use memory::BalloonError;
 pub use memory::MemoryRequestError;
 pub use passthrough::PassError;
 
@@ -43,6 +45,8 @@ pub(crate) struct Machine {
     ram: Arc<Ram>,
     boot_mib: u32,
     hotplug: Option<memory::Hotplug>,
+    /// Of a balloon that is attached, or of none.
+    balloon: Mutex<BalloonControl>,
     /// Last: everything above may point into it.
     _boot_ram: Reservation,
 }

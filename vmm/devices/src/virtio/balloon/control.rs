@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use parking_lot::Condvar;
 use parking_lot::Mutex;
 
 use super::PAGE;
@@ -16,6 +18,7 @@ pub struct BalloonControl(Arc<State>);
 #[derive(Default)]
 struct State {
     sizes: Mutex<Sizes>,
+    changed: Condvar,
     returned: AtomicU64,
 }
 
@@ -26,6 +29,8 @@ struct Sizes {
     actual: u32,
     /// While the driver is ready.
     interrupt: Option<Arc<dyn VirtioInterrupt>>,
+    /// The device is gone, so nothing will change any more.
+    closed: bool,
 }
 
 impl BalloonControl {
@@ -49,6 +54,18 @@ impl BalloonControl {
         u64::from(self.0.sizes.lock().actual) * PAGE
     }
 
+    /// Waits until `done` says so of the bytes in the balloon, but not beyond `deadline`, nor for a device that is
+    /// gone. A driver says so after the pages were given back (§5.5.6.1).
+    pub fn wait(&self, done: impl Fn(u64) -> bool, deadline: Instant) -> u64 {
+        let mut sizes = self.0.sizes.lock();
+        while !done(u64::from(sizes.actual) * PAGE) && !sizes.closed {
+            if self.0.changed.wait_until(&mut sizes, deadline).timed_out() {
+                break;
+            }
+        }
+        u64::from(sizes.actual) * PAGE
+    }
+
     /// Bytes given back to the host so far, a page as often as it was given back.
     pub fn returned(&self) -> u64 {
         self.0.returned.load(Ordering::Relaxed)
@@ -65,9 +82,15 @@ impl BalloonControl {
 
     pub(super) fn set_actual(&self, pages: u32) {
         self.0.sizes.lock().actual = pages;
+        self.0.changed.notify_all();
     }
 
     pub(super) fn connect(&self, interrupt: Option<Arc<dyn VirtioInterrupt>>) {
         self.0.sizes.lock().interrupt = interrupt;
+    }
+
+    pub(super) fn close(&self) {
+        self.0.sizes.lock().closed = true;
+        self.0.changed.notify_all();
     }
 }

@@ -58,7 +58,7 @@ impl Balloon {
 
     /// An empty balloon of a machine whose RAM may be pinned.
     pub fn unless_pinned(discards: Arc<dyn Discards>) -> Self {
-        Self { discards: Some(discards), ..Self::default() }
+        Self { control: BalloonControl::default(), discards: Some(discards), worker: None }
     }
 
     /// The host's end. It outlives the device.
@@ -116,5 +116,11 @@ impl VirtioDevice for Balloon {
         self.control.connect(None);
         self.control.set_actual(0);
         self.worker = None;
+    }
+}
+
+impl Drop for Balloon {
+    fn drop(&mut self) {
+        self.control.close();
     }
 }

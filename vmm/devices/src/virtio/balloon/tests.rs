@@ -49,12 +49,12 @@ fn inflated_pages_are_given_back_and_no_others() {
     fill(&machine, 10);
     let numbers = machine.allocate(4096);
     let list: Vec<u8> =
-        [1u32, 2, 3, 7, 5].iter().flat_map(|n| (n + (START >> 12) as u32).to_le_bytes()).collect();
+        [3u32, 2, 1, 7, 5, 2].iter().flat_map(|n| (n + (START >> 12) as u32).to_le_bytes()).collect();
     machine.store(numbers, &list);
-    assert_eq!(inflate.request(&[R(numbers, 20)]), 0);
+    assert_eq!(inflate.request(&[R(numbers, 24)]), 0);
     let zero: Vec<u64> = (0..10).filter(|&page| is_zero(&machine, page)).collect();
     assert_eq!((zero, control.returned()), (vec![1, 2, 3, 5, 7], 5 * 4096));
-    assert_eq!(deflate.request(&[R(numbers, 20)]), 0);
+    assert_eq!(deflate.request(&[R(numbers, 24)]), 0);
     fill(&machine, 10);
     assert!(!is_zero(&machine, 1), "the guest has it again");
 }

@@ -77,21 +77,19 @@ fn inflate(memory: &GuestMemoryMmap, chain: Chain<'_>, host: &Host) -> Result<()
     if count > MOST {
         return Err(ChainError::Layout("too many page numbers in one request"));
     }
-    let mut run: Option<(u64, u64)> = None;
-    for _ in 0..count {
-        let mut number = [0; 4];
-        reader.read_exact(&mut number).map_err(ChainError::Memory)?;
-        let page = u64::from(u32::from_le_bytes(number)) * PAGE;
-        // Pages that follow each other are one system call.
-        run = match run {
-            Some((start, length)) if start + length == page => Some((start, length + PAGE)),
-            done => {
-                give_back(memory, done, host)?;
-                Some((page, PAGE))
-            }
-        };
+    let mut numbers = vec![0; count];
+    for number in &mut numbers {
+        let mut bytes = [0; 4];
+        reader.read_exact(&mut bytes).map_err(ChainError::Memory)?;
+        *number = u32::from_le_bytes(bytes);
     }
-    give_back(memory, run, host)
+    // Pages that follow each other, in whatever order the guest has them, are one system call.
+    numbers.sort_unstable();
+    for run in numbers.chunk_by(|&page, &next| next - page <= 1) {
+        let [first, last] = [run[0], run[run.len() - 1]].map(u64::from);
+        give_back(memory, first * PAGE, (last - first + 1) * PAGE, host)?;
+    }
+    Ok(())
 }
 
 /// Free memory as device-writable buffers (§5.5.6.7).
@@ -100,13 +98,12 @@ fn report(memory: &GuestMemoryMmap, chain: Chain<'_>, host: &Host) -> Result<(),
         if !descriptor.is_write_only() {
             return Err(ChainError::Layout("free pages that the device may not write"));
         }
-        give_back(memory, Some((descriptor.addr().0, u64::from(descriptor.len()))), host)?;
+        give_back(memory, descriptor.addr().0, u64::from(descriptor.len()), host)?;
     }
     Ok(())
 }
 
-fn give_back(memory: &GuestMemoryMmap, range: Option<(u64, u64)>, host: &Host) -> Result<(), ChainError> {
-    let Some((start, length)) = range else { return Ok(()) };
+fn give_back(memory: &GuestMemoryMmap, start: u64, length: u64, host: &Host) -> Result<(), ChainError> {
     if !vm_memory::GuestMemoryBackend::check_range(
         memory,
         vm_memory::GuestAddress(start),
