@@ -107,8 +107,7 @@ impl Coded for CreateError {
             Self::Spec { .. } => Code::INVALID_ARGUMENT,
             Self::Config(_) => Code::FAILED_PRECONDITION,
             Self::NoSandbox(_) => Code::FAILED_PRECONDITION,
-            Self::Cdi(CdiError::Registry(RegistryError::Unknown { .. })) => Code::NOT_FOUND,
-            Self::Cdi(_) => Code::INVALID_ARGUMENT,
+            Self::Cdi(error) => error.code(),
             Self::Plan(error) => error.code(),
             Self::Boot(error) => error.code(),
             Self::Mount(error) => error.code(),
@@ -116,6 +115,15 @@ impl Coded for CreateError {
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Task(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for CdiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Registry(RegistryError::Unknown { .. }) => Code::NOT_FOUND,
+            _ => Code::INVALID_ARGUMENT,
         }
     }
 }
@@ -134,6 +142,7 @@ impl Coded for TaskError {
             Self::Agent(error) => error.code(),
             Self::Resize(error) => error.code(),
             Self::Plan(error) => error.code(),
+            Self::Cdi(error) => error.code(),
             Self::Mount(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::Lend(error) => error.code(),

@@ -12,6 +12,7 @@ use tokio::sync::RwLock;
 
 use super::devices::Devices;
 use super::io::{Streams, Terminal, pipes, start_terminal};
+use super::lent::Lent;
 use super::localize::{Guest, LocalizeError, Localized, localize};
 use super::process::{Fresh, Process};
 use super::state::{Container, Phase};
@@ -65,8 +66,8 @@ async fn build(
     if !Path::new(&request.rootfs).is_dir() {
         return Err(Fault::InvalidArgument(format!("rootfs {:?} is not a directory", request.rootfs)));
     }
-    let devices = Devices::find(&sandbox.uevents, &spec, &request.devices, DEVICE_TIMEOUT).await?;
-    let mut spec = devices.write_into(&spec)?;
+    let lent = Lent::find(&sandbox.uevents, &spec, &request.devices, DEVICE_TIMEOUT).await?;
+    let mut spec = lent.write_into(&spec)?;
     if request.all_guest_devices {
         spec = device::with_all(&spec).context("list the devices of the guest")?;
     }
@@ -85,6 +86,7 @@ async fn build(
         .with_context(|| format!("write {config:?}"))?;
 
     // Before anything of the container runs.
+    let devices = Devices::new(lent, &spec)?;
     cgroup.make().with_context(|| format!("make the cgroup of container {id}"))?;
     devices.load(&spec)?.enforce(cgroup)?;
 

@@ -2,14 +2,16 @@
 //!
 //! In reading order: [`mod@create`] is the whole story of a container, [`mod@exec`] of one more process in it;
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
-//! its standard streams, [`localize`] makes the host's spec the guest's, [`devices`] finds
-//! its devices, writes them into the spec and enforces the rules, [`passed`] does so for PCI functions; [`mod@plug`]
-//! changes the volumes and disks of a container that is there.
+//! its standard streams, [`localize`] makes the host's spec the guest's, [`lent`] finds
+//! its devices and writes them into the spec, [`passed`] does so for PCI functions, [`devices`] enforces the rules;
+//! [`mod@plug`] changes the volumes and devices of a container that is there, the latter as a [`batch`].
 
+mod batch;
 mod create;
 mod devices;
 mod exec;
 mod io;
+mod lent;
 mod localize;
 mod passed;
 mod plug;

@@ -1,8 +1,8 @@
-//! Volumes and disks that come to a container that is there, and go before it does. A volume is a virtio-fs device
-//! of its own.
+//! Volumes and devices that come to a container that is there, and go before it does. A volume is a virtio-fs device
+//! of its own; a device is an entry of an OCI spec, as when a container is made.
 //!
 //! Decided here, done by a helper, which enters the container's mount namespace ([`crate::oci::Request::Plug`]).
-//! A disk may be used before its node is there, and may not before that is gone. No volume is remembered: what is
+//! A device may be used before its node is there, and may not before that is gone. No volume is remembered: what is
 //! taken out is recognised by its device.
 
 use std::os::fd::OwnedFd;
@@ -14,36 +14,40 @@ use kiai_protocol::agent::{PlugRequest, PlugResponse, PluggedMount, UnplugReques
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::RwLockReadGuard;
 
-use super::devices::Disk;
+use super::batch::Batch;
+use super::devices::Leaving;
 use super::state::{Container, Phase};
 use crate::device::{self, LocateError};
 use crate::fault::{Fault, Result};
-use crate::oci::{Changes, Request, Volume};
+use crate::oci::{Changes, DeviceNode, Request, Volume};
 use crate::sandbox::Sandbox;
+use crate::storage;
 
 /// How long a device may take to appear. The host attaches before it asks.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Puts volumes and disks into it, all or none.
+/// Puts volumes and devices into it, all or none.
 pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugRequest) -> Result<PlugResponse> {
     let volumes = request.mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
     for volume in &volumes {
         device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
     }
-    let disks = container.devices.find_disks(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
+    let mut batch = Batch::find(&sandbox.uevents, &request.linux, &request.devices, DEVICE_TIMEOUT).await?;
     let (_phase, init) = hold(container).await?;
-    let nodes = disks.iter().map(Disk::node).collect();
-    container.devices.allow(&disks, &container.cgroup)?;
+    let devices = &container.devices;
+    let entries = batch.entries();
+    let nodes = devices.admit(&mut batch)?;
+    let before = devices.rules();
+    devices.change_rules(devices.rules_with(&batch), &container.cgroup)?;
     if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
-        container.devices.deny(&disks, &container.cgroup)?;
+        devices.change_rules(before, &container.cgroup)?;
         return Err(error.into());
     }
-    let paths: Vec<_> = disks.iter().map(|disk| disk.path().to_owned()).collect();
-    container.devices.add(disks);
-    Ok(response(container, &paths))
+    devices.add(batch);
+    Ok(response(container, &entries))
 }
 
-/// Takes volumes and disks out of it, all or none. What is not there any more is no error.
+/// Takes volumes and devices out of it, all or none. What is not there any more is no error.
 pub async fn unplug(
     sandbox: &Sandbox,
     container: &Container,
@@ -60,24 +64,39 @@ pub async fn unplug(
         }
     }
     let (_phase, init) = hold(container).await?;
-    let disks = container.devices.plugged(&request.devices);
-    for disk in &disks {
-        disk.check_unused()?;
+    let devices = &container.devices;
+    let leaving = devices.leaving(&request.devices);
+    let before = devices.rules();
+    // From here on nobody comes to use them.
+    devices.change_rules(devices.rules_without(&leaving), &container.cgroup)?;
+    if let Err(error) = take_out(sandbox, volumes, &leaving, &init).await {
+        devices.change_rules(before, &container.cgroup)?;
+        return Err(error);
     }
-    let nodes = disks.iter().map(Disk::node).collect();
-    container.devices.deny(&disks, &container.cgroup)?;
-    if let Err(error) = sandbox.helper.change(Request::Unplug(Changes { volumes, nodes }), &init).await {
-        container.devices.allow(&disks, &container.cgroup)?;
-        return Err(error.into());
-    }
-    container.devices.forget(&disks);
-    Ok(response(container, &[]))
+    devices.forget(&leaving);
+    let entries: Vec<_> = request.devices.iter().map(|device| PathBuf::from(&device.entry)).collect();
+    Ok(response(container, &entries))
 }
 
-fn response(container: &Container, paths: &[PathBuf]) -> PlugResponse {
+/// What the container has at these entries now.
+fn response(container: &Container, entries: &[PathBuf]) -> PlugResponse {
     let (mut devices, device_rules) = container.devices.report();
-    devices.retain(|device| paths.iter().any(|path| path == Path::new(&device.entry)));
+    devices.retain(|device| entries.iter().any(|entry| entry == Path::new(&device.entry)));
     PlugResponse { devices, device_rules, ..Default::default() }
+}
+
+async fn take_out(sandbox: &Sandbox, volumes: Vec<Volume>, leaving: &Leaving, init: &OwnedFd) -> Result<()> {
+    let ending = leaving.ending.clone();
+    let used = move || {
+        let used = device::used(&ending.iter().map(DeviceNode::identity).collect::<Vec<_>>())?;
+        Ok::<_, std::io::Error>(ending.into_iter().find(|node| used.contains(&node.identity())))
+    };
+    let used = tokio::task::spawn_blocking(used).await.context("look for users")?;
+    if let Some(node) = used.context("look for users of devices")? {
+        return Err(Fault::FailedPrecondition(format!("device {:?}: it is in use", node.path)));
+    }
+    let nodes = leaving.nodes.clone();
+    Ok(sandbox.helper.change(Request::Unplug(Changes { volumes, nodes }), init).await?)
 }
 
 /// Its init, which is there and, as long as the guard is held, not removed.
@@ -111,8 +130,10 @@ fn volume(mount: &PluggedMount) -> Result<Volume> {
     if !is_place(target) || mount.target.contains('\0') {
         return Err(wrong("the target is not an absolute path without `..`"));
     }
+    let attributes = storage::attributes(&mount.options, mount.read_only)
+        .map_err(|option| wrong(&format!("mount option {option:?} is not known")))?;
     let (tag, entry) = (mount.tag.clone(), mount.entry.clone());
-    Ok(Volume { tag, entry, target: target.components().collect(), read_only: mount.read_only })
+    Ok(Volume { tag, entry, target: target.components().collect(), attributes: attributes.bits() })
 }
 
 #[cfg(test)]
@@ -142,5 +163,11 @@ mod tests {
             let error = volume(&mount(tag, entry, target)).unwrap_err().to_string();
             assert!(error.starts_with(&format!("volume at {target:?}: ")), "{error}");
         }
+        let optioned = |option: &str| PluggedMount {
+            options: vec!["rbind".into(), "nosuid".into(), option.into()],
+            ..mount("t", "v", "/a")
+        };
+        assert_eq!(volume(&optioned("nodev")).unwrap().attributes, 6, "MOUNT_ATTR_NOSUID and _NODEV");
+        assert!(volume(&optioned("uid=7")).unwrap_err().to_string().contains("uid"));
     }
 }

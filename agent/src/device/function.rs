@@ -152,7 +152,7 @@ fn kind(device: &Path) -> DeviceKind {
 }
 
 /// The node of a device that has one.
-fn node(device: &Path, kind: DeviceKind) -> Option<Node> {
+pub(super) fn node(device: &Path, kind: DeviceKind) -> Option<Node> {
     let (major, minor) = parse_dev(&fs::read_to_string(device.join("dev")).ok()?)?;
     let uevent = fs::read_to_string(device.join("uevent")).ok()?;
     let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;

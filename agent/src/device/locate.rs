@@ -11,11 +11,12 @@ use std::time::Duration;
 use kiai_protocol::agent::DeviceLocator;
 use kiai_protocol::agent::device_locator::By;
 use kiai_protocol::pci_path::{ParsePciPathError, PciPath};
+use serde::{Deserialize, Serialize};
 
 use crate::uevent::Uevents;
 
 /// Block or character (OCI runtime-spec config-linux.md#devices).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DeviceKind {
     /// `b`
     Block,

@@ -2,7 +2,8 @@
 //!
 //! Start with [`wait_for()`], which waits for the node; [`rewrite()`] writes it into the spec, [`filter`] makes
 //! the spec's rules a program for the kernel, and [`rule`] says what they mean: all three are pure. A PCI
-//! function of the host has any number of nodes: [`wait_for_nodes`] finds them, [`admit()`] writes them. Nothing
+//! function of the host has any number of nodes: [`wait_for_nodes`] finds them, [`admit()`] writes them; before a
+//! device goes, [`used()`] says whether it can. Nothing
 //! here makes a node or loads a program: libcontainer and `cgroup` do.
 
 mod admit;
@@ -13,6 +14,7 @@ mod function;
 mod locate;
 mod rewrite;
 pub mod rule;
+mod users;
 
 pub use admit::{AdmitError, HostGroup, admit, withdraw};
 pub use all::with_all;
@@ -20,3 +22,4 @@ pub use environment::{PciAddresses, translate};
 pub use function::{address, give_to_vfio, vfio_container, wait_for_nodes};
 pub use locate::{DeviceKind, LocateError, Node, pci_function, wait_for, wait_for_virtio_fs};
 pub use rewrite::{LocatedDevice, RewriteError, rewrite};
+pub use users::used;

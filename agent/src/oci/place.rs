@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dev, FileType, Mode, OFlags, mkdirat, mknodat, openat, readlinkat, statat, unlinkat,
+    AtFlags, Dev, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, mknodat, openat, readlinkat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
@@ -66,11 +67,16 @@ impl Place {
         self.note(is_directory)
     }
 
-    /// Makes a node of a block device, which everybody in its group may read and write, where nothing is.
-    pub(super) fn make_node(&mut self, number: Dev) -> Result<(), Errno> {
-        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
-        mknodat(&self.directory, &self.name, FileType::BlockDevice, mode, number)?;
+    /// Makes a node of a device where nothing is.
+    pub(super) fn make_node(&mut self, kind: FileType, mode: Mode, number: Dev) -> Result<(), Errno> {
+        mknodat(&self.directory, &self.name, kind, mode, number)?;
         self.note(false)
+    }
+
+    /// Gives what is there to a user and a group.
+    pub(super) fn give_to(&self, uid: u32, gid: u32) -> Result<(), Errno> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        chownat(&self.directory, &self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     fn note(&mut self, is_directory: bool) -> Result<(), Errno> {

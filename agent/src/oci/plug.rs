@@ -19,6 +19,8 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use super::place::Place;
+use crate::device::DeviceKind;
+use crate::device::rule::Identity;
 use crate::storage::mount;
 
 /// Where a volume's file system is mounted while it is opened; seen by this helper alone.
@@ -33,19 +35,27 @@ pub struct Volume {
     pub entry: String,
     /// Absolute path in the container.
     pub target: PathBuf,
-    /// Not to be written to.
-    pub read_only: bool,
+    /// Bits of mount attributes (`MOUNT_ATTR_*`, mount_setattr(2)).
+    pub attributes: u32,
 }
 
-/// A node of a block device.
+/// A node of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
     /// Absolute path in the container.
     pub path: PathBuf,
+    /// Block or character.
+    pub kind: DeviceKind,
     /// Device number.
     pub major: u32,
     /// Device number.
     pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 /// What comes or goes together.
@@ -88,6 +98,18 @@ pub(super) fn plug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Result
 }
 
 impl DeviceNode {
+    /// What it names, under whatever path.
+    pub fn identity(&self) -> Identity {
+        Identity { kind: self.kind, major: self.major.into(), minor: self.minor.into() }
+    }
+
+    fn file_type(&self) -> FileType {
+        match self.kind {
+            DeviceKind::Block => FileType::BlockDevice,
+            DeviceKind::Character => FileType::CharacterDevice,
+        }
+    }
+
     fn number(&self) -> Dev {
         rustix::fs::makedev(self.major, self.minor)
     }
@@ -98,7 +120,8 @@ impl DeviceNode {
 
     fn make(&self, root: &OwnedFd) -> Result<Place, Unfit> {
         let mut place = Place::find(root.as_fd(), &self.path, true).map_err(self.unfit())?;
-        match place.make_node(self.number()) {
+        let made = place.make_node(self.file_type(), Mode::from_raw_mode(self.mode), self.number());
+        match made.and_then(|()| place.give_to(self.uid, self.gid)) {
             Ok(()) => Ok(place),
             Err(errno) => {
                 place.unmake();
@@ -111,7 +134,7 @@ impl DeviceNode {
     fn remove(&self, root: &OwnedFd) -> Result<bool, Unfit> {
         let Ok(place) = Place::find(root.as_fd(), &self.path, false) else { return Ok(false) };
         let is_it = place.stat().is_ok_and(|there| {
-            FileType::from_raw_mode(there.st_mode) == FileType::BlockDevice && there.st_rdev == self.number()
+            FileType::from_raw_mode(there.st_mode) == self.file_type() && there.st_rdev == self.number()
         });
         if is_it {
             place.remove().map_err(self.unfit())?;
@@ -204,8 +227,7 @@ fn open(volumes: &[Volume]) -> anyhow::Result<Vec<Tree>> {
 }
 
 fn open_one(volume: &Volume) -> anyhow::Result<Tree> {
-    let attributes =
-        if volume.read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let attributes = MountAttrFlags::from_bits_retain(volume.attributes);
     let source = [(String::from("source"), Some(volume.tag.clone()))];
     let file_system = mount::new_file_system("virtiofs", &source, attributes)?;
     mount::attach(&file_system, Path::new(OPENED))?;

@@ -6,6 +6,8 @@
 pub(crate) mod mount;
 mod source;
 
+pub(crate) use source::attributes;
+
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;

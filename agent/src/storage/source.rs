@@ -106,6 +106,15 @@ pub(super) async fn plan(
     }
 }
 
+/// The attributes of a mount whose file system takes no options; on an error the one it does not know.
+pub(crate) fn attributes(options: &[String], read_only: bool) -> Result<MountAttrFlags, String> {
+    let options = Options::parse(options, read_only);
+    match options.parameters.into_iter().find(|(key, _)| key != "ro") {
+        Some((unknown, _)) => Err(unknown),
+        None => Ok(options.attributes),
+    }
+}
+
 /// fstab options taken apart: what is the mount's, what is the file system's.
 #[derive(Debug)]
 struct Options {

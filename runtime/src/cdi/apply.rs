@@ -12,10 +12,16 @@ use oci_spec::runtime::Mount;
 use oci_spec::runtime::Process;
 use oci_spec::runtime::Spec;
 
+use super::Needed;
+use super::NeededMount;
 use super::file::ContainerEdits;
 use super::file::DeviceNode;
 use super::file::MountEdit;
 use super::name::DeviceName;
+
+/// Options that every mount can have (mount(8)), those for the kernel's defaults among them.
+const MOUNT_ATTRIBUTES: &[&str] =
+    &["nosuid", "nodev", "noexec", "noatime", "nodiratime", "strictatime", "suid", "dev", "exec", "relatime"];
 
 /// A device wants what cannot be had; the spec is as it was.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -33,6 +39,14 @@ pub enum ApplyError {
     /// The other things a microVM cannot have.
     #[error("CDI device {name}: {what}: not supported")]
     Unsupported {
+        /// The device.
+        name: DeviceName,
+        /// What it wants.
+        what: String,
+    },
+    /// What is set when a process starts cannot be set in one that runs.
+    #[error("CDI device {name}: {what}: a running container cannot be given it; see kiai run --device")]
+    Running {
         /// The device.
         name: DeviceName,
         /// What it wants.
@@ -98,6 +112,59 @@ pub(super) fn apply(
         mounts.sort_by_key(|mount| mount.destination().components().count());
     }
     Ok(spec)
+}
+
+/// What a device needs of a container whose process runs: its environment and groups must be so already.
+pub(super) fn needed(
+    name: &DeviceName,
+    process: &Process,
+    edits: &[(DeviceName, &ContainerEdits)],
+    look: &dyn Fn(&Path) -> Option<NodeFacts>,
+) -> Result<Needed, ApplyError> {
+    let mut spec = Spec::default();
+    spec.set_mounts(None).set_linux(None).set_process(Some(process.clone()));
+    let mut edited = apply(&spec, edits, look)?;
+    let running = |what: String| ApplyError::Running { name: name.clone(), what };
+    for (_, edits) in edits {
+        let has = |word: &String| process.env().iter().flatten().any(|own| own == word);
+        if let Some(word) = edits.env.iter().find(|word| !has(word)) {
+            return Err(running(format!("variable {}", word.split('=').next().unwrap_or_default())));
+        }
+        let user = process.user();
+        let in_group = |group: &u32| {
+            *group == 0
+                || user.gid() == *group
+                || user.additional_gids().iter().flatten().any(|own| own == group)
+        };
+        if let Some(group) = edits.additional_gids.iter().find(|group| !in_group(group)) {
+            return Err(running(format!("group {group}")));
+        }
+    }
+    let linux = edited.linux_mut().take().unwrap_or_default();
+    let devices = linux.devices().clone().unwrap_or_default();
+    let rules = linux.resources().as_ref().and_then(|all| all.devices().clone()).unwrap_or_default();
+    let mounts = edited.mounts().iter().flatten().map(|mount| needed_mount(mount).map_err(running));
+    Ok(Needed { name: name.clone(), devices, rules, mounts: mounts.collect::<Result<_, _>>()? })
+}
+
+/// On an error says what cannot be had.
+fn needed_mount(mount: &Mount) -> Result<NeededMount, String> {
+    let destination = mount.destination().clone();
+    let at = destination.display();
+    let is = |option: &str, among: &[&str]| among.contains(&option);
+    if mount.typ().as_deref() != Some("bind") {
+        return Err(format!("mount {at} of type {}", mount.typ().as_deref().unwrap_or_default()));
+    }
+    let options = mount.options().as_deref().unwrap_or_default();
+    let (known, others): (Vec<_>, Vec<_>) = options.iter().partition(|option| is(option, MOUNT_ATTRIBUTES));
+    // Of a mount that nobody else sees these say nothing.
+    let none = ["bind", "rbind", "rw", "ro", "rro", "private", "rprivate", "slave", "rslave"];
+    if let Some(unknown) = others.iter().find(|option| !is(option, &none)) {
+        return Err(format!("mount {at} with option {unknown}"));
+    }
+    let read_only = options.iter().any(|option| is(option, &["ro", "rro"]));
+    let options = known.into_iter().cloned().collect();
+    Ok(NeededMount { source: mount.source().clone().unwrap_or_default(), destination, read_only, options })
 }
 
 fn refuse(name: &DeviceName, edits: &ContainerEdits) -> Result<(), ApplyError> {

@@ -4,7 +4,8 @@
 //! A device is called `vendor.com/class=name` and stands in a file below `/etc/cdi` or `/var/run/cdi`, which says
 //! what a container that wants it needs: nodes, mounts, variables. All of that goes into the OCI spec on the
 //! host, before anything is planned, so a node a file names is lent like any other. What a file asks for and a
-//! microVM cannot have is refused by name.
+//! microVM cannot have is refused by name. For a container that runs it goes into no spec, but says what is to
+//! come ([`for_running`]); what only a new process could be given is refused by name.
 //!
 //! [`name`] and [`apply`] are pure; [`registry`] reads the files. Knows nothing of guests.
 
@@ -15,6 +16,11 @@ mod registry;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
+use oci_spec::runtime::LinuxDevice;
+use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::Process;
 use oci_spec::runtime::Spec;
 
 pub use apply::ApplyError;
@@ -58,6 +64,49 @@ pub fn apply_annotations(spec: Spec, registry: impl FnOnce() -> Registry) -> Res
     let registry = registry();
     let edits = registry.edits(&names)?;
     Ok(apply::apply(&spec, &edits, &apply::look_at_node)?)
+}
+
+/// What a device needs of a container that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Needed {
+    /// The device.
+    pub name: DeviceName,
+    /// As they would be in its spec.
+    pub devices: Vec<LinuxDevice>,
+    /// For those.
+    pub rules: Vec<LinuxDeviceCgroup>,
+    /// Paths of the host.
+    pub mounts: Vec<NeededMount>,
+}
+
+/// A path of the host that is mounted in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeededMount {
+    /// On the host.
+    pub source: PathBuf,
+    /// In the container.
+    pub destination: PathBuf,
+    /// Not to be written to.
+    pub read_only: bool,
+    /// What else is kept from it: `nosuid`, `nodev`, ...
+    pub options: Vec<String>,
+}
+
+/// What each of these devices needs of a container whose init is `process` and runs.
+///
+/// # Errors
+/// A device needs what only a process that starts can be given, and `process` has not got it.
+pub fn for_running(
+    names: &[DeviceName],
+    process: &Process,
+    registry: &Registry,
+) -> Result<Vec<Needed>, CdiError> {
+    let edits = registry.edits(names)?;
+    let one = |name: &DeviceName| {
+        let own: Vec<_> = edits.iter().filter(|(whose, _)| whose == name).cloned().collect();
+        Ok(apply::needed(name, process, &own, &apply::look_at_node)?)
+    };
+    names.iter().map(one).collect()
 }
 
 /// The devices a spec's annotations name, each once, by annotation and then as they stand there.

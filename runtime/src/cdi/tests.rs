@@ -113,6 +113,71 @@ fn what_cannot_be_had_is_refused_by_name() {
     assert!(error.to_string().contains("/dev/loop0"), "{error}");
 }
 
+fn for_a_running(process: serde_json::Value, edits: serde_json::Value) -> Result<Needed, String> {
+    let file = serde_json::json!({"cdiVersion": "0.6.0", "kind": "vendor.com/disk",
+        "devices": [{"name": "0", "containerEdits": edits}]});
+    let registry = registry(&[("etc/vendor.json", &file.to_string())]);
+    let name: DeviceName = "vendor.com/disk=0".parse().unwrap();
+    let edits = registry.edits(std::slice::from_ref(&name)).unwrap();
+    let process = serde_json::from_value(process).unwrap();
+    super::apply::needed(&name, &process, &edits, &look).map_err(|error| error.to_string())
+}
+
+fn process() -> serde_json::Value {
+    serde_json::json!({"cwd": "/", "args": ["x"], "env": ["A=b", "VENDOR=1"],
+        "user": {"uid": 7, "gid": 8, "additionalGids": [44]}})
+}
+
+#[test]
+fn a_running_container_gets_nodes_and_mounts_and_what_it_has_already() {
+    let edits = serde_json::json!({
+        "deviceNodes": [{"path": "/dev/vendor0", "hostPath": "/dev/loop0", "permissions": "r"}],
+        "mounts": [{"hostPath": "/opt/vendor", "containerPath": "/usr/lib/vendor",
+            "options": ["ro", "nosuid", "rbind", "rprivate"]}],
+        "env": ["VENDOR=1"], "additionalGids": [0, 8, 44]
+    });
+    let needed = for_a_running(process(), edits).unwrap();
+    let devices = serde_json::to_value(&needed.devices).unwrap();
+    let node = serde_json::json!([
+        {"path": "/dev/vendor0", "type": "b", "major": 7, "minor": 0, "fileMode": 0o660, "uid": 7, "gid": 8},
+    ]);
+    assert_eq!(devices, node);
+    assert_eq!(needed.rules.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b 7:0 r"]);
+    let mount = NeededMount {
+        source: "/opt/vendor".into(),
+        destination: "/usr/lib/vendor".into(),
+        read_only: true,
+        options: vec!["nosuid".into()],
+    };
+    assert_eq!(needed.mounts, [mount]);
+}
+
+#[test]
+fn what_a_running_container_cannot_be_given_is_refused_by_name() {
+    for (edits, word) in [
+        (serde_json::json!({"env": ["VENDOR=2"]}), "variable VENDOR"),
+        (serde_json::json!({"env": ["VENDOR=1", "OTHER=1"]}), "variable OTHER"),
+        (serde_json::json!({"additionalGids": [45]}), "group 45"),
+        (
+            serde_json::json!({"hooks": [{"hookName": "poststop", "path": "/bin/hook"}]}),
+            "poststop hook /bin/hook",
+        ),
+        (serde_json::json!({"netDevices": [{"hostInterfaceName": "eth7", "name": "eth0"}]}), "eth7"),
+        (serde_json::json!({"intelRdt": {"closID": "x"}}), "intelRdt"),
+        (
+            serde_json::json!({"mounts": [{"hostPath": "/t", "containerPath": "/tmp", "type": "tmpfs"}]}),
+            "mount /tmp of type tmpfs",
+        ),
+        (
+            serde_json::json!({"mounts": [{"hostPath": "/t", "containerPath": "/t", "options": ["rshared"]}]}),
+            "mount /t with option rshared",
+        ),
+    ] {
+        let error = for_a_running(process(), edits).unwrap_err();
+        assert!(error.contains("vendor.com/disk=0") && error.contains(word), "{error}");
+    }
+}
+
 #[test]
 fn annotations_name_devices() {
     let all = [

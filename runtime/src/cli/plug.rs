@@ -1,4 +1,4 @@
-//! `kiai plug`: volumes, disks and interfaces for a container that runs.
+//! `kiai plug`: volumes, devices and interfaces for a container that runs.
 //!
 //! An interface is made in the pod's namespace here, as the first one was by `run`; its shim takes it over, with
 //! the volumes, in one transaction. What is to be undone is written down before it is done, so that whoever
@@ -15,13 +15,13 @@ use crate::cli::exec::running_task;
 use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::options::NetworkOption;
+use crate::cli::prepare;
 use crate::container;
-use crate::container::PlugDevice;
 use crate::container::PlugVolume;
 use crate::network;
 use crate::network::Interface;
+use crate::spec::device;
 use crate::spec::device::DeviceOption;
-use crate::spec::device::NodeOption;
 use crate::spec::volume::VolumeOption;
 use crate::spec::volume::VolumeSource;
 use crate::store::Container;
@@ -31,7 +31,7 @@ use crate::store::StoreError;
 use crate::store::file::Lock;
 use crate::store::volumes::volume_directory;
 
-/// Plug volumes, disks and interfaces into a running container: all of them or none
+/// Plug volumes, devices and interfaces into a running container: all of them or none
 #[derive(Debug, clap::Args)]
 pub(super) struct Plug {
     /// Name or id
@@ -39,8 +39,10 @@ pub(super) struct Plug {
     /// Mount a file, a directory or a named volume
     #[arg(short, long, value_name = "SOURCE:PATH[:ro]", required_unless_present_any = ["network", "device"])]
     volume: Vec<VolumeOption>,
-    /// Lend a disk of the host
-    #[arg(long, value_name = "HOST[:PATH[:rwm]]")]
+    /// Lend a device of the host, named as for run. Variables of a running process cannot be changed: those
+    /// that name PCI functions (PCIDEVICE_*) are right in what exec starts afterwards, and a CDI device that
+    /// sets some is refused
+    #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]
     device: Vec<DeviceOption>,
     /// Join the network with one more interface, whose name and addresses are printed
     #[arg(long, value_enum)]
@@ -55,7 +57,7 @@ impl Plug {
         let paths = context.store.paths();
         let volumes =
             self.volume.iter().map(|volume| find(volume, paths)).collect::<anyhow::Result<Vec<_>>>()?;
-        let devices = self.device.iter().map(disk).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut plug = self.devices()?;
         let (container, record, _lock) = locked(context, &self.container)?;
         let task = running_task(&record).await?;
         let mut interfaces = Vec::new();
@@ -64,8 +66,9 @@ impl Plug {
                 interfaces.push(network::plug(&container.network_file())?);
             }
             container.write_record(&self.recorded(&record, &interfaces))?;
-            let interfaces = interfaces.iter().map(|interface| interface.name.clone()).collect();
-            Ok::<_, anyhow::Error>(task.plug(&container::Plug { volumes, devices, interfaces }).await?)
+            plug.volumes = volumes;
+            plug.interfaces = interfaces.iter().map(|interface| interface.name.clone()).collect();
+            Ok::<_, anyhow::Error>(task.plug(&plug).await?)
         };
         if let Err(error) = plugged.await {
             for interface in interfaces.iter().rev() {
@@ -80,6 +83,23 @@ impl Plug {
             format::print(&format!("{} {}\n", interface.name, interface.addresses.join(" ")))?;
         }
         Ok(0)
+    }
+
+    /// The devices as they would be in a spec.
+    fn devices(&self) -> anyhow::Result<container::Plug> {
+        let found = self.device.iter().filter_map(|device| prepare::find_device(device).transpose());
+        let found = found.collect::<anyhow::Result<Vec<_>>>()?;
+        let vendors = self.device.iter().filter_map(|device| match device {
+            DeviceOption::Cdi(name) => Some(name.clone()),
+            _ => None,
+        });
+        Ok(container::Plug {
+            devices: device::nodes(&found),
+            rules: device::rules(&found),
+            functions: found.iter().filter_map(|device| device.function).collect(),
+            vendor_devices: vendors.collect(),
+            ..container::Plug::default()
+        })
     }
 
     /// What `inspect` will show.
@@ -99,23 +119,6 @@ pub(super) fn locked(context: &Context, name: &str) -> anyhow::Result<(Container
     // Of now: it may have changed before the lock was ours.
     let record = container.record()?.ok_or_else(gone)?;
     Ok((container, record, lock))
-}
-
-/// A disk, which is looked at by who lends it.
-fn disk(device: &DeviceOption) -> anyhow::Result<PlugDevice> {
-    match device {
-        DeviceOption::Node(NodeOption { host, container, permissions }) => Ok(PlugDevice {
-            node: fs::canonicalize(host).with_context(|| format!("device {}", host.display()))?,
-            path: container.components().collect(),
-            access: permissions.clone(),
-        }),
-        DeviceOption::Pci(address, _) => {
-            bail!("pci:{address}: a PCI function is passed when a container is made; see kiai run --device")
-        }
-        DeviceOption::Cdi(name) => {
-            bail!("{name}: a vendor's device is lent when a container is made; see kiai run --device")
-        }
-    }
 }
 
 /// A volume's place on the host. Unlike `run` it makes no directory for a path that is not there: what a batch

@@ -227,7 +227,7 @@ fn find_volume(volume: &VolumeOption, place: &Place<'_>) -> anyhow::Result<BindM
 }
 
 /// What a device is on the host. A vendor's is found when the container is made.
-fn find_device(device: &DeviceOption) -> anyhow::Result<Option<HostDevice>> {
+pub(super) fn find_device(device: &DeviceOption) -> anyhow::Result<Option<HostDevice>> {
     match device {
         DeviceOption::Cdi(_) => Ok(None),
         DeviceOption::Node(node) => find_node(node, None).map(Some),

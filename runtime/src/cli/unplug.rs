@@ -11,9 +11,10 @@ use crate::cli::failure::Failure;
 use crate::cli::plug::locked;
 use crate::container;
 use crate::network;
+use crate::spec::device::PluggedOption;
 use crate::spec::volume::VolumeOption;
 
-/// Unplug volumes, disks and interfaces from a running container: all of them or none
+/// Unplug volumes, devices and interfaces from a running container: all of them or none
 #[derive(Debug, clap::Args)]
 pub(super) struct Unplug {
     /// Name or id
@@ -21,9 +22,10 @@ pub(super) struct Unplug {
     /// Unmount the volume at this path, unless it is in use
     #[arg(short, long, value_name = "PATH", required_unless_present_any = ["network", "device"])]
     volume: Vec<PathBuf>,
-    /// Take the disk at this path back, unless it is mounted
-    #[arg(long, value_name = "PATH")]
-    device: Vec<PathBuf>,
+    /// Take back the device at this path, this PCI function, or all that came for this CDI device, unless it is
+    /// in use
+    #[arg(long, value_name = "PATH|pci:ADDRESS|VENDOR/CLASS=NAME")]
+    device: Vec<PluggedOption>,
     /// Take this interface away
     #[arg(long, value_name = "INTERFACE")]
     network: Vec<String>,
@@ -34,9 +36,8 @@ impl Unplug {
         let (container, mut record, _lock) = locked(context, &self.container)?;
         let task = running_task(&record).await?;
         // In the one form in which paths are compared.
-        let plain = |paths: &[PathBuf]| paths.iter().map(|path| path.components().collect()).collect();
-        let (volumes, devices): (Vec<PathBuf>, _) = (plain(&self.volume), plain(&self.device));
-        let interfaces = self.network.clone();
+        let volumes: Vec<PathBuf> = self.volume.iter().map(|path| path.components().collect()).collect();
+        let (devices, interfaces) = (self.device.clone(), self.network.clone());
         task.unplug(&container::Unplug { volumes: volumes.clone(), devices, interfaces }).await?;
 
         for path in &volumes {

@@ -111,8 +111,9 @@ pub async fn create(
             let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let applied =
                 resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
+            let started = (applied, plan.spec.process().clone().unwrap_or_default());
             let container =
-                Container::new(options.id, options.bundle, sandbox, init, lent, applied, reporter);
+                Container::new(options.id, options.bundle, sandbox, init, lent, started, reporter);
             let container = Arc::new(container);
             container.report(Report::Created);
             container.watch(container.init.clone());

@@ -1,7 +1,6 @@
 //! Where the devices of a container ended up, written down in the bundle for `kiai inspect --devices`.
 
 use std::path::Path;
-use std::path::PathBuf;
 
 use kiai_protocol::agent::CreateContainerResponse;
 use kiai_protocol::agent::Device;
@@ -10,7 +9,6 @@ use kiai_protocol::agent::PlugResponse;
 use kiai_protocol::agent::device_locator::By;
 
 use crate::plan::DeviceMap;
-use crate::plan::Disk;
 use crate::plan::GuestSide;
 use crate::plan::MappedDevice;
 use crate::store::file::FileError;
@@ -28,29 +26,54 @@ pub(super) fn record(
     sent: &[Device],
     answer: CreateContainerResponse,
 ) -> Result<(), FileError> {
-    write_json(&bundle.join(DEVICES), &completed(planned, sent, answer))
+    write_json(&bundle.join(DEVICES), &completed(planned, sent, answer.devices, answer.device_rules))
 }
 
-/// Adds disks that were plugged in to what is written down, and takes those at `gone` out; `answer` has the rules now
-/// in force.
-pub(super) fn record_change(
+/// What was plugged in is among what is written down from here on.
+pub(super) fn record_plugged(
     bundle: &Path,
-    disks: &[Disk],
-    gone: &[PathBuf],
+    planned: DeviceMap,
+    sent: &[Device],
     answer: PlugResponse,
 ) -> Result<(), FileError> {
+    change(bundle, |map| {
+        let planned = DeviceMap { all_devices: map.all_devices, ..planned };
+        let plugged = completed(planned, sent, answer.devices, answer.device_rules);
+        let new = plugged.devices.into_iter().filter(|device| !map.devices.contains(device));
+        let new: Vec<_> = new.collect();
+        map.devices.extend(new);
+        map.rules = plugged.rules;
+    })
+}
+
+/// What was unplugged is written down no more. Of a PCI function an entry comes with its address. What the agent says
+/// is there still, the container was made with.
+pub(super) fn record_unplugged(
+    bundle: &Path,
+    gone: &[(&Path, Option<String>)],
+    answer: PlugResponse,
+) -> Result<(), FileError> {
+    change(bundle, |map| {
+        let is_gone = |device: &MappedDevice| {
+            gone.iter().any(|(entry, address)| device.entry == *entry && device.host.pci_address == *address)
+        };
+        let stays = |device: &MappedDevice| {
+            let found = |found: &FoundDevice| device.entry == Path::new(&found.entry);
+            device.host.pci_address.is_none() && answer.devices.iter().any(found)
+        };
+        map.devices.retain(|device| !is_gone(device) || stays(device));
+        map.rules = answer.device_rules;
+    })
+}
+
+fn change(bundle: &Path, how: impl FnOnce(&mut DeviceMap)) -> Result<(), FileError> {
     let path = bundle.join(DEVICES);
     let mut map: DeviceMap = read_json(&path)?.unwrap_or_default();
-    map.devices.retain(|device| !gone.contains(&device.entry));
-    map.devices.extend(disks.iter().map(|disk| {
-        let found = answer.devices.iter().find(|found| disk.container_path == Path::new(&found.entry));
-        MappedDevice { guest: found.map(guest_side), ..MappedDevice::of_disk(disk) }
-    }));
-    map.rules = answer.device_rules;
+    how(&mut map);
     write_json(&path, &map)
 }
 
-fn completed(planned: DeviceMap, sent: &[Device], answer: CreateContainerResponse) -> DeviceMap {
+fn completed(planned: DeviceMap, sent: &[Device], found: Vec<FoundDevice>, rules: Vec<String>) -> DeviceMap {
     // Of several functions in one IOMMU group, the one that was put where the agent found the node.
     let host_address = |found: &FoundDevice| {
         let at = |device: &&Device| match &device.locator.by {
@@ -61,8 +84,7 @@ fn completed(planned: DeviceMap, sent: &[Device], answer: CreateContainerRespons
     };
     let mut devices = Vec::new();
     for device in planned.devices {
-        let mut found = answer
-            .devices
+        let mut found = found
             .iter()
             .filter(|found| device.entry == Path::new(&found.entry))
             .filter(|found| {
@@ -79,7 +101,7 @@ fn completed(planned: DeviceMap, sent: &[Device], answer: CreateContainerRespons
             devices.push(device);
         }
     }
-    DeviceMap { devices, rules: answer.device_rules, ..planned }
+    DeviceMap { devices, rules, ..planned }
 }
 
 fn guest_side(found: &FoundDevice) -> GuestSide {
@@ -127,6 +149,47 @@ mod tests {
     }
 
     #[test]
+    fn what_was_unplugged_is_gone_and_its_neighbours_are_not() {
+        let bundle = tempfile::tempdir().unwrap();
+        let group = "/dev/vfio/12";
+        let plug = |devices, answer: PlugResponse| {
+            let planned = DeviceMap { devices, ..DeviceMap::default() };
+            let sent = [sent("0000:00:03.0", "05.0"), sent("0000:00:03.1", "05.1")];
+            record_plugged(bundle.path(), planned, &sent, answer).unwrap();
+        };
+        let mut answer = PlugResponse::new();
+        answer.devices = vec![found(group, "/dev/vfio/noiommu-0", "05.0")];
+        plug(vec![planned(group, Attachment::UserSpace, Some("0000:00:03.0"))], answer.clone());
+        // The agent tells of the entry, and so of both.
+        answer.devices.push(found(group, "/dev/vfio/noiommu-1", "05.1"));
+        answer.device_rules = vec!["allow c 243:0 rwm".into()];
+        plug(vec![planned(group, Attachment::UserSpace, Some("0000:00:03.1"))], answer.clone());
+        let map = || read_json::<DeviceMap>(&bundle.path().join(DEVICES)).unwrap().unwrap();
+        assert_eq!((map().devices.len(), map().rules.len()), (2, 1));
+        record_unplugged(
+            bundle.path(),
+            &[(Path::new(group), Some("0000:00:03.0".into()))],
+            PlugResponse::new(),
+        )
+        .unwrap();
+        let left = map().devices;
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].guest.as_ref().unwrap().path, Path::new("/dev/vfio/noiommu-1"));
+
+        // What the container was made with is written down once, whatever comes and goes.
+        let mut answer = PlugResponse::new();
+        answer.devices = vec![found("/dev/fuse", "/dev/fuse", "")];
+        for _ in 0..2 {
+            plug(vec![planned("/dev/fuse", Attachment::GuestsOwn, None)], answer.clone());
+            assert_eq!(map().devices.len(), 2);
+        }
+        record_unplugged(bundle.path(), &[(Path::new("/dev/fuse"), None)], answer).unwrap();
+        assert_eq!(map().devices.len(), 2);
+        record_unplugged(bundle.path(), &[(Path::new("/dev/fuse"), None)], PlugResponse::new()).unwrap();
+        assert_eq!(map().devices.len(), 1);
+    }
+
+    #[test]
     fn each_function_of_a_group_gets_its_own_nodes_and_what_was_not_found_stays() {
         let group = "/dev/vfio/12";
         let map = DeviceMap {
@@ -138,15 +201,15 @@ mod tests {
             ],
             ..DeviceMap::default()
         };
-        let mut answer = CreateContainerResponse::new();
-        answer.devices = vec![
+        let answer = vec![
             found("/dev/fuse", "/dev/fuse", ""),
             found(group, "/dev/nvme0n1", "05.0"),
             found(group, "/dev/nvme0n1p1", "05.0"),
             found(group, "/dev/nvme1n1", "05.1"),
         ];
-        answer.device_rules = vec!["allow c 10:229 rwm".into()];
-        let map = completed(map, &[sent("0000:00:03.0", "05.0"), sent("0000:00:03.1", "05.1")], answer);
+        let rules = vec!["allow c 10:229 rwm".into()];
+        let map =
+            completed(map, &[sent("0000:00:03.0", "05.0"), sent("0000:00:03.1", "05.1")], answer, rules);
         let rows: Vec<_> = map
             .devices
             .iter()

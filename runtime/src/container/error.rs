@@ -1,6 +1,7 @@
 //! Why something cannot be done to a container or a process.
 
 use crate::agent::AgentError;
+use crate::cdi::CdiError;
 use crate::host::MountError;
 use crate::host::NetworkError;
 use crate::plan::PlanError;
@@ -70,6 +71,9 @@ pub enum TaskError {
     /// What cannot be plugged in.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Devices of vendors.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     /// A volume.
     #[error(transparent)]
     Mount(#[from] MountError),

@@ -1,9 +1,10 @@
 //! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
 //!
 //! `create` tells the whole story of a container; `process` is the life of its init and of every process run in
-//! it; `plug` is what comes and goes meanwhile. Knows no containerd message: `shim` decodes, and publishes what is
+//! it; `plug` is what comes and goes meanwhile, `batch` what that comes to. Knows no containerd message: `shim` decodes, and publishes what is
 //! reported through [`Report`].
 
+mod batch;
 mod create;
 pub mod devices;
 mod error;
@@ -14,13 +15,12 @@ mod plug;
 mod process;
 mod task;
 
+pub use batch::Plug;
+pub use batch::PlugVolume;
 pub use create::CreateError;
 pub use create::CreateOptions;
 pub use create::create;
 pub use error::TaskError;
-pub use plug::Plug;
-pub use plug::PlugDevice;
-pub use plug::PlugVolume;
 pub use plug::Unplug;
 pub use process::Exit;
 pub use process::Process;

@@ -1,82 +1,49 @@
 //! What comes to a container while it is there, and goes before it does: volumes, each a virtio-fs device of its
-//! own, disks, and further interfaces of the pod.
+//! own, devices of the host, and further interfaces of the pod.
 //!
 //! ```text
 //!   plug:   mount and take over on the host -> lend -> interfaces in the guest -> the rest in the container
-//!   unplug: volumes and disks out of the container -> taken back -> unmounted on the host
+//!   unplug: volumes and devices out of the container -> taken back -> unmounted on the host
 //! ```
 //! A batch is one transaction. What is in the container is last to come and first to go, since only that can be
 //! refused by what the container does: whatever fails before is undone, and after it nothing fails. A guest that does not
 //! answer is asked to undo what it may have done before anything else comes to the container. Whose interfaces the
 //! pod's are, and what becomes of them, is not known here.
 
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use kiai_protocol::agent::Device;
 use kiai_protocol::agent::PlugRequest;
 use kiai_protocol::agent::PlugResponse;
-use kiai_protocol::agent::PluggedDevice;
 use kiai_protocol::agent::PluggedMount;
 use kiai_protocol::agent::UnplugRequest;
+use oci_spec::runtime::LinuxDevice;
 use serde::Deserialize;
 use serde::Serialize;
 
 use super::Container;
+use super::Plug;
 use super::TaskError;
+use super::batch::Batch;
+use super::batch::PlannedVolume;
+use super::batch::There;
+use super::batch::Thing;
+use super::batch::named;
 use super::devices;
 use super::lend::OwnShare;
 use crate::agent::AgentError;
+use crate::cdi::DeviceName;
+use crate::cdi::NeededMount;
 use crate::host::Network;
-use crate::host::facts;
-use crate::plan::Disk;
-use crate::plan::Volume;
-use crate::plan::plan_disk;
-use crate::plan::plan_volume;
+use crate::plan::PciAddress;
 use crate::sandbox::Loan;
 use crate::sandbox::Sandbox;
 use crate::sandbox::Share;
 use crate::sandbox::Wanted;
-
-/// What is to be plugged in.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Plug {
-    /// Volumes.
-    pub volumes: Vec<PlugVolume>,
-    /// Disks.
-    pub devices: Vec<PlugDevice>,
-    /// Interfaces of the pod's network namespace, by name. They become the guest's as those at boot did.
-    pub interfaces: Vec<String>,
-}
-
-/// A block device of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PlugDevice {
-    /// Its node on the host.
-    pub node: PathBuf,
-    /// Absolute path of its node in the container.
-    pub path: PathBuf,
-    /// Letters of `rwm`: what the container may do with it.
-    pub access: String,
-}
-
-/// A directory or file of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PlugVolume {
-    /// Absolute path on the host.
-    pub source: PathBuf,
-    /// Absolute path in the container; made if it is not there.
-    pub destination: PathBuf,
-    /// Not writable from the container.
-    #[serde(default)]
-    pub read_only: bool,
-}
+use crate::spec::device::PluggedOption;
+use crate::store::file::FileError;
 
 /// What is to be unplugged, all of it plugged in before.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +51,8 @@ pub struct PlugVolume {
 pub struct Unplug {
     /// Destinations of volumes.
     pub volumes: Vec<PathBuf>,
-    /// Paths of devices in the container.
-    pub devices: Vec<PathBuf>,
+    /// Devices, as they were plugged in.
+    pub devices: Vec<PluggedOption>,
     /// Names of interfaces.
     pub interfaces: Vec<String>,
 }
@@ -95,54 +62,123 @@ pub struct Unplug {
 pub(super) struct Plugged {
     /// In the order in which they came.
     volumes: Vec<PluggedVolume>,
-    disks: Vec<(PathBuf, Loan)>,
+    devices: Vec<PluggedDevice>,
     interfaces: Vec<(String, Loan)>,
+    /// Which of it came for a device of a vendor.
+    claims: Vec<(DeviceName, Thing)>,
     /// What the agent was asked to plug in and never said that it had: it may have come to it since.
     unanswered: Vec<UnplugRequest>,
 }
 
 struct PluggedVolume {
+    wanted: NeededMount,
     mount: PluggedMount,
     loan: Loan,
     /// Until the guest has let go of it.
     share: OwnShare,
 }
 
-impl PluggedVolume {
-    fn is_among(&self, destinations: &[PathBuf]) -> bool {
-        destinations.iter().any(|destination| destination == Path::new(&self.mount.target))
+struct PluggedDevice {
+    entry: LinuxDevice,
+    /// Of a PCI function.
+    address: Option<PciAddress>,
+    /// Nothing for what is the guest's own.
+    loan: Loan,
+}
+
+impl PluggedDevice {
+    fn is(&self, option: &PluggedOption) -> bool {
+        match option {
+            PluggedOption::Path(path) => self.entry.path() == path,
+            PluggedOption::Pci(address) => self.address == Some(*address),
+            PluggedOption::Cdi(_) => false,
+        }
+    }
+}
+
+/// What goes of what is plugged in.
+#[derive(Default)]
+struct Leaving {
+    volumes: Vec<PathBuf>,
+    devices: Vec<PluggedOption>,
+    interfaces: Vec<String>,
+    vendor_devices: Vec<DeviceName>,
+}
+
+impl Leaving {
+    fn has_volume(&self, volume: &PluggedVolume) -> bool {
+        self.volumes.contains(&volume.wanted.destination)
+    }
+
+    fn has_device(&self, device: &PluggedDevice) -> bool {
+        self.devices.iter().any(|option| device.is(option))
     }
 }
 
 impl Plugged {
-    fn has_volume(&self, destination: &Path) -> bool {
-        self.volumes.iter().any(|volume| Path::new(&volume.mount.target) == destination)
+    fn there(&self) -> There<'_> {
+        There {
+            entries: self.devices.iter().map(|device| &device.entry).collect(),
+            volumes: self.volumes.iter().map(|volume| &volume.wanted).collect(),
+            claims: &self.claims,
+        }
     }
 
-    /// The first thing of a batch that is not plugged in.
-    fn check(&self, unplug: &Unplug) -> Result<(), String> {
-        let volumes = unplug.volumes.iter().filter(|path| !self.has_volume(path));
-        let volumes = volumes.map(|path| format!("volume at {}", path.display()));
-        let devices =
-            unplug.devices.iter().filter(|path| !self.disks.iter().any(|(there, _)| there == *path));
-        let devices = devices.map(|path| format!("device {}", path.display()));
-        let interfaces = unplug.interfaces.iter();
-        let interfaces = interfaces.filter(|name| !self.interfaces.iter().any(|(there, _)| there == *name));
-        let interfaces = interfaces.map(|name| format!("interface {name}"));
-        volumes.chain(devices).chain(interfaces).next().map_or(Ok(()), Err)
+    /// What a batch takes out, or the first thing of it that is not plugged in.
+    fn leaving(&self, unplug: Unplug) -> Result<Leaving, String> {
+        let Unplug { volumes, devices, interfaces } = unplug;
+        let is_there = |path: &&PathBuf| self.volumes.iter().all(|there| there.wanted.destination != **path);
+        if let Some(path) = volumes.iter().find(is_there) {
+            return Err(format!("volume at {}", path.display()));
+        }
+        let is_there = |name: &&String| self.interfaces.iter().all(|(there, _)| there != *name);
+        if let Some(name) = interfaces.iter().find(is_there) {
+            return Err(format!("interface {name}"));
+        }
+        let mut leaving = Leaving { volumes, interfaces, ..Leaving::default() };
+        for option in devices {
+            match option {
+                PluggedOption::Cdi(name) if self.claims.iter().any(|(claimant, _)| *claimant == name) => {
+                    leaving.vendor_devices.push(name);
+                }
+                option if self.devices.iter().any(|device| device.is(&option)) => {
+                    leaving.devices.push(option)
+                }
+                option => return Err(format!("device {option}")),
+            }
+        }
+        let (theirs, others): (Vec<_>, Vec<_>) =
+            self.claims.iter().partition(|(claimant, _)| leaving.vendor_devices.contains(claimant));
+        for (_, thing) in theirs {
+            match thing {
+                _ if others.iter().any(|(_, other)| other == thing) => {}
+                Thing::Entry(path) => leaving.devices.push(PluggedOption::Path(path.clone())),
+                Thing::Volume(path) => leaving.volumes.push(path.clone()),
+            }
+        }
+        Ok(leaving)
     }
 
-    /// Takes a batch out of the list.
-    fn split_off(&mut self, unplug: &Unplug) -> Self {
-        Self {
-            volumes: self.volumes.extract_if(.., |volume| volume.is_among(&unplug.volumes)).collect(),
-            disks: self.disks.extract_if(.., |(path, _)| unplug.devices.contains(path)).collect(),
+    /// Takes it out of the list, and with it all claims to it.
+    fn split_off(&mut self, leaving: &Leaving) -> Self {
+        let gone = Self {
+            volumes: self.volumes.extract_if(.., |volume| leaving.has_volume(volume)).collect(),
+            devices: self.devices.extract_if(.., |device| leaving.has_device(device)).collect(),
             interfaces: self
                 .interfaces
-                .extract_if(.., |(name, _)| unplug.interfaces.contains(name))
+                .extract_if(.., |(name, _)| leaving.interfaces.contains(name))
                 .collect(),
-            unanswered: Vec::new(),
-        }
+            ..Self::default()
+        };
+        let (devices, volumes) = (&self.devices, &self.volumes);
+        self.claims.retain(|(name, thing)| {
+            let is_there = match thing {
+                Thing::Entry(path) => devices.iter().any(|device| device.entry.path() == path),
+                Thing::Volume(path) => volumes.iter().any(|volume| volume.wanted.destination == *path),
+            };
+            is_there && !leaving.vendor_devices.contains(name)
+        });
+        gone
     }
 
     /// Has the agent undo what it was asked for and did not answer. Nothing else is asked of it before.
@@ -159,8 +195,8 @@ impl Plugged {
         let (loans, shares): (Vec<_>, Vec<_>) =
             self.volumes.into_iter().map(|volume| (volume.loan, volume.share)).unzip();
         let interfaces = self.interfaces.into_iter().map(|(_, loan)| loan);
-        let disks = self.disks.into_iter().map(|(_, loan)| loan);
-        sandbox.take_back(Loan::all(disks.chain(interfaces).chain(loans))).await;
+        let devices = self.devices.into_iter().map(|device| device.loan);
+        sandbox.take_back(Loan::all(devices.chain(interfaces).chain(loans))).await;
         drop_shares(shares).await;
     }
 }
@@ -182,12 +218,15 @@ impl Container {
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
         plugged.settle(sandbox).await?;
-        let disk = |device: &PlugDevice| {
-            plan_disk(&device.node, &device.path, &device.access, facts::device(&device.node))
-        };
-        let disks = plug.devices.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
-        let volumes = plan(&plug.volumes, plugged)?;
-        let (mounts, shares): (Vec<_>, Vec<_>) = self.share(volumes).await?.into_iter().unzip();
+        let mut batch = Batch::plan(&plug, &self.process, &plugged.there())?;
+        let volumes = std::mem::take(&mut batch.volumes);
+        let (wanted, volumes): (Vec<_>, Vec<_>) = self
+            .share(volumes)
+            .await?
+            .into_iter()
+            .map(|(wanted, mount, share)| (wanted, (mount, share)))
+            .unzip();
+        let (mounts, shares): (Vec<_>, Vec<_>) = volumes.into_iter().unzip();
         let mut network = match sandbox.take_over(plug.interfaces).await {
             Ok(network) => network,
             Err(error) => {
@@ -198,26 +237,34 @@ impl Container {
         // The way out stays where it was.
         network.routes.retain(|route| !matches!(route.destination.as_str(), "0.0.0.0/0" | "::/0"));
 
-        let wanted: Vec<_> = mounts.iter().zip(&shares).map(device_of).collect();
-        let wanted = Wanted { disks: &disks, nics: &mut network.nics, shares: &wanted, ..Wanted::default() };
-        let (loan, devices) = match sandbox.lend(wanted).await {
+        let directories: Vec<_> = mounts.iter().zip(&shares).map(device_of).collect();
+        let lent = sandbox.lend(Wanted {
+            disks: &batch.disks,
+            functions: &batch.functions,
+            nics: &mut network.nics,
+            shares: &directories,
+        });
+        let (loan, sent) = match lent.await {
             Ok(lent) => lent,
             Err(error) => {
                 drop_shares(shares).await;
                 return Err(error.into());
             }
         };
+        let devices = batch.devices();
         let mut request = PlugRequest::new();
         request.container_id.clone_from(&self.id);
         request.mounts.clone_from(&mounts);
-        let devices = devices.into_iter().zip(&plug.devices);
-        request.devices = devices.map(|(device, wanted)| plugged_device(device, &wanted.access)).collect();
+        request.devices.clone_from(&sent);
         let mut undo = UnplugRequest::new();
         undo.container_id.clone_from(&self.id);
         undo.mounts.clone_from(&mounts);
-        undo.devices = plug.devices.iter().map(|device| device.path.display().to_string()).collect();
-        match tell(sandbox, &network, request).await {
-            Ok(answer) => self.write_down(&disks, &[], answer),
+        undo.devices = devices.iter().map(|(entry, address)| named(entry, *address)).collect();
+        match tell(sandbox, &network, request, &batch).await {
+            Ok(_) if devices.is_empty() => {}
+            Ok(answer) => {
+                self.note(devices::record_plugged(&self.bundle, batch.map(), &sent, answer));
+            }
             Err(error) => {
                 if error.answer().is_none() {
                     plugged.unanswered.push(undo);
@@ -230,12 +277,22 @@ impl Container {
                 return Err(error.into());
             }
         }
+        let lent_devices = batch.disks.len() + batch.functions.len();
         let mut loans = loan.each();
-        plugged.disks.extend(disks.into_iter().map(|disk| disk.container_path).zip(&mut loans));
+        plugged.devices.extend(devices.into_iter().enumerate().map(|(nth, (entry, address))| {
+            let loan = if nth < lent_devices { loans.next().unwrap_or_default() } else { Loan::default() };
+            PluggedDevice { entry, address, loan }
+        }));
         let names = network.nics.into_iter().map(|nic| nic.name);
         plugged.interfaces.extend(names.zip(&mut loans));
-        let volumes = mounts.into_iter().zip(shares).zip(loans);
-        plugged.volumes.extend(volumes.map(|((mount, share), loan)| PluggedVolume { mount, loan, share }));
+        let volumes = wanted.into_iter().zip(mounts).zip(shares).zip(loans);
+        plugged.volumes.extend(volumes.map(|(((wanted, mount), share), loan)| PluggedVolume {
+            wanted,
+            mount,
+            loan,
+            share,
+        }));
+        plugged.claims.append(&mut batch.claims);
         tracing::info!(container = self.id, took = ?begun.elapsed(), "plugged in");
         Ok(())
     }
@@ -249,53 +306,59 @@ impl Container {
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
         plugged.settle(sandbox).await?;
-        plugged
-            .check(&unplug)
+        let leaving = plugged
+            .leaving(unplug)
             .map_err(|what| TaskError::NotPlugged { container_id: self.id.clone(), what })?;
 
         let mut request = UnplugRequest::new();
         request.container_id.clone_from(&self.id);
         // The last first: one may be mounted below another.
-        let volumes = plugged.volumes.iter().rev().filter(|volume| volume.is_among(&unplug.volumes));
+        let volumes = plugged.volumes.iter().rev().filter(|volume| leaving.has_volume(volume));
         request.mounts = volumes.map(|volume| volume.mount.clone()).collect();
-        request.devices = unplug.devices.iter().map(|path| path.display().to_string()).collect();
+        let devices: Vec<_> = plugged.devices.iter().filter(|device| leaving.has_device(device)).collect();
+        request.devices = devices.iter().map(|device| named(&device.entry, device.address)).collect();
         if !request.mounts.is_empty() || !request.devices.is_empty() {
             let answer = sandbox.agent.unplug(request).await?;
-            self.write_down(&[], &unplug.devices, answer);
+            let gone = devices.iter().map(|device| {
+                (device.entry.path().as_path(), device.address.map(|address| address.to_string()))
+            });
+            let gone: Vec<_> = gone.collect();
+            if !gone.is_empty() {
+                self.note(devices::record_unplugged(&self.bundle, &gone, answer));
+            }
         }
-        plugged.split_off(&unplug).give_back(sandbox).await;
+        plugged.split_off(&leaving).give_back(sandbox).await;
         tracing::info!(container = self.id, took = ?begun.elapsed(), "unplugged");
         Ok(())
     }
 
-    /// For `kiai inspect --devices`, which is all that suffers if it cannot be done.
-    fn write_down(&self, disks: &[Disk], gone: &[PathBuf], answer: PlugResponse) {
-        if disks.is_empty() && gone.is_empty() {
-            return;
-        }
-        if let Err(error) = devices::record_change(&self.bundle, disks, gone, answer) {
-            tracing::warn!(error = %crate::failure::chain(&error), "the devices cannot be written down");
+    /// `kiai inspect --devices` is all that suffers if it is not written down.
+    fn note(&self, written: Result<(), FileError>) {
+        if let Err(error) = written {
+            let container = &self.id;
+            tracing::warn!(container, error = %crate::failure::chain(&error), "the devices cannot be written down");
         }
     }
 
     /// Mounts volumes on the host, each in a directory of its own; what the guest is to do with each.
     async fn share(
         &self,
-        volumes: Vec<(PathBuf, Volume)>,
-    ) -> Result<Vec<(PluggedMount, OwnShare)>, TaskError> {
+        volumes: Vec<PlannedVolume>,
+    ) -> Result<Vec<(NeededMount, PluggedMount, OwnShare)>, TaskError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let bundle = self.bundle.clone();
         let work = move || {
-            let one = |(destination, volume): (PathBuf, Volume)| {
+            let one = |PlannedVolume { wanted, volume }| {
                 // Its own for the life of this process, which is the sandbox's.
                 let tag = format!("volume-{}", NEXT.fetch_add(1, Ordering::Relaxed));
                 let share = OwnShare::mount(bundle.join(&tag), &volume)?;
                 let mut mount = PluggedMount::new();
                 mount.tag = tag;
                 mount.entry = volume.target.display().to_string();
-                mount.target = destination.display().to_string();
+                mount.target = wanted.destination.display().to_string();
                 mount.read_only = volume.read_only;
-                Ok((mount, share))
+                mount.options.clone_from(&wanted.options);
+                Ok((wanted, mount, share))
             };
             volumes.into_iter().map(one).collect()
         };
@@ -308,64 +371,20 @@ impl Container {
 async fn tell(
     sandbox: &Sandbox,
     network: &Network,
-    request: PlugRequest,
+    mut request: PlugRequest,
+    batch: &Batch,
 ) -> Result<PlugResponse, AgentError> {
     sandbox.agent.configure_network(network).await?;
-    if request.mounts.is_empty() && request.devices.is_empty() {
+    if request.mounts.is_empty() && batch.entries.is_empty() {
         return Ok(PlugResponse::new());
     }
+    request.linux = serde_json::to_vec(&batch.linux()).unwrap_or_default();
     sandbox.agent.plug(request).await
-}
-
-fn plugged_device(device: Device, access: &str) -> PluggedDevice {
-    let mut plugged = PluggedDevice::new();
-    plugged.device = Some(device).into();
-    plugged.access = access.to_owned();
-    plugged
 }
 
 fn device_of((mount, share): (&PluggedMount, &OwnShare)) -> Share {
     Share { tag: mount.tag.clone(), directory: share.view().into() }
 }
 
-/// Each volume with its destination, in the one form in which that is compared.
-fn plan(volumes: &[PlugVolume], plugged: &Plugged) -> Result<Vec<(PathBuf, Volume)>, TaskError> {
-    let mut planned: Vec<(PathBuf, Volume)> = Vec::new();
-    for PlugVolume { source, destination, read_only } in volumes {
-        let destination: PathBuf = destination.components().collect();
-        if plugged.has_volume(&destination) || planned.iter().any(|(there, _)| *there == destination) {
-            return Err(TaskError::Exists(format!("volume at {}", destination.display())));
-        }
-        let volume = plan_volume(source, &destination, *read_only, facts::kind(source))?;
-        planned.push((destination, volume));
-    }
-    Ok(planned)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_place_is_for_one_volume() {
-        let folder = tempfile::tempdir().unwrap();
-        let volume = |destination: &str| PlugVolume {
-            source: folder.path().into(),
-            destination: destination.into(),
-            read_only: false,
-        };
-        let planned = plan(&[volume("/a/"), volume("/b")], &Plugged::default()).unwrap();
-        assert_eq!(planned[0].0.as_os_str(), "/a");
-        let error = plan(&[volume("/a"), volume("//a/")], &Plugged::default()).unwrap_err();
-        assert_eq!(error.to_string(), "volume at /a: already exists");
-    }
-
-    #[test]
-    fn a_request_with_a_word_nobody_knows_is_refused() {
-        let plug: Plug = serde_json::from_str(r#"{"interfaces": ["eth1"]}"#).unwrap();
-        assert_eq!((plug.interfaces.len(), plug.volumes.len()), (1, 0));
-        assert!(serde_json::from_str::<Plug>(r#"{"disks": []}"#).is_err());
-        let volume = r#"{"volumes": [{"source": "/a", "destination": "/b", "size": 1}]}"#;
-        assert!(serde_json::from_str::<Plug>(volume).is_err());
-    }
-}
+mod tests;

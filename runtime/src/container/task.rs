@@ -42,6 +42,8 @@ pub struct Container {
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
+    /// As it was asked for.
+    pub(super) process: ProcessSpec,
     sandbox: Arc<Sandbox>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     lent: Mutex<Option<(Lent, Loan)>>,
@@ -75,7 +77,7 @@ impl Container {
         sandbox: Arc<Sandbox>,
         init: Process,
         lent: (Lent, Loan),
-        applied: Applied,
+        (applied, process): (Applied, ProcessSpec),
         reporter: Reporter,
     ) -> Self {
         Self {
@@ -83,6 +85,7 @@ impl Container {
             bundle,
             init: Arc::new(init),
             sandbox,
+            process,
             execs: Mutex::default(),
             lent: Mutex::new(Some(lent)),
             plugged: tokio::sync::Mutex::new(Some(Plugged::default())),

@@ -10,6 +10,7 @@ pub mod network;
 mod overlay;
 pub mod pci;
 pub mod process;
+mod redirect;
 pub mod rootfs;
 mod tap;
 

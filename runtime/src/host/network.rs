@@ -1,7 +1,7 @@
 //! The pod's interfaces become the guest's: each gets a tap beside it, and every frame is redirected both ways.
 //!
 //! Network namespaces belong to threads: all of this happens on a thread of its own, which hands back open taps
-//! and plain configuration. tc-mirred(8) on ingress; rtnetlink(7).
+//! and plain configuration. rtnetlink(7).
 
 use std::fs::File;
 use std::io;
@@ -32,12 +32,11 @@ use netlink_packet_route::route::RouteHeader;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::route::RouteType;
-use rtnetlink::LinkUnspec;
 use rtnetlink::RouteMessageBuilder;
 
+use super::redirect::redirect;
 use super::tap;
 
-const ETH_P_ALL: u16 = 0x0003;
 /// Queue pairs of a NIC at most, whatever the number of vCPUs.
 const MOST_QUEUES: usize = 16;
 
@@ -146,8 +145,8 @@ pub enum NetworkError {
 }
 
 /// Takes over the interfaces of the namespace at `path`, or those that are named, with `queues` queue pairs each.
-/// One that was taken over already is refused. Blocks for a few milliseconds. The taps go when
-/// their files are closed; the interfaces go on sending what comes in to nowhere, so they are not taken over twice.
+/// One that is taken over now is refused. Blocks for a few milliseconds. The taps go when their files are closed; the
+/// interfaces go on sending what comes in to nowhere until they are taken over again.
 pub fn take_over(path: &Path, queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let failed = |source| NetworkError::Namespace { path: path.into(), source };
     let namespace = File::open(path).map_err(failed)?;
@@ -170,7 +169,7 @@ pub fn take_over(path: &Path, queues: usize, named: Option<&[String]>) -> Result
     })
 }
 
-fn netlink(step: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+pub(super) fn netlink(step: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
     move |source| NetworkError::Netlink { step, interface: interface.into(), source: Box::new(source) }
 }
 
@@ -221,45 +220,6 @@ async fn inside(queues: usize, named: Option<&[String]>) -> Result<Network, Netw
         handle.neighbours().get().execute().try_collect().await.map_err(netlink("list neighbours", ""))?;
     network.neighbours = neighbours.iter().filter_map(|message| neighbour(message, device)).collect();
     Ok(network)
-}
-
-/// Makes the tap ready and redirects both ways.
-async fn redirect(
-    handle: &rtnetlink::Handle,
-    (index, name): (u32, &str),
-    tap: &str,
-    mtu: u16,
-) -> Result<(), NetworkError> {
-    // The tap is a wire to the guest; the namespace's own IPv6 must not talk on it.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"), "1");
-    let found = handle.link().get().match_name(tap.to_owned()).execute().try_next().await;
-    let tap_index = found
-        .map_err(netlink("find tap", tap))?
-        .map(|link| link.header.index)
-        .ok_or_else(|| NetworkError::Interface { name: tap.into(), reason: "vanished" })?;
-    let up = LinkUnspec::new_with_index(tap_index).mtu(mtu.into()).up().build();
-    handle.link().set(up).execute().await.map_err(netlink("set up tap", tap))?;
-    for (from, from_name, to) in [(index, name, tap_index), (tap_index, tap, index)] {
-        let from = i32::try_from(from).expect("the kernel's interface indices are positive ints");
-        handle
-            .qdisc()
-            .add(from)
-            .ingress()
-            .execute()
-            .await
-            .map_err(netlink("add ingress qdisc to", from_name))?;
-        handle
-            .traffic_filter(from)
-            .add()
-            .ingress()
-            .protocol(ETH_P_ALL.to_be())
-            .redirect(to)
-            .map_err(netlink("redirect", from_name))?
-            .execute()
-            .await
-            .map_err(netlink("redirect", from_name))?;
-    }
-    Ok(())
 }
 
 /// An interface of the pod: not the loopback, and of a kind whose frames can be redirected.
@@ -378,3 +338,6 @@ fn neighbour(message: &NeighbourMessage, device: impl Fn(u32) -> Option<String>)
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
+
+#[cfg(test)]
+mod tests;

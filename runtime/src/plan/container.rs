@@ -65,12 +65,8 @@ pub fn plan_container(
     linux.set_namespaces(Some(own));
     let rules =
         linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default();
-    let disks = devices::plan_devices(linux.devices().as_deref().unwrap_or_default(), &rules, facts)?;
-    let functions = devices::plan_functions(
-        linux.devices().as_deref().unwrap_or_default(),
-        &annotations.functions,
-        facts,
-    )?;
+    let entries = linux.devices().as_deref().unwrap_or_default();
+    let (disks, functions) = devices::plan_lent(entries, &rules, &annotations.functions, facts)?;
     spec.set_linux(Some(linux));
 
     if annotations.role != Role::Single {

@@ -42,7 +42,7 @@ pub(super) fn is_guest_native(major: i64, minor: i64) -> bool {
 }
 
 /// The disks to lend. Every other entry is the guest's own, or an error.
-pub(super) fn plan_devices(
+fn plan_devices(
     devices: &[LinuxDevice],
     rules: &[LinuxDeviceCgroup],
     facts: &HostFacts,
@@ -73,28 +73,15 @@ pub(super) fn plan_devices(
     Ok(disks)
 }
 
-/// Plans a disk for a container that is there; `found` is what its node is. Its access is letters of `rwm`.
-pub fn plan_disk(
-    node: &Path,
-    path: &Path,
-    access: &str,
-    found: Option<(LinuxDeviceType, (i64, i64))>,
-) -> Result<Disk, PlanError> {
-    let refuse = |reason: String| Err(PlanError::Device { path: path.into(), reason });
-    if !path.is_absolute() || path.parent().is_none() {
-        return refuse("its path in the container is not an absolute one below /".into());
-    }
-    if access.is_empty() || !access.chars().all(|letter| "rwm".contains(letter)) {
-        return refuse(format!("access {access:?} is not made of r, w and m"));
-    }
-    match found {
-        Some((LinuxDeviceType::B, (major, minor))) => {
-            let (node, container_path) = (node.into(), path.into());
-            Ok(Disk { node, container_path, major, minor, read_only: !access.contains('w') })
-        }
-        Some(_) => refuse(format!("{}: only disks can be plugged into a running container", node.display())),
-        None => refuse(format!("{} is no device of this host", node.display())),
-    }
+/// What to lend for a list of entries and its rules. `chosen` says who drives which PCI function.
+pub fn plan_lent(
+    devices: &[LinuxDevice],
+    rules: &[LinuxDeviceCgroup],
+    chosen: &[(PciAddress, PassMode)],
+    facts: &HostFacts,
+) -> Result<(Vec<Disk>, Vec<PassedFunction>), PlanError> {
+    let disks = plan_devices(devices, rules, facts)?;
+    Ok((disks, plan_functions(devices, chosen, facts)?))
 }
 
 /// A rule that allows one device of the host by its number needs an entry: without one nothing is lent, and in
@@ -125,7 +112,7 @@ fn is_writable(rules: &[LinuxDeviceCgroup], (major, minor): (i64, i64)) -> bool 
 }
 
 /// The PCI functions to pass: those of every VFIO group among the entries. `chosen` is what annotations say.
-pub(super) fn plan_functions(
+fn plan_functions(
     devices: &[LinuxDevice],
     chosen: &[(PciAddress, PassMode)],
     facts: &HostFacts,
@@ -189,23 +176,6 @@ mod tests {
 
     fn rules(rules: serde_json::Value) -> Vec<LinuxDeviceCgroup> {
         serde_json::from_value(rules).unwrap()
-    }
-
-    #[test]
-    fn only_a_disk_can_be_plugged_in() {
-        let plan = |path: &str, access, found| plan_disk("/dev/x".as_ref(), path.as_ref(), access, found);
-        let disk = plan("/dev/y", "rm", Some((LinuxDeviceType::B, (7, 0)))).unwrap();
-        assert!(disk.read_only && (disk.major, disk.minor) == (7, 0));
-        for (path, access, found) in [
-            ("/dev/y", "rw", Some((LinuxDeviceType::C, (10, 229)))),
-            ("/dev/y", "rw", None),
-            ("/dev/y", "x", Some((LinuxDeviceType::B, (7, 0)))),
-            ("/dev/y", "", Some((LinuxDeviceType::B, (7, 0)))),
-            ("y", "rw", Some((LinuxDeviceType::B, (7, 0)))),
-        ] {
-            let error = plan(path, access, found).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("device {path}: ")), "{error}");
-        }
     }
 
     #[test]

@@ -112,14 +112,19 @@ impl DeviceMap {
     /// The host's side of a plan.
     pub fn of_plan(plan: &ContainerPlan) -> Self {
         let entries = plan.spec.linux().as_ref().and_then(|linux| linux.devices().as_deref());
-        let devices = entries.unwrap_or_default().iter().flat_map(|entry| of_entry(plan, entry)).collect();
-        Self { devices, all_devices: plan.all_devices, rules: Vec::new() }
+        let map = Self::of(entries.unwrap_or_default(), &plan.disks, &plan.functions);
+        Self { all_devices: plan.all_devices, ..map }
+    }
+
+    /// The host's side of entries, and of what is lent for them.
+    pub fn of(entries: &[LinuxDevice], disks: &[Disk], functions: &[PassedFunction]) -> Self {
+        let devices = entries.iter().flat_map(|entry| of_entry(entry, disks, functions)).collect();
+        Self { devices, ..Self::default() }
     }
 }
 
 impl MappedDevice {
-    /// A disk that was plugged in; its guest's side is to come.
-    pub fn of_disk(disk: &Disk) -> Self {
+    fn of_disk(disk: &Disk) -> Self {
         Self {
             entry: disk.container_path.clone(),
             host: HostSide {
@@ -137,7 +142,7 @@ impl MappedDevice {
 }
 
 /// What an entry becomes: one device, for an IOMMU group one for each of its functions, for a fifo none.
-fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
+fn of_entry(entry: &LinuxDevice, disks: &[Disk], functions: &[PassedFunction]) -> Vec<MappedDevice> {
     let kind = match entry.typ() {
         LinuxDeviceType::B => "b",
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
@@ -156,10 +161,10 @@ fn of_entry(plan: &ContainerPlan, entry: &LinuxDevice) -> Vec<MappedDevice> {
         attachment,
         guest: None,
     };
-    if let Some(disk) = plan.disks.iter().find(|disk| disk.container_path == *entry.path()) {
+    if let Some(disk) = disks.iter().find(|disk| disk.container_path == *entry.path()) {
         return vec![MappedDevice::of_disk(disk)];
     }
-    let functions = plan.functions.iter().filter(|function| function.container_path == *entry.path());
+    let functions = functions.iter().filter(|function| function.container_path == *entry.path());
     let functions: Vec<_> = functions
         .map(|function| match function.mode {
             PassMode::GuestDriver => mapped(Attachment::GuestDriver, Some(function)),

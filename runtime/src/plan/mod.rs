@@ -21,7 +21,7 @@ pub use container::ContainerPlan;
 pub use container::check_id;
 pub use container::plan_container;
 pub use devices::Disk;
-pub use devices::plan_disk;
+pub use devices::plan_lent;
 pub use error::PlanError;
 pub use facts::BlockDevice;
 pub use facts::HostFacts;

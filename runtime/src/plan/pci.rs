@@ -15,7 +15,8 @@ use serde::Serialize;
 use super::PlanError;
 
 /// A function's address on the host: domain, bus, slot, function ("0000:00:03.0").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PciAddress {
     domain: u32,
     bus: u8,
@@ -60,6 +61,20 @@ impl FromStr for PciAddress {
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.slot, self.function)
+    }
+}
+
+impl TryFrom<String> for PciAddress {
+    type Error = ParsePciAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<PciAddress> for String {
+    fn from(address: PciAddress) -> Self {
+        address.to_string()
     }
 }
 
@@ -144,7 +159,8 @@ pub struct VfioGroupFacts {
 }
 
 /// Who drives a lent function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PassMode {
     /// The guest's kernel: the container gets the nodes its driver makes.
     GuestDriver,

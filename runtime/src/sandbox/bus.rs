@@ -8,7 +8,6 @@ use super::LendError;
 use super::Sandbox;
 use super::lend::Bus;
 use super::lend::Share;
-use super::pass::in_use;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::failure::chain;
@@ -46,7 +45,10 @@ impl Bus for Sandbox {
             Ok(Ok(attached)) => Ok((attached.id, attached.pci_path)),
             // Everybody may open a function's own file: who has it is known when it is bound.
             Ok(Err(error)) => Err(match &function.interface {
-                VfioInterface::Cdev(node) if error.is_in_use() => in_use(node.clone()),
+                VfioInterface::Cdev(node) if error.is_in_use() => {
+                    let source = std::io::Error::new(std::io::ErrorKind::ResourceBusy, error);
+                    LendError::Vfio { path: node.clone(), source }
+                }
                 _ => LendError::Pass(error),
             }),
             Err(panic) => Err(LendError::Panicked(panic.to_string())),

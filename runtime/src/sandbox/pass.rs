@@ -55,7 +55,7 @@ fn open(path: PathBuf) -> Result<OwnedFd, LendError> {
 }
 
 /// What is open elsewhere.
-pub(super) fn in_use(path: PathBuf) -> LendError {
+fn in_use(path: PathBuf) -> LendError {
     let source = io::Error::new(io::ErrorKind::ResourceBusy, "another pod or program has it open");
     LendError::Vfio { path, source }
 }

@@ -4,17 +4,55 @@
 //! The numbers here are the host's. What they are in the guest is found out there (OCI runtime-spec
 //! `config-linux.md#devices`). Pure: the node was looked up by the caller.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use oci_spec::runtime::LinuxDevice;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceType;
+use serde::Deserialize;
+use serde::Serialize;
 
 use crate::cdi::DeviceName;
 use crate::plan::ParsePciAddressError;
 use crate::plan::PassMode;
 use crate::plan::PciAddress;
+
+/// What the user wrote of a device to be taken back: what it was plugged in as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PluggedOption {
+    /// By the path of its entry: a node's path in the container, an IOMMU group's on the host.
+    Path(PathBuf),
+    /// A PCI function, by its address on the host.
+    Pci(PciAddress),
+    /// All that came for a device of a vendor's file.
+    Cdi(DeviceName),
+}
+
+impl FromStr for PluggedOption {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.parse()? {
+            // In the one form in which paths are compared.
+            DeviceOption::Node(node) => Self::Path(node.container.components().collect()),
+            DeviceOption::Pci(address, _) => Self::Pci(address),
+            DeviceOption::Cdi(name) => Self::Cdi(name),
+        })
+    }
+}
+
+impl fmt::Display for PluggedOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Pci(address) => write!(f, "pci:{address}"),
+            Self::Cdi(name) => name.fmt(f),
+        }
+    }
+}
 
 /// What the user wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,6 +223,11 @@ pub(crate) fn every_device() -> Vec<LinuxDeviceCgroup> {
     vec![rule(LinuxDeviceType::A, None, None, "rwm")]
 }
 
+/// The rules for these devices.
+pub(crate) fn rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
+    devices.iter().map(HostDevice::rule).collect()
+}
+
 /// The rules of `linux.resources.devices`: nothing but what every container needs and what was asked for.
 pub(crate) fn plan_rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
     let mut deny = LinuxDeviceCgroup::default();
@@ -194,7 +237,7 @@ pub(crate) fn plan_rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
     std::iter::once(deny)
         .chain(std::iter::once(rule(LinuxDeviceType::B, None, None, "m")))
         .chain(always)
-        .chain(devices.iter().map(HostDevice::rule))
+        .chain(rules(devices))
         .collect()
 }
 
@@ -234,6 +277,23 @@ mod tests {
         let name = "vendor.com/class=name";
         assert_eq!(name.parse(), Ok(DeviceOption::Cdi(name.parse().unwrap())));
         assert!(matches!("/dev/a=b".parse(), Ok(DeviceOption::Node(_))));
+    }
+
+    #[test]
+    fn what_was_plugged_in_is_called_by_the_same_words() {
+        for (text, shown) in [
+            ("/dev/a", "/dev/a"),
+            ("/dev/a:/dev//b:rw", "/dev/b"),
+            ("pci:00:03.0,user-space", "pci:0000:00:03.0"),
+            ("vendor.com/class=name", "vendor.com/class=name"),
+        ] {
+            let plugged: PluggedOption = text.parse().unwrap();
+            assert_eq!(plugged.to_string(), shown);
+            let json = serde_json::to_string(&plugged).unwrap();
+            assert_eq!(serde_json::from_str::<PluggedOption>(&json).unwrap(), plugged, "{json}");
+        }
+        assert!("eth1".parse::<PluggedOption>().is_err());
+        assert!(serde_json::from_str::<PluggedOption>(r#"{"pci": "3"}"#).is_err());
     }
 
     #[test]

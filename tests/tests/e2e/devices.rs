@@ -219,14 +219,35 @@ fn a_dry_run_shows_the_plan_and_leaves_nothing_behind() {
     });
 }
 
-/// A vendor's file below /etc/cdi. Dropping it removes the file.
+/// A file of a vendor's devices below /etc/cdi. Dropping it removes the file.
+pub(crate) struct VendorFile(String);
+
+impl VendorFile {
+    /// Devices of `kiai.test/CLASS`.
+    pub(crate) fn new(class: &str, devices: serde_json::Value) -> Self {
+        let kind = format!("kiai.test/{class}");
+        let file = serde_json::json!({"cdiVersion": "0.6.0", "kind": kind, "devices": devices});
+        let path = format!("/etc/cdi/kiai-test-{class}.json");
+        fs::create_dir_all("/etc/cdi").unwrap();
+        fs::write(&path, file.to_string()).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for VendorFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A vendor with a disk and a library.
 struct Vendor {
+    _file: VendorFile,
     _disk: Loop,
     _library: tempfile::TempDir,
 }
 
 impl Vendor {
-    const FILE: &str = "/etc/cdi/kiai-test.json";
     /// For the container: uses all of it, and does at last what it may not.
     const SCRIPT: &str = "head -c 4 /dev/vendor; echo; cat /vendor/lib; echo $VENDOR; echo x > /dev/vendor";
 
@@ -234,33 +255,22 @@ impl Vendor {
         let disk = Loop::new("cdi!");
         let library = tempfile::tempdir_in(scratch()).unwrap();
         fs::write(library.path().join("lib"), "of the vendor\n").unwrap();
-        let file = serde_json::json!({
-            "cdiVersion": "0.6.0", "kind": "kiai.test/disk",
-            "devices": [
-                {"name": "0", "containerEdits": {
-                    "deviceNodes": [{"path": "/dev/vendor", "hostPath": disk.node, "permissions": "r"}],
-                    "mounts": [{"hostPath": library.path(), "containerPath": "/vendor", "options": ["ro"]}],
-                    "env": ["VENDOR=here"]
-                }},
-                {"name": "hooked", "containerEdits": {"hooks": [
-                    {"hookName": "createContainer", "path": "/usr/bin/vendor-hook"}
-                ]}}
-            ]
-        });
-        fs::create_dir_all("/etc/cdi").unwrap();
-        fs::write(Self::FILE, file.to_string()).unwrap();
-        Self { _disk: disk, _library: library }
+        let devices = serde_json::json!([
+            {"name": "0", "containerEdits": {
+                "deviceNodes": [{"path": "/dev/vendor", "hostPath": disk.node, "permissions": "r"}],
+                "mounts": [{"hostPath": library.path(), "containerPath": "/vendor", "options": ["ro"]}],
+                "env": ["VENDOR=here"]
+            }},
+            {"name": "hooked", "containerEdits": {"hooks": [
+                {"hookName": "createContainer", "path": "/usr/bin/vendor-hook"}
+            ]}}
+        ]);
+        Self { _file: VendorFile::new("disk", devices), _disk: disk, _library: library }
     }
 
     fn check(finished: &Finished) {
         assert_eq!(finished.text(), "cdi!\nof the vendor\nhere\n", "{finished}");
         assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
-    }
-}
-
-impl Drop for Vendor {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(Self::FILE);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Volumes, disks and interfaces that come to a container while it runs, and go before it does.
+//! Volumes, devices and interfaces that come to a container while it runs, and go before it does.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,6 +16,7 @@ use kiai_tests::process;
 use kiai_tests::scenario;
 
 use crate::devices::Loop;
+use crate::devices::VendorFile;
 
 /// What plugging leaves on the host: links of the host and of pods, leased addresses, volumes mounted by shims.
 fn on_host(kiai: &Kiai) -> BTreeSet<String> {
@@ -189,12 +190,99 @@ fn a_disk_comes_to_a_running_container_and_goes() {
         let bad = format!("{}:/etc/passwd/x", folder.path().display());
         kiai.call(&["plug", "lent", "--device", &writable, "-v", &bad]).refused(&["/etc/passwd/x"]);
         kiai.call(&["exec", "lent", "ls", "/dev/lent/disk"]).refused(&["no such file"]);
-        kiai.call(&["plug", "lent", "--device", "/dev/fuse"]).refused(&["/dev/fuse", "only disks"]);
-        kiai.call(&["plug", "lent", "--device", "pci:0000:00:03.0"]).refused(&["pci:0000:00:03.0"]);
+        kiai.call(&["plug", "lent", "--device", "/dev/kvm"]).refused(&["/dev/kvm", "cannot be lent"]);
+        kiai.call(&["plug", "lent", "--device", "pci:0000:00:1e.7"]).refused(&["0000:00:1e.7"]);
         kiai.ok(&["plug", "lent", "--device", &writable]);
         kiai.ok(&["exec", "lent", "sh", "-c", "echo made | dd of=/dev/lent/disk conv=notrunc; sync"]);
         assert!(fs::read(&disk.node).unwrap().starts_with(b"made\n"), "what the container wrote");
         kiai.ok(&["rm", "-f", "lent"]);
+    });
+}
+
+#[test]
+fn a_disk_goes_when_nobody_uses_it_and_what_every_guest_has_comes_too() {
+    scenario(|kiai| {
+        let disk = Loop::new("disk");
+        kiai.keep_running("user", &[]);
+        let devices = || kiai.ok(&["inspect", "--devices", "user"]);
+        let before = devices();
+        let device = format!("{}:/dev/x", disk.node);
+        kiai.ok(&["plug", "user", "--device", &device, "--device", "/dev/fuse"]);
+        assert_eq!(kiai.ok(&["exec", "user", "sh", "-c", ": <> /dev/fuse; echo opened"]), "opened");
+        let table = devices();
+        for word in ["/dev/fuse", "the guest's own", "allow c 10:229 rwm"] {
+            assert!(table.contains(word), "{word}: {table}");
+        }
+        let user = "exec 3< /dev/x; mkfifo /release; echo there; cat /release";
+        let user = kiai.start(&["exec", "user", "sh", "-c", user]);
+        user.until("there");
+        let all = ["unplug", "user", "--device", &device, "--device", "/dev/fuse"];
+        kiai.call(&all).refused(&["/dev/x", "in use"]);
+        assert_eq!(devices(), table);
+        kiai.ok(&["exec", "user", "sh", "-c", "head -c 4 /dev/x; : <> /dev/fuse; echo > /release"]);
+        user.finish().success();
+        kiai.ok(&all);
+        assert_eq!(devices(), before);
+        kiai.ok(&["exec", "user", "mknod", "/guess", "c", "10", "229"]);
+        kiai.call(&["exec", "user", "sh", "-c", ": <> /guess"]).refused(&["not permitted"]);
+        kiai.ok(&["rm", "-f", "user"]);
+    });
+}
+
+#[test]
+fn a_vendors_device_comes_to_a_running_container_with_what_can_come() {
+    scenario(|kiai| {
+        let (disk, library) = (Loop::new("cdi!"), tempfile::tempdir_in(scratch()).unwrap());
+        fs::write(library.path().join("lib"), "of the vendor\n").unwrap();
+        let library = library.path();
+        let mount = serde_json::json!({"hostPath": library, "containerPath": "/vendor",
+            "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"]});
+        let node = serde_json::json!({"path": "/dev/vendor", "hostPath": disk.node, "permissions": "r", "gid": 6,
+            "fileMode": 0o660});
+        let _file = VendorFile::new(
+            "plugged",
+            serde_json::json!([
+                {"name": "first", "containerEdits": {"deviceNodes": [node], "mounts": [mount], "env": ["VENDOR=here"]}},
+                {"name": "second", "containerEdits": {"mounts": [mount], "env": ["VENDOR=here"]}},
+                {"name": "set", "containerEdits": {"deviceNodes": [node], "env": ["OTHER=1"]}},
+                {"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/bin/hook"}]}},
+                {"name": "grouped", "containerEdits": {"deviceNodes": [node], "additionalGids": [4711]}}
+            ]),
+        );
+        kiai.keep_running("vendor", &["-e", "VENDOR=here"]);
+        let before = (on_host(kiai), kiai.ok(&["inspect", "--devices", "vendor"]));
+        let now = || (on_host(kiai), kiai.ok(&["inspect", "--devices", "vendor"]));
+        let good = format!("{}:/data", library.display());
+        for (name, words) in [
+            ("set", ["variable OTHER", "running container"]),
+            ("hooked", ["createContainer", "/bin/hook"]),
+            ("grouped", ["group 4711", "running container"]),
+            ("absent", ["/etc/cdi", "absent"]),
+        ] {
+            let device = format!("kiai.test/plugged={name}");
+            let refused = kiai.call(&["plug", "vendor", "-v", &good, "--device", &device]);
+            refused.refused(&[&[device.as_str()], &words[..]].concat());
+            assert_eq!(now(), before, "{name}");
+        }
+
+        let [first, second] = ["first", "second"].map(|name| format!("kiai.test/plugged={name}"));
+        kiai.ok(&["plug", "vendor", "--device", &first]);
+        let script = "head -c 4 /dev/vendor; echo; cat /vendor/lib; stat -c '%g %a' /dev/vendor; \
+                      grep -o ' /vendor .*' /proc/mounts | grep -c 'ro,nosuid,nodev'";
+        let used = kiai.ok(&["exec", "vendor", "sh", "-c", script]);
+        assert_eq!(used, "cdi!\nof the vendor\n6 660\n1");
+        let written = kiai.call(&["exec", "vendor", "sh", "-c", "echo x > /dev/vendor"]);
+        assert!(written.failure(1).contains("Operation not permitted"), "{written}");
+        kiai.call(&["plug", "vendor", "--device", &first]).refused(&[&first, "exists"]);
+        // What both need is there once, and goes with the last.
+        kiai.ok(&["plug", "vendor", "--device", &second]);
+        kiai.ok(&["unplug", "vendor", "--device", &first]);
+        assert_eq!(kiai.ok(&["exec", "vendor", "cat", "/vendor/lib"]), "of the vendor");
+        kiai.call(&["exec", "vendor", "ls", "/dev/vendor"]).refused(&["no such file"]);
+        kiai.ok(&["unplug", "vendor", "--device", &second]);
+        assert_eq!(now(), before);
+        kiai.call(&["unplug", "vendor", "--device", &first]).refused(&[&first, "not plugged in"]);
+        kiai.ok(&["rm", "-f", "vendor"]);
     });
 }
 

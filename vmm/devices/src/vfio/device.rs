@@ -40,7 +40,8 @@ pub struct Region {
     pub mappable: Vec<(u64, u64)>,
 }
 
-/// A PCI function of the host. Called from vCPU threads, from several at once.
+/// A PCI function of the host, open, and if it can be reset then fresh from that. Called from vCPU threads, from several
+/// at once.
 pub trait Device: Send + Sync {
     /// Describes a region.
     fn region(&self, index: u32) -> io::Result<Region>;
@@ -64,7 +65,9 @@ pub trait Device: Send + Sync {
     fn reset(&self) -> io::Result<()>;
 }
 
-/// A function behind the kernel's `vfio-pci`.
+/// A function behind the kernel's `vfio-pci`, which resets it when it is opened, or refuses to open it (Linux
+/// `vfio_pci_core_enable`). A function level reset takes 100 ms (PCIe 6.0 §6.6.2), so it is not done once more. When it
+/// is closed the kernel resets it if it can have its lock.
 pub struct KernelDevice {
     file: File,
     resets: bool,

@@ -66,17 +66,14 @@ pub struct VfioFunction {
 }
 
 impl VfioFunction {
-    /// Takes a function over: resets it, reads what it is, maps its BARs. One that can only pull a pin gets `pin` of
-    /// the I/O APIC, which it may share.
+    /// Takes a function over that was reset when it was opened: reads what it is, maps its BARs. One that can only
+    /// pull a pin gets `pin` of the I/O APIC, which it may share.
     pub fn new(
         device: Arc<dyn Device>,
         interrupts: &dyn platform::Interrupts,
         (ioapic, pin): (&IoApic, u32),
     ) -> Result<Arc<Self>, VfioError> {
         let at = |step| move |source| VfioError::Host { step, source };
-        if device.can_reset() {
-            device.reset().map_err(at("reset"))?;
-        }
         let mut raw = [0; config::SIZE];
         device.read(device::CONFIG, 0, &mut raw).map_err(at("read configuration space"))?;
         let snapshot = Snapshot(raw);

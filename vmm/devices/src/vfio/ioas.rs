@@ -45,9 +45,17 @@ pub enum IoasError {
     /// What was opened as `/dev/iommu` is something else, or refused.
     #[error("allocate an address space of /dev/iommu")]
     Allocate(#[source] io::Error),
-    /// It can be bound once, and its group to one iommufd.
-    #[error("{0}: another program has it, or another function of its IOMMU group")]
-    InUse(String),
+    /// It cannot be bound. The kernel's word is the source; what that can mean is in the text.
+    #[error("bind {cdev} to /dev/iommu: {meaning}")]
+    Bind {
+        /// Path of the device file.
+        cdev: String,
+        /// What can be behind it.
+        meaning: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused.
     #[error("{cdev}: {step}")]
     Kernel {
@@ -82,13 +90,8 @@ impl Ioas {
             let cdev = cdev.name.clone();
             move |source| IoasError::Kernel { cdev, step, source }
         };
-        uapi::bind_iommufd(cdev.as_fd(), self.iommufd.as_fd()).map_err(|source| {
-            match source.raw_os_error() {
-                // The first is what a function says that is bound already, the second what its group says.
-                Some(libc::EINVAL | libc::EBUSY) => IoasError::InUse(cdev.name.clone()),
-                _ => failed("bind it to /dev/iommu")(source),
-            }
-        })?;
+        uapi::bind_iommufd(cdev.as_fd(), self.iommufd.as_fd())
+            .map_err(|source| not_bound(&cdev.name, source))?;
         uapi::attach_ioas(cdev.as_fd(), self.id).map_err(failed("attach it to an address space"))?;
         Ok(Attachment(cdev))
     }
@@ -96,6 +99,27 @@ impl Ioas {
     /// The ranges of addresses that the functions behind it can use. Each that comes may narrow them.
     fn apertures(&self) -> io::Result<Vec<(u64, u64)>> {
         uapi::ioas_ranges(self.iommufd.as_fd(), self.id)
+    }
+}
+
+/// A function can be bound once, and its group to one iommufd (Linux `drivers/vfio/device_cdev.c`,
+/// `drivers/iommu/iommufd/device.c`).
+fn not_bound(cdev: &str, source: io::Error) -> IoasError {
+    let meaning = match source.raw_os_error() {
+        Some(libc::EBUSY) => "another program has another function of its IOMMU group, or the group itself",
+        Some(libc::EINVAL) => {
+            "another program has it, or its IOMMU does not keep its DMA coherent with the CPUs' caches"
+        }
+        Some(libc::EPERM) => "its interrupts are not isolated from those of other devices",
+        _ => "refused",
+    };
+    IoasError::Bind { cdev: cdev.to_owned(), meaning, source }
+}
+
+impl IoasError {
+    /// Whether somebody else has it for sure.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Bind { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
     }
 }
 
@@ -141,8 +165,21 @@ mod tests {
     fn what_is_no_function_is_refused_by_name() {
         let ioas = Ioas { iommufd: file(), id: 1 };
         let error = ioas.attach(Arc::new(Cdev::new("/dev/vfio/devices/vfio3", file()))).unwrap_err();
-        assert!(matches!(error, IoasError::Kernel { .. }), "{error}");
-        assert_eq!(error.to_string(), "/dev/vfio/devices/vfio3: bind it to /dev/iommu");
+        assert!(matches!(error, IoasError::Bind { .. }) && !error.is_in_use(), "{error}");
+        assert_eq!(error.to_string(), "bind /dev/vfio/devices/vfio3 to /dev/iommu: refused");
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_kept_with_what_it_can_mean() {
+        let error = |errno| not_bound("/dev/vfio/devices/vfio3", io::Error::from_raw_os_error(errno));
+        let invalid = error(libc::EINVAL);
+        assert!(!invalid.is_in_use(), "or it is not known");
+        for word in ["another program has it", "coherent"] {
+            assert!(invalid.to_string().contains(word), "{invalid}");
+        }
+        let said = std::error::Error::source(&invalid).unwrap();
+        assert_eq!(said.downcast_ref::<io::Error>().unwrap().raw_os_error(), Some(libc::EINVAL));
+        assert!(error(libc::EBUSY).is_in_use() && !error(libc::EPERM).is_in_use());
     }
 
     #[test]
