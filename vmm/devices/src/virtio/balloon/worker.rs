@@ -14,8 +14,8 @@ use super::DEFLATE;
 use super::F_MUST_TELL_HOST;
 use super::INFLATE;
 use super::PAGE;
-use super::blocks;
 use super::blocks::Blocks;
+use super::blocks::Run;
 use super::reclaim::reclaim;
 use crate::log_limit::LogLimit;
 use crate::platform::Discards;
@@ -67,8 +67,11 @@ impl Pages {
         let served = queue::serve(queue, &memory, &self.activation.interrupt, |memory, chain| {
             match index {
                 INFLATE => inflate(memory, chain, host, collected.as_mut())?,
-                // The guest takes pages back by touching them.
-                DEFLATE => collected.iter_mut().for_each(Blocks::forget),
+                // The guest takes pages back by touching them, but not before it has its answer.
+                DEFLATE => {
+                    let rest = collected.as_mut().map_or_else(Vec::new, Blocks::rest);
+                    rest.into_iter().for_each(|run| give_back_pages(memory, run, host));
+                }
                 _ => report(memory, chain, host)?,
             }
             Ok(0)
@@ -96,18 +99,17 @@ fn inflate(
         *number = u32::from_le_bytes(bytes);
     }
     numbers.sort_unstable();
+    numbers.dedup();
     // Pages that follow each other, in whatever order the guest has them, are one system call.
-    for run in numbers.chunk_by(|&page, &next| next - page <= 1) {
-        let [first, last] = [run[0], run[run.len() - 1]].map(u64::from);
-        let (start, length) = (first * PAGE, (last - first + 1) * PAGE);
-        check(memory, start, length)?;
-        if collected.is_none() {
-            give_back(memory, start, length, host);
-        }
+    let runs: Vec<Run> = numbers
+        .chunk_by(|&page, &next| next - page == 1)
+        .map(|run| u64::from(run[0])..u64::from(run[run.len() - 1]) + 1)
+        .collect();
+    for run in &runs {
+        check(memory, run.start * PAGE, (run.end - run.start) * PAGE)?;
     }
-    for first in collected.map_or_else(Vec::new, |collected| collected.add(&numbers)) {
-        give_back(memory, u64::from(first) * PAGE, u64::from(blocks::PAGES) * PAGE, host);
-    }
+    let back = collected.map_or(runs, |collected| collected.add(&numbers));
+    back.into_iter().for_each(|run| give_back_pages(memory, run, host));
     Ok(())
 }
 
@@ -128,6 +130,11 @@ fn check(memory: &GuestMemoryMmap, start: u64, length: u64) -> Result<(), ChainE
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     let is_ram = vm_memory::GuestMemoryBackend::check_range(memory, vm_memory::GuestAddress(start), length);
     if is_ram { Ok(()) } else { Err(ChainError::Layout("pages that are not RAM")) }
+}
+
+/// Pages that were checked.
+fn give_back_pages(memory: &GuestMemoryMmap, run: Run, host: &Host) {
+    give_back(memory, run.start * PAGE, (run.end - run.start) * PAGE, host);
 }
 
 /// `start` and `length` were checked.
