@@ -9,13 +9,11 @@ use kiai_tests::scenario;
 
 const MIB: u64 = 1 << 20;
 
-/// Allocates and writes to so many MiB, says so, and gives them back when it is told to; then it begins anew.
-const HOLDER: &str =
-    "import itertools, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-for time in itertools.count():
-    held = b'x' * (int(sys.argv[1]) << 20); print('held', time, flush=True)
-    signal.sigwait([signal.SIGUSR1]); del held; print('freed', time, flush=True)
-    signal.sigwait([signal.SIGUSR1])";
+/// Allocates and writes to so many MiB, says so, and gives them back when it is told to.
+const HOLDER: &str = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+held = b'x' * (int(sys.argv[1]) << 20); print('held', flush=True)
+signal.sigwait([signal.SIGUSR1]); del held; print('freed', flush=True)
+signal.sigwait([signal.SIGUSR1])";
 
 fn inside(kiai: &Kiai, name: &str, words: &[&str]) -> String {
     kiai.ok(&[&["exec", name], words].concat())
@@ -80,7 +78,7 @@ fn what_cannot_be_had_is_refused_and_nothing_changes() {
     scenario(|kiai| {
         sleeper(kiai, "stuck", &["-m", "256m", "--cpus", "1"]);
         let holder = kiai.start(&["exec", "stuck", "python3", "-c", HOLDER, "100"]);
-        holder.until("held 0\n");
+        holder.until("held\n");
         let state = || {
             let files = "/sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
             (
@@ -117,30 +115,34 @@ fn held_by_the_host(kiai: &Kiai) -> u64 {
 #[test]
 fn memory_the_guest_does_not_use_goes_back_to_the_host() {
     scenario(|kiai| {
-        let words = ["run", "-d", "--name", "tidy", "-m", "640m", &debian(), "python3", "-c", HOLDER, "512"];
-        kiai.ok(&words);
-        let logs = kiai.start(&["logs", "-f", "tidy"]);
-        let mut fastest = Duration::MAX;
-        for time in 0..3 {
-            logs.until(&format!("held {time}\n"));
-            let full = held_by_the_host(kiai);
-            assert!(full >= 512 * MIB, "{full} bytes");
-            kiai.ok(&["kill", "-s", "USR1", "tidy"]);
-            logs.until(&format!("freed {time}\n"));
-            let since = Instant::now();
-            // Nobody outside is told of it: a mapping's size has no event. So this looks again and again.
-            let back = || full.saturating_sub(held_by_the_host(kiai));
-            while back() * 10 < 512 * MIB * 9 {
-                assert!(since.elapsed() < Duration::from_secs(120), "{} bytes of 512 MiB came back", back());
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            println!("90 % of 512 MiB were back after {:?}", since.elapsed());
-            fastest = fastest.min(since.elapsed());
-            kiai.ok(&["kill", "-s", "USR1", "tidy"]);
-        }
-        // A guest's kernel alone, which reports free pages in small rounds, needs more than eight seconds.
-        assert!(fastest < Duration::from_secs(6), "{fastest:?}");
-        drop(logs);
-        kiai.ok(&["rm", "-f", "tidy"]);
+        // A guest's kernel alone, which reports free pages in small rounds, needs more than eight seconds. Giving back
+        // takes a thousand interrupts, of which an emulated machine loses one now and then: then the kernel's reports
+        // are what is left, and the next guest has its turn.
+        let fast = (0..3).any(|_| time_to_give_back(kiai) < Duration::from_secs(6));
+        assert!(fast, "not faster than the guest's kernel");
     });
+}
+
+/// Until 90 % of what a container has freed is with the host.
+fn time_to_give_back(kiai: &Kiai) -> Duration {
+    let words = ["run", "-d", "--name", "tidy", "-m", "640m", &debian(), "python3", "-c", HOLDER, "512"];
+    kiai.ok(&words);
+    let logs = kiai.start(&["logs", "-f", "tidy"]);
+    logs.until("held\n");
+    let full = held_by_the_host(kiai);
+    assert!(full >= 512 * MIB, "{full} bytes");
+    kiai.ok(&["kill", "-s", "USR1", "tidy"]);
+    logs.until("freed\n");
+    let since = Instant::now();
+    // Nobody outside is told of it: a mapping's size has no event. So this looks again and again.
+    let back = || full.saturating_sub(held_by_the_host(kiai));
+    while back() * 10 < 512 * MIB * 9 {
+        assert!(since.elapsed() < Duration::from_secs(120), "{} bytes of 512 MiB came back", back());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let took = since.elapsed();
+    println!("90 % of 512 MiB were back after {took:?}");
+    drop(logs);
+    kiai.ok(&["rm", "-f", "tidy"]);
+    took
 }
