@@ -14,8 +14,10 @@ use super::DeviceKind;
 use super::function::node;
 use super::rule::Identity;
 
-/// Those of `devices` that are mounted, or held in another way, or that a process has open. Blocks.
+/// Those of `devices` that are mounted, or held in another way, or that a process has open. What is not there any more,
+/// thrown off its bus for instance, nobody has a use of, though a process may still have a file of it. Blocks.
 pub fn used(devices: &[Identity]) -> io::Result<Vec<Identity>> {
+    let devices: Vec<_> = devices.iter().copied().filter(|device| guest_node(device).is_some()).collect();
     let mut used: Vec<_> = devices.iter().copied().filter(is_held).collect();
     if !devices.is_empty() {
         used.extend(opened(Path::new("/proc"))?.into_iter().filter(|opened| devices.contains(opened)));
@@ -23,7 +25,7 @@ pub fn used(devices: &[Identity]) -> io::Result<Vec<Identity>> {
     Ok(used)
 }
 
-/// Whether the kernel lets nobody else have it. What has no node any more nobody holds.
+/// Whether the kernel lets nobody else have it.
 fn is_held(device: &Identity) -> bool {
     let Some(path) = guest_node(device) else { return false };
     let flags = match device.kind {

@@ -101,10 +101,10 @@ pub fn for_running(
     process: &Process,
     registry: &Registry,
 ) -> Result<Vec<Needed>, CdiError> {
-    let edits = registry.edits(names)?;
+    // What a file says for all its devices each of them needs: it goes with the last.
     let one = |name: &DeviceName| {
-        let own: Vec<_> = edits.iter().filter(|(whose, _)| whose == name).cloned().collect();
-        Ok(apply::needed(name, process, &own, &apply::look_at_node)?)
+        let edits = registry.edits(std::slice::from_ref(name))?;
+        Ok(apply::needed(name, process, &edits, &apply::look_at_node)?)
     };
     names.iter().map(one).collect()
 }

@@ -153,6 +153,22 @@ fn a_running_container_gets_nodes_and_mounts_and_what_it_has_already() {
 }
 
 #[test]
+fn what_a_file_says_for_all_its_devices_each_of_them_needs() {
+    let file = serde_json::json!({"cdiVersion": "0.6.0", "kind": "vendor.com/disk",
+        "containerEdits": {"mounts": [{"hostPath": "/opt/all", "containerPath": "/all"}]},
+        "devices": [{"name": "0", "containerEdits": {"mounts": [{"hostPath": "/opt/0", "containerPath": "/0"}]}},
+            {"name": "1", "containerEdits": {"mounts": [{"hostPath": "/opt/1", "containerPath": "/1"}]}}]});
+    let registry = registry(&[("etc/vendor.json", &file.to_string())]);
+    let names = ["vendor.com/disk=0", "vendor.com/disk=1"].map(|name| name.parse().unwrap());
+    let process = serde_json::from_value(process()).unwrap();
+    let needed = super::for_running(&names, &process, &registry).unwrap();
+    let mounts = |needed: &Needed| -> Vec<_> {
+        needed.mounts.iter().map(|mount| mount.destination.display().to_string()).collect()
+    };
+    assert_eq!(needed.iter().map(mounts).collect::<Vec<_>>(), [["/all", "/0"], ["/all", "/1"]]);
+}
+
+#[test]
 fn what_a_running_container_cannot_be_given_is_refused_by_name() {
     for (edits, word) in [
         (serde_json::json!({"env": ["VENDOR=2"]}), "variable VENDOR"),

@@ -18,6 +18,9 @@ use crate::store::file::write_json;
 /// File in the bundle with a [`DeviceMap`].
 pub const DEVICES: &str = "devices.json";
 
+/// Of more devices, and of more rules, that a guest says it has none is written down.
+const MOST_FOUND: usize = 1024;
+
 /// Writes the whole mapping into the bundle: what was planned, and what the agent says it found. `sent` is what
 /// it was asked to find.
 pub(super) fn record(
@@ -86,6 +89,7 @@ fn completed(planned: DeviceMap, sent: &[Device], found: Vec<FoundDevice>, rules
     for device in planned.devices {
         let mut found = found
             .iter()
+            .take(MOST_FOUND)
             .filter(|found| device.entry == Path::new(&found.entry))
             .filter(|found| {
                 device.host.pci_address.is_none() || device.host.pci_address == host_address(found)
@@ -101,6 +105,7 @@ fn completed(planned: DeviceMap, sent: &[Device], found: Vec<FoundDevice>, rules
             devices.push(device);
         }
     }
+    let rules = rules.into_iter().take(MOST_FOUND).collect();
     DeviceMap { devices, rules, ..planned }
 }
 

@@ -72,8 +72,11 @@ fn is(error: &rtnetlink::Error, errno: i32) -> bool {
 async fn leads_nowhere(handle: &rtnetlink::Handle, index: i32, name: &str) -> Result<bool, NetworkError> {
     let filters = handle.traffic_filter(index).get().ingress().execute();
     let filters: Vec<TcMessage> = filters.try_collect().await.map_err(netlink("list filters of", name))?;
+    // Ours are of this kind; of another it is not known what they do.
+    let is_u32 = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "u32");
+    let are_u32 = filters.iter().all(|filter| filter.attributes.iter().any(is_u32));
     let mut targets = filters.iter().flat_map(targets).peekable();
-    Ok(targets.peek().is_some() && targets.all(|target| target == Some(0)))
+    Ok(are_u32 && targets.peek().is_some() && targets.all(|target| target == Some(0)))
 }
 
 /// Where each action of a filter leads; none for one that is no redirect.

@@ -65,7 +65,7 @@ pub trait Device: Send + Sync {
     fn reset(&self) -> io::Result<()>;
 }
 
-/// A function behind the kernel's `vfio-pci`, which resets it when it is opened, or refuses to open it (Linux
+/// A function behind the kernel's `vfio-pci`, which resets it when it is opened, if it can be reset (Linux
 /// `vfio_pci_core_enable`). A function level reset takes 100 ms (PCIe 6.0 §6.6.2), so it is not done once more. When it
 /// is closed the kernel resets it if it can have its lock.
 pub struct KernelDevice {

@@ -106,11 +106,14 @@ impl Ioas {
 /// `drivers/iommu/iommufd/device.c`).
 fn not_bound(cdev: &str, source: io::Error) -> IoasError {
     let meaning = match source.raw_os_error() {
-        Some(libc::EBUSY) => "another program has another function of its IOMMU group, or the group itself",
+        Some(libc::EBUSY) => "another program has its IOMMU group, or another function of it",
         Some(libc::EINVAL) => {
             "another program has it, or its IOMMU does not keep its DMA coherent with the CPUs' caches"
         }
-        Some(libc::EPERM) => "its interrupts are not isolated from those of other devices",
+        Some(libc::EPERM) => {
+            "another program has another function of its IOMMU group, or its interrupts are not isolated from those \
+             of other devices"
+        }
         _ => "refused",
     };
     IoasError::Bind { cdev: cdev.to_owned(), meaning, source }
