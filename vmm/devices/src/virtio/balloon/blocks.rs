@@ -78,6 +78,7 @@ impl Block {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "it is a list of one run")]
 mod tests {
     use super::*;
 
