@@ -86,7 +86,7 @@ async fn follow(tell: impl Fn(Free), again: &Notify) -> io::Result<()> {
         let now = Counters::read()?;
         if now.freed.saturating_sub(told.freed) >= NOTABLE {
             told = now;
-            tell(Free::read()?);
+            tell(Free::read(now.in_balloon)?);
         }
         tokio::select! {
             switched = switches.next() => switched?,
@@ -153,9 +153,9 @@ fn open(cpus: &[u32]) -> io::Result<Vec<TaskSwitch>> {
 }
 
 impl Free {
-    fn read() -> io::Result<Self> {
+    fn read(in_balloon: u64) -> io::Result<Self> {
         let zones = Self::parse(&std::fs::read_to_string("/proc/zoneinfo")?, page_size());
-        Ok(Self { bytes: zones.bytes.saturating_add(Counters::read()?.in_balloon), ..zones })
+        Ok(Self { bytes: zones.bytes.saturating_add(in_balloon), ..zones })
     }
 
     /// A zone has free pages, and each CPU has a list of its own of others. What another CPU has does not come out of
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn this_kernel_counts() {
-        let (counters, free) = (Counters::read().unwrap(), Free::read().unwrap());
+        let (counters, free) = (Counters::read().unwrap(), Free::read(0).unwrap());
         assert!(counters.allocated > 0 && counters.freed > 0, "{counters:?}");
         assert!(free.bytes > 0 && free.reserve > 0, "{free:?}");
     }
