@@ -39,7 +39,7 @@ fn ip(arguments: &str) {
 /// A thread of its own enters a new namespace; what it opens there stays there.
 fn network(queues: u16, mtu: u16) -> Option<(Host, Vec<OwnedFd>)> {
     if let Err(e) = std::fs::File::open("/dev/net/tun") {
-        eprintln!("skipped: /dev/net/tun: {e}");
+        kiai_skip::skip(&format!("/dev/net/tun: {e}"));
         return None;
     }
     let open = move || {
