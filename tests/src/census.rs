@@ -18,6 +18,9 @@ const WINDING_DOWN: Duration = Duration::from_secs(20);
 const SHARED_CHAINS: [&str; 5] =
     ["CNI-ADMIN", "CNI-FORWARD", "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK"];
 
+/// Where host-local notes the addresses in use: that of kiai's own networks, and its default, which containerd's have.
+const ADDRESSES: [&str; 2] = ["/run/kiai-networks", "/var/lib/cni/networks"];
+
 /// One line per thing.
 pub type Census = BTreeSet<String>;
 
@@ -50,8 +53,10 @@ pub fn take(root: &Path) -> Census {
             census.insert(format!("directory {path}"));
         }
     });
-    for network in names("/var/lib/cni/networks") {
-        let leases = names(format!("/var/lib/cni/networks/{network}"));
+    for (folder, network) in
+        ADDRESSES.iter().flat_map(|folder| names(folder).into_iter().map(move |n| (folder, n)))
+    {
+        let leases = names(format!("{folder}/{network}"));
         let leases = leases.into_iter().filter(|name| name.parse::<std::net::IpAddr>().is_ok());
         census.extend(leases.map(|address| format!("address {address} of network {network}")));
     }
@@ -74,7 +79,7 @@ pub fn await_processes(before: &Census) {
 }
 
 /// Processes of kiai: pid and command line.
-fn processes() -> Vec<(i32, String)> {
+pub(crate) fn processes() -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for name in names("/proc") {
         let Ok(pid) = name.parse::<i32>() else { continue };

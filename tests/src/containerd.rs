@@ -8,6 +8,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
+use crate::evidence;
 use crate::kiai::scratch;
 use crate::process;
 use crate::process::Running;
@@ -42,6 +43,7 @@ impl Containerd {
         command.env("PATH", format!("{}:{}", path("bin"), env::var("PATH").unwrap()));
         // Shims write where it does.
         command.env("KIAI_LOG", "debug");
+        evidence::watch(folder.path());
         let server = Running::start(command, None);
         server.until("containerd successfully booted");
         Containerd { server: Some(server), socket, folder }

@@ -1,4 +1,4 @@
-//! The `kiai` under test, with a state directory per scenario and one image store for the whole run.
+//! The `kiai` under test, with a state directory per scenario and an image store that was filled beforehand.
 
 use std::env;
 use std::fs;
@@ -6,18 +6,15 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use rustix::process::Pid;
 use rustix::process::PidfdFlags;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::evidence;
 use crate::process::Finished;
 use crate::process::Running;
-
-/// Images unpacked once serve every scenario.
-static ROOT: OnceLock<PathBuf> = OnceLock::new();
 
 /// In the state directory.
 const CONFIGURATION: &str = "kiai.toml";
@@ -32,16 +29,8 @@ impl Kiai {
     /// One with a state of its own, and all test images in its store: what a scenario finds there afterwards
     /// that was not there before is then a container's.
     pub(crate) fn new() -> Kiai {
-        let root = ROOT.get_or_init(|| {
-            let chosen = env::var_os("KIAI_ROOT").map(PathBuf::from);
-            let root = chosen.unwrap_or_else(|| scratch().join(format!("kiai-root-{}", std::process::id())));
-            let kiai = Kiai::with_root(&root);
-            for image in [busybox(), debian(), debian_archive()] {
-                kiai.ok(&["import", &image]);
-            }
-            root
-        });
-        Kiai::with_root(root)
+        let root = env::var_os("KIAI_ROOT").expect("KIAI_ROOT is not set: run `cargo xtask test`");
+        Kiai::with_root(Path::new(&root))
     }
 
     /// One with a state of its own and everything persistent in `root`.
@@ -53,7 +42,11 @@ impl Kiai {
         // Sockets live below it, and a socket's path has at most 107 bytes.
         let state = tempfile::Builder::new().prefix("kiai-").tempdir_in("/run").unwrap();
         // The same on every machine, whatever is configured there and however many CPUs it has.
-        fs::write(state.path().join(CONFIGURATION), "[sandbox]\nmax-vcpus = 2\n").unwrap();
+        let vcpus = vcpus();
+        let most = vcpus.max(2);
+        let configuration = format!("[sandbox]\nvcpus = {vcpus}\nmax-vcpus = {most}\nconsole-log = true\n");
+        fs::write(state.path().join(CONFIGURATION), configuration).unwrap();
+        evidence::watch(state.path());
         Kiai { state, root: root.to_owned() }
     }
 
@@ -146,6 +139,11 @@ impl Kiai {
             let _ = self.command(&["rm", "-f", name]).output();
         }
     }
+}
+
+/// How many vCPUs a pod has that does not ask for a number.
+pub fn vcpus() -> u8 {
+    env::var("KIAI_TEST_VCPUS").map_or(1, |text| text.parse().expect("KIAI_TEST_VCPUS is a number"))
 }
 
 /// Waits until a process is gone.

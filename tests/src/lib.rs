@@ -4,13 +4,15 @@
 //! it was. Scenarios run one at a time, because what is counted ([`census`]) is the whole machine's. Nothing
 //! here sleeps: whatever is waited for is an event with a deadline.
 //!
-//! What it needs from outside: root, KVM, `kiai` on PATH, `KIAI_KERNEL` and `KIAI_INITRD`, and
+//! What it needs from outside: root, KVM, `kiai` on PATH, `KIAI_KERNEL` and `KIAI_INITRD`,
 //! `KIAI_TEST_IMAGES`, a folder with `busybox/` and `debian/` (OCI layouts), `debian.tar` (docker archive) and
-//! `busybox-rootfs/`. `cargo xtask test` provides all of it.
+//! `busybox-rootfs/`, and `KIAI_ROOT`, an image store that has these already. `KIAI_TEST_VCPUS` says how many
+//! vCPUs a pod has that does not ask for a number. `cargo xtask test` provides all of it.
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
 
 pub mod census;
 pub mod containerd;
+mod evidence;
 pub mod fixture;
 pub mod freeze;
 pub mod kiai;
@@ -35,7 +37,15 @@ pub fn scenario(test: impl FnOnce(&Kiai)) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let kiai = Kiai::new();
     let before = census::take(kiai.root());
-    let outcome = catch_unwind(AssertUnwindSafe(|| test(&kiai)));
+    let run = || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| test(&kiai)));
+        if outcome.is_err() {
+            evidence::collect();
+        }
+        outcome
+    };
+    let outcome = evidence::watched(run);
+    evidence::forget();
     census::await_processes(&before);
     let mut left: Vec<_> = census::take(kiai.root()).difference(&before).cloned().collect();
     left.extend(kiai.containers_left());

@@ -15,6 +15,7 @@ use rustix::process::Pid;
 use rustix::process::PidfdFlags;
 use rustix::process::Signal;
 
+use crate::evidence;
 use crate::stream::Stream;
 
 /// How long one command may take, on an emulated machine that does other things too.
@@ -111,6 +112,7 @@ impl Running {
         let left = self.deadline.saturating_duration_since(Instant::now()).try_into().unwrap();
         let ended = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)).unwrap();
         if ended == 0 {
+            evidence::stacks(self.pid().as_raw_nonzero().get(), &self.what);
             let _ = self.child.kill();
         }
         let status = self.child.wait().unwrap();

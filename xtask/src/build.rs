@@ -22,11 +22,16 @@ pub(crate) fn agent() -> Result<PathBuf> {
     static_program("kiai-agent", "kiai-agent")
 }
 
-/// The `kiai` binary of the everyday profile. It serves as the containerd shim as well, under another name.
+/// The profile of everything that end-to-end tests and measurements run: what a user installs.
+pub(crate) const TESTED_PROFILE: [&str; 1] = ["--release"];
+const TESTED_FOLDER: &str = "release";
+
+/// The `kiai` binary as a user installs it. It serves as the containerd shim as well, under another name.
 pub(crate) fn kiai() -> Result<PathBuf> {
     let mut command = workspace::cargo();
-    step::run("building kiai", command.args(["build", "--package", "kiai-runtime", "--bin", "kiai"]))?;
-    Ok(workspace::target().join("debug/kiai"))
+    command.args(["build", "--locked", "--package", "kiai-runtime", "--bin", "kiai"]).args(TESTED_PROFILE);
+    step::run("building kiai", &mut command)?;
+    Ok(workspace::target().join(TESTED_FOLDER).join("kiai"))
 }
 
 /// Builds a static program with the profile of the guest, in a target folder of its own: other flags must not make

@@ -1,6 +1,6 @@
 //! `cargo xtask check`: everything that can be said of the code without running a microVM.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{step, tidy, workspace};
 
@@ -8,7 +8,9 @@ use crate::{step, tidy, workspace};
 pub(crate) const END_TO_END: &str = "kiai-tests";
 
 /// Format, house rules, lints, documentation, unit tests; warnings are errors. Stops at the first that fails.
-pub(crate) fn all() -> Result<()> {
+///
+/// Returns the tests that said they cannot run here, and why.
+pub(crate) fn all() -> Result<Vec<(String, String)>> {
     let cargo = |arguments: &str| {
         let mut command = workspace::cargo();
         command.args(arguments.split_whitespace());
@@ -23,5 +25,20 @@ pub(crate) fn all() -> Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
     )?;
     step::say("unit tests");
-    step::show(&mut cargo(&format!("test --quiet --workspace --exclude {END_TO_END}")))
+    let skips = tempfile::NamedTempFile::new()?;
+    step::show(
+        cargo(&format!("test --quiet --workspace --exclude {END_TO_END}"))
+            .env(kiai_skip::SKIPS, skips.path()),
+    )?;
+    read_skips(&std::fs::read_to_string(&skips)?)
+}
+
+/// The tests that said they cannot run, from the lines of `kiai_skip`.
+fn read_skips(lines: &str) -> Result<Vec<(String, String)>> {
+    let read = |line: &str| {
+        let skip: serde_json::Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        let field = |name: &str| skip[name].as_str().unwrap_or_default().to_owned();
+        Ok((field("test"), field("reason")))
+    };
+    lines.lines().map(read).collect()
 }

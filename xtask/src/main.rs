@@ -1,10 +1,12 @@
 //! Every chore of the project, as `cargo xtask CHORE`.
 
 mod apt;
+mod bench;
 mod build;
 mod cache;
 mod check;
 mod cpio;
+mod e2e;
 mod fuzz;
 mod image;
 mod kernel;
@@ -15,8 +17,8 @@ mod registry;
 mod rootfs;
 mod run;
 mod setup;
-mod side_by_side;
 mod step;
+mod store;
 mod test;
 mod tidy;
 mod workspace;
@@ -51,19 +53,17 @@ enum Chore {
     Rootfs,
     /// Run a command in the lab: an emulated machine with nested KVM
     Lab(lab::Arguments),
-    /// Measure start-up cost (comes with a later issue)
-    Bench,
+    /// Measure every figure the documents give, on the lab's deterministic clock, as one table
+    Bench(bench::Arguments),
+    /// One group of `bench`, in the lab
+    #[command(hide = true)]
+    BenchHere { group: bench::Group, runs: u32 },
     /// The steps of `run`, where microVMs can run
     #[command(hide = true)]
     RunHere,
-    /// One module of `test`, in the lab
+    /// The end-to-end tests of `test`, one at a time as standard input orders them, where microVMs can run
     #[command(hide = true)]
-    TestModule {
-        program: PathBuf,
-        module: String,
-        #[arg(long)]
-        iommufd: bool,
-    },
+    TestHere { program: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -77,25 +77,25 @@ fn main() -> ExitCode {
 }
 
 fn perform(chore: Chore) -> Result<ExitCode> {
-    if !matches!(chore, Chore::Bench | Chore::RunHere | Chore::TestModule { .. }) {
+    if !matches!(chore, Chore::BenchHere { .. } | Chore::RunHere | Chore::TestHere { .. }) {
         setup::packages()?;
     }
     match chore {
         Chore::Setup => setup::artifacts()?,
         Chore::Run => return run::show(),
         Chore::RunHere => run::here()?,
-        Chore::TestModule { program, module, iommufd } => {
-            return side_by_side::module(&program, &test::Part { module, iommufd });
-        }
+        Chore::TestHere { program } => e2e::inside::serve(&program)?,
         Chore::Test(arguments) => return test::run(&arguments),
-        Chore::Check => check::all()?,
+        Chore::Check => {
+            for (test, reason) in check::all()? {
+                step::say(&format!("skipped: {test}: {reason}"));
+            }
+        }
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),
         Chore::Rootfs => println!("{}", rootfs::artifact()?.display()),
         Chore::Lab(arguments) => return lab::run(&arguments),
-        Chore::Bench => {
-            step::say("the benchmark suite comes with a later issue");
-            return Ok(ExitCode::from(2));
-        }
+        Chore::Bench(arguments) => bench::run(&arguments)?,
+        Chore::BenchHere { group, runs } => bench::inside::measure(group, runs)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -31,7 +31,7 @@ pub(crate) fn show() -> Result<ExitCode> {
             lab.put_project()?;
             lab.place(std::env::current_exe()?, "bin/xtask");
             step::say("starting the lab");
-            lab.start(&Machine::default())
+            lab.run(&Machine::default())
         }
     }
 }

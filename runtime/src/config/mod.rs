@@ -39,6 +39,8 @@ pub struct Config {
     pub kernel_parameters: Vec<String>,
     /// Back guest RAM with the host's 2 MiB pages.
     pub huge_pages: bool,
+    /// Append the guest's console to `console.log` in the bundle of the pod's first container.
+    pub console_log: bool,
     /// How long a guest may take until its agent answers, seconds.
     pub boot_timeout_seconds: u32,
     /// `io.kiai.` annotations a Kubernetes pod may carry, without the prefix. Who runs `kiai` or `ctr` is root
@@ -57,6 +59,7 @@ impl Default for Config {
             initrd: DEFAULT_INITRD.into(),
             kernel_parameters: Vec::new(),
             huge_pages: false,
+            console_log: false,
             boot_timeout_seconds: 60,
             pod_annotations: ["vcpus", "max-vcpus", "memory-mib", "max-memory-mib"].map(String::from).into(),
         }
@@ -94,6 +97,7 @@ impl Config {
             initrd: sandbox.initrd.unwrap_or(otherwise.initrd),
             kernel_parameters: sandbox.kernel_parameters.unwrap_or(otherwise.kernel_parameters),
             huge_pages: sandbox.huge_pages.unwrap_or(otherwise.huge_pages),
+            console_log: sandbox.console_log.unwrap_or(otherwise.console_log),
             boot_timeout_seconds: sandbox.boot_timeout_seconds.unwrap_or(otherwise.boot_timeout_seconds),
             pod_annotations: pods.annotations.unwrap_or(otherwise.pod_annotations),
         }

@@ -55,6 +55,9 @@ pub(super) struct Pod {
     stop: watch::Sender<bool>,
 }
 
+/// The guest's console, in the bundle, where the configuration asks for it.
+const CONSOLE_LOG: &str = "console.log";
+
 impl Pod {
     pub(super) fn new(namespace: &str, bundle: PathBuf, afterwards: Option<Afterwards>) -> Arc<Self> {
         Arc::new(Self {
@@ -156,7 +159,10 @@ impl Pod {
             if let Role::Container { sandbox_id } = &annotations.role {
                 return Err(CreateError::NoSandbox(sandbox_id.clone()));
             }
-            let plan = plan_sandbox(id, spec, annotations, config, facts)?;
+            let mut plan = plan_sandbox(id, spec, annotations, config, facts)?;
+            if config.console_log && plan.console.is_none() {
+                plan.console = Some(self.bundle.join(CONSOLE_LOG));
+            }
             let sandbox = Arc::new(sandbox::boot(plan, shared.view().into()).await?);
             self.attend(&sandbox);
             Ok(sandbox)

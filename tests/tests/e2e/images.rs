@@ -154,8 +154,15 @@ fn an_image_that_means_harm_is_refused() {
         let folder = tempfile::tempdir_in(scratch()).unwrap();
         let layout = folder.path().join("layout");
         fixture::write_layout(&layout, &through);
-        let _ = fresh(folder.path()).call(&["import", &format!("oci:{}", layout.display())]);
+        let finished = fresh(folder.path()).call(&["import", &format!("oci:{}", layout.display())]);
         assert!(!escaped.exists());
+        if finished.code == Some(0) {
+            let kept =
+                process::run("find", &[folder.path().to_str().unwrap(), "-name", "escaped-through-link"]);
+            assert!(!kept.is_empty(), "neither refused nor kept: {finished}");
+        } else {
+            finished.refused(&["escaped-through-link"]);
+        }
 
         let device = Entry { path: "disk", kind: EntryType::Block, content: "" };
         refused_image(&[fixture::layer(&[device])], untouched).refused(&["disk", "device"]);

@@ -86,9 +86,15 @@ fn a_link_in_a_volume_leads_nowhere_on_the_host() {
         symlink(outside.path().join("secret"), folder.path().join("file")).unwrap();
         symlink(outside.path(), folder.path().join("folder")).unwrap();
         let volume = format!("{}:/data", folder.path().display());
-        let script = "cat /data/file; cat /data/folder/secret; echo x > /data/file; ls /data/../../..";
+        let script =
+            "cat /data/file; cat /data/folder/secret; echo x > /data/file; ls /data/../../..; echo ran";
         let finished = kiai.call(&["run", "--rm", "-v", &volume, &busybox(), "sh", "-c", script]);
         assert!(!finished.text().contains("secret"), "{finished}");
+        assert!(finished.text().ends_with("ran\n"), "{finished}");
+        assert!(
+            finished.stderr.matches("/data/f").count() >= 3,
+            "each of the three ways is refused: {finished}"
+        );
         assert_eq!(fs::read_to_string(outside.path().join("secret")).unwrap(), "secret");
     });
 }

@@ -73,13 +73,19 @@ fn stage(source: &Path, target: &Path) -> Result<()> {
 
 /// Makes an ext4 image that holds what is in `folder`, with a quarter of its size to spare.
 pub(crate) fn format_from(folder: &Path, image: &Path) -> Result<()> {
+    format_with_room(folder, image, 64)
+}
+
+/// Makes an ext4 image that holds what is in `folder`, with a quarter of its size and `room_mib` to spare.
+pub(crate) fn format_with_room(folder: &Path, image: &Path, room_mib: u64) -> Result<()> {
     let (mut bytes, mut files) = (0, 0);
     for entry in WalkDir::new(folder) {
         bytes += entry?.metadata()?.size().next_multiple_of(4096);
         files += 1;
     }
-    let inodes = files + files / 4 + 1024;
-    let mib = (bytes + bytes / 4 + inodes * 256) / MIB + 64;
+    // As many more for what is written later as mke2fs would give that much room.
+    let inodes = files + files / 4 + 1024 + room_mib * MIB / (16 << 10);
+    let mib = (bytes + bytes / 4 + inodes * 256) / MIB + room_mib;
     let mut command = mke2fs(image, mib);
     command.arg("-N").arg(inodes.to_string()).arg("-d").arg(folder);
     step::output(&mut command).map(drop)

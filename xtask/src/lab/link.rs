@@ -1,150 +1,176 @@
-//! Follows a running lab to its end: hands it the job, passes standard streams through, watches the clock.
+//! A lab that is up: takes standard input, tells output as it comes, and how it ended.
+//!
+//! Only two sources say that a lab failed: its start-up protocol (frames of `kiai_lab`) and its own kernel's console.
+//! What a command in the lab prints is never looked at.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
-use std::thread;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use kiai_lab::{Job, Kind, read_frame, write_frame};
 
 use super::Machine;
 use super::machine::Running;
 use crate::step;
 
-/// The exit code when the time ran out, as `timeout` has it.
-pub(crate) const TIMED_OUT: u8 = 124;
-/// The exit code when the lab failed rather than the command in it.
-pub(crate) const LAB_FAILED: u8 = 125;
 /// How much of the console's end is shown when the lab did not end as it should.
-const TAIL_BYTES: u64 = 6 << 10;
+const TAIL_BYTES: u64 = 12 << 10;
 
-/// What a kernel says when the emulated CPU lost the way back from an interrupt, what kiai says when it lost more than
-/// that or spins, and what the tests' harness says of a command that never ends. QEMU's SVM has been seen to do that to
-/// the lab's kernel and to a guest's, running the same code that runs well every other time.
-const CPU_FAULTS: [&str; 5] = [
-    "fixup_bad_iret",
-    "stack guard page was hit",
-    "(triple fault)",
-    "no answer within",
-    "did not end within",
-];
+/// What the lab's own kernel says when it cannot go on (kernel/panic.c, kernel/watchdog.c). The lab's command line makes
+/// a panic of each that matters, and a panic ends QEMU.
+const KERNEL_DIED: [&str; 3] =
+    ["Kernel panic - not syncing", "watchdog: BUG: soft lockup", "rcu: INFO: rcu_"];
 
 /// What QEMU always says of a CPU model under emulation.
 const EXPECTED_COMPLAINT: &str = "warning: TCG doesn't support requested feature";
 
-/// How long a lab may take until it is ready for its command: seconds if the host is idle. An emulated machine whose
-/// host was busy at the wrong moment has been seen to wait for ever before its kernel said a word.
+/// How long a lab may take until it is ready for its command: seconds if the host is idle.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
-/// Hands over `job` and waits until the lab is about to run it. False, and a word about why, if it does not come up;
-/// the machine is stopped then.
-pub(crate) fn hand_over(running: &mut Running, job: &Job, machine: &Machine) -> Result<bool> {
-    if let Err(error) = write_frame(&mut running.port, Kind::Job, &job.encode()) {
-        failed(running, &format!("it does not take its job: {error}"));
-        return Ok(false);
-    }
-    let limit = BOOT_LIMIT.min(machine.timeout).max(Duration::from_millis(1));
-    running.port.set_read_timeout(Some(limit))?;
-    match read_frame(&mut running.port) {
-        Ok((Kind::Started, _)) => {
-            if machine.verbose {
-                step::say(&format!("lab: up after {:.1} s", running.started.elapsed().as_secs_f32()));
-            }
-            return Ok(true);
-        }
-        Ok((Kind::Failed, payload)) => failed(running, &String::from_utf8_lossy(&payload)),
-        Ok(_) => bail!("the first frame of the lab does not say that it is up"),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            failed(running, &format!("it is not up after {} s", limit.as_secs()))
-        }
-        Err(_) => failed(running, "it stopped before it was up"),
-    };
-    Ok(false)
+/// Something the lab told.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Bytes of the command's standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of the command's standard error.
+    Stderr(Vec<u8>),
+    /// The command has ended; its exit status as a shell counts it.
+    Exit(i32),
+    /// Nothing came within the time that was given.
+    Nothing,
+    /// The lab is gone, or says that it failed.
+    Gone(Gone),
 }
 
-/// Follows a command that was started to its end and returns its exit code. The machine is stopped when this returns.
-pub(crate) fn follow(mut running: Running, machine: &Machine) -> Result<ExitCode> {
-    let started = Instant::now();
-    let to_lab = running.port.try_clone()?;
-    thread::spawn(move || feed(to_lab));
+/// How a lab went that did not end as it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gone {
+    /// The lab itself says that it failed: by its start-up protocol or on its kernel's console. Otherwise whatever ran
+    /// in it is the first suspect.
+    pub(crate) lab_failed: bool,
+    pub(crate) reason: String,
+    /// The end of the lab kernel's console and of QEMU's complaints.
+    pub(crate) console: String,
+}
 
-    let mut cpu_fault = false;
-    let code = loop {
-        let left = machine.timeout.saturating_sub(started.elapsed());
-        running.port.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let (kind, payload) = match read_frame(&mut running.port) {
-            Ok(frame) => frame,
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "lab: {}", self.reason)?;
+        self.console.lines().try_for_each(|line| writeln!(f, "  | {line}"))
+    }
+}
+
+/// A lab whose command is running. Dropping it stops the machine.
+pub(crate) struct Session {
+    running: Running,
+}
+
+impl Session {
+    /// Hands over `job` and waits until the lab is about to run it.
+    pub(super) fn begin(mut running: Running, job: &Job, machine: &Machine) -> Result<Result<Self, Gone>> {
+        if let Err(error) = write_frame(&mut running.port, Kind::Job, &job.encode()) {
+            return Ok(Err(gone(&mut running, true, &format!("it does not take its job: {error}"))));
+        }
+        let limit = BOOT_LIMIT.min(machine.timeout).max(Duration::from_millis(1));
+        running.port.set_read_timeout(Some(limit))?;
+        let reason = match read_frame(&mut running.port) {
+            Ok((Kind::Started, _)) => {
+                if machine.verbose {
+                    step::say(&format!("lab: up after {:.1} s", running.started.elapsed().as_secs_f32()));
+                }
+                return Ok(Ok(Self { running }));
+            }
+            Ok((Kind::Failed, payload)) => String::from_utf8_lossy(&payload).into_owned(),
+            Ok(_) => bail!("the first frame of the lab does not say that it is up"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                failed(&mut running, &format!("no end after {} s", machine.timeout.as_secs()));
-                return Ok(ExitCode::from(TIMED_OUT));
+                format!("it is not up after {} s", limit.as_secs())
             }
-            Err(_) => return Ok(failed(&mut running, "it stopped before the command's end")),
+            Err(_) => "it stopped before it was up".to_owned(),
         };
-        if machine.mind_cpu_faults && matches!(kind, Kind::Stdout | Kind::Stderr) {
-            let text = String::from_utf8_lossy(&payload);
-            cpu_fault |= CPU_FAULTS.iter().any(|fault| text.contains(fault));
-        }
-        match kind {
-            Kind::Stdout => pass_on(&mut io::stdout(), &payload)?,
-            Kind::Stderr => pass_on(&mut io::stderr(), &payload)?,
-            Kind::Exit => break String::from_utf8_lossy(&payload).parse::<i32>()?,
-            Kind::Failed => {
-                return Ok(failed(&mut running, &String::from_utf8_lossy(&payload)));
+        Ok(Err(gone(&mut running, true, &reason)))
+    }
+
+    /// What to write standard input to, from any thread. Its drop closes nothing: [`Input::close`] does.
+    pub(crate) fn input(&self) -> Result<Input> {
+        Ok(Input(self.running.port.try_clone().context("the lab's port")?))
+    }
+
+    /// Waits for the next word until `deadline`. After `Exit` and `Gone` the machine is stopped.
+    pub(crate) fn next(&mut self, deadline: Instant) -> Result<Told> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.running.port.set_read_timeout(Some(left))?;
+        let (kind, payload) = match read_frame(&mut self.running.port) {
+            Ok(frame) => frame,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Told::Nothing),
+            Err(_) => return Ok(Told::Gone(self.died())),
+        };
+        Ok(match kind {
+            Kind::Stdout => Told::Stdout(payload),
+            Kind::Stderr => Told::Stderr(payload),
+            Kind::Exit => {
+                self.running.stop();
+                Told::Exit(String::from_utf8_lossy(&payload).parse()?)
             }
+            Kind::Failed => Told::Gone(gone(&mut self.running, true, &String::from_utf8_lossy(&payload))),
             Kind::Started | Kind::Job | Kind::Stdin => bail!("the lab sent a frame that has no place here"),
-        }
-    };
-    if cpu_fault && code != 0 {
-        return Ok(failed(
-            &mut running,
-            "its emulated CPU lost the way back from an interrupt, or a command hung",
-        ));
+        })
     }
+
+    /// The console so far.
+    pub(crate) fn console(&mut self) -> String {
+        tail(&mut self.running.console, u64::MAX)
+    }
+
+    /// Since when the machine is there.
+    pub(crate) fn started(&self) -> Instant {
+        self.running.started
+    }
+
+    /// Stops the machine; the end of its console.
+    pub(crate) fn stop(&mut self, reason: &str) -> Gone {
+        gone(&mut self.running, false, reason)
+    }
+
+    /// The port was closed before the command's end: QEMU has ended.
+    fn died(&mut self) -> Gone {
+        let mut gone = gone(&mut self.running, false, "it stopped before the command's end");
+        gone.lab_failed = kernel_died(&gone.console);
+        gone
+    }
+}
+
+/// Standard input of the lab's command.
+pub(crate) struct Input(std::os::unix::net::UnixStream);
+
+impl Input {
+    /// Sends bytes. An error says that the lab is gone.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // An empty frame is the end of file.
+        if bytes.is_empty() { Ok(()) } else { write_frame(&mut self.0, Kind::Stdin, bytes) }
+    }
+
+    /// The end of file.
+    pub(crate) fn close(mut self) {
+        // If the lab is gone, so is the need to tell it.
+        let _ = write_frame(&mut self.0, Kind::Stdin, b"");
+    }
+}
+
+/// Whether a console's text says that the kernel it belongs to could not go on.
+fn kernel_died(console: &str) -> bool {
+    KERNEL_DIED.iter().any(|word| console.contains(word))
+}
+
+/// Stops the machine and says how it went, with the console's last lines.
+fn gone(running: &mut Running, lab_failed: bool, reason: &str) -> Gone {
     running.stop();
-    if machine.verbose {
-        eprint!("{}", tail(&mut running.console, u64::MAX));
-        step::say(&format!("lab: stopped after {:.1} s", running.started.elapsed().as_secs_f32()));
-    }
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
-}
-
-/// Standard input, if it is not a terminal: a lab command is no interactive session.
-fn feed(mut port: UnixStream) {
-    let mut stdin = io::stdin();
-    let mut buffer = vec![0; 64 << 10];
-    while !stdin.is_terminal() {
-        match stdin.read(&mut buffer) {
-            Ok(length @ 1..) if write_frame(&mut port, Kind::Stdin, &buffer[..length]).is_ok() => {}
-            _ => break,
-        }
-    }
-    // If the lab is gone, so is the need to tell it.
-    let _ = write_frame(&mut port, Kind::Stdin, b"");
-}
-
-fn pass_on(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    stream.write_all(bytes)?;
-    stream.flush()
-}
-
-/// Stops the machine and says why, with the console's last lines.
-fn failed(running: &mut Running, why: &str) -> ExitCode {
-    running.stop();
-    step::say(&format!("lab: {why}"));
-    for (what, file) in
-        [("QEMU says", &mut running.complaints), ("the console's last lines", &mut running.console)]
-    {
-        let text = tail(file, TAIL_BYTES);
-        let mut lines = text.lines().filter(|line| !line.contains(EXPECTED_COMPLAINT)).peekable();
-        if lines.peek().is_some() {
-            eprintln!("xtask: lab: {what}:");
-            lines.for_each(|line| eprintln!("  | {line}"));
-        }
-    }
-    ExitCode::from(LAB_FAILED)
+    let complaints = tail(&mut running.complaints, TAIL_BYTES);
+    let complaints = complaints.lines().filter(|line| !line.contains(EXPECTED_COMPLAINT));
+    let complaints: String = complaints.map(|line| format!("QEMU: {line}\n")).collect();
+    let console = complaints + &tail(&mut running.console, TAIL_BYTES);
+    Gone { lab_failed, reason: reason.to_owned(), console }
 }
 
 fn tail(file: &mut File, bytes: u64) -> String {
@@ -155,5 +181,21 @@ fn tail(file: &mut File, bytes: u64) -> String {
     match read {
         Ok(_) => String::from_utf8_lossy(&text).replace('\r', ""),
         Err(error) => format!("(not readable: {error})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_labs_own_kernel_says_that_it_died() {
+        assert!(kernel_died("[  9.1] Kernel panic - not syncing: softlockup: hung tasks"));
+        assert!(kernel_died("[  9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [vcpu0:77]"));
+        for product in
+            ["no answer within 60 s", "the microVM ended: (triple fault)", "did not end within 300s"]
+        {
+            assert!(!kernel_died(product), "{product}");
+        }
     }
 }

@@ -20,10 +20,19 @@ pub(crate) struct Files {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: Vec<u8>,
     pub(crate) root_disk: PathBuf,
-    /// Further disks, in the order of the job's mount points, and whether each is read-only.
-    pub(crate) disks: Vec<(PathBuf, bool)>,
+    /// Further disks, in the order of the job's mount points.
+    pub(crate) disks: Vec<(PathBuf, Access)>,
     /// For what must be a file.
     pub(crate) scratch: PathBuf,
+}
+
+/// What a machine may do with a disk.
+#[derive(Clone, Copy)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    /// Read it, and write to a layer of its own over it.
+    Copy,
 }
 
 /// A started machine. Dropping it stops it.
@@ -88,8 +97,12 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     qemu.args(["-chardev", &format!("socket,id=port,fd={}", qemu_port.as_raw_fd())]);
     qemu.args(["-device", &format!("virtserialport,chardev=port,name={PORT_NAME}")]);
     drive(&mut qemu, "root", &files.root_disk, "snapshot=on", "virtio-blk-pci");
-    for (index, (path, read_only)) in files.disks.iter().enumerate() {
-        let access = if *read_only { "readonly=on" } else { "discard=unmap" };
+    for (index, (path, access)) in files.disks.iter().enumerate() {
+        let access = match access {
+            Access::Read => "readonly=on",
+            Access::Write => "discard=unmap",
+            Access::Copy => "snapshot=on",
+        };
         drive(&mut qemu, &format!("disk{index}"), path, access, "virtio-blk-pci");
     }
     if machine.vfio {

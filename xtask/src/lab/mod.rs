@@ -10,23 +10,33 @@ mod link;
 mod machine;
 pub(crate) mod root;
 
-pub(crate) use link::{LAB_FAILED as FAILED, TIMED_OUT};
+pub(crate) use link::{Gone, Input, Session, Told};
 
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kiai_lab::Job;
 
 use crate::build::{self, SHIM};
-use crate::{cache, image, kernel, rootfs, step};
+use crate::{cache, image, kernel, rootfs, step, store};
 use disk::Payload;
+use machine::Access;
+
+/// The exit code when the time ran out, as `timeout` has it.
+const TIMED_OUT: u8 = 124;
+/// The exit code when the lab failed rather than the command in it.
+const FAILED: u8 = 125;
 
 /// Where the payload disk is mounted in the lab.
 const PAYLOAD: &str = "/lab";
 /// Where the test images are mounted in the lab.
 const IMAGES: &str = "/images";
+/// Where an image store that has the test images is mounted in the lab.
+const STORE: &str = "/store";
 /// What nothing loads by itself when it is first used. Links, traffic control and netfilter do.
 const MODULES: [&str; 5] = ["kvm-amd", "tun", "loop", "fuse", "overlay"];
 
@@ -74,7 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.bare {
         job.put_project()?;
     }
-    job.start(&Machine {
+    job.run(&Machine {
         cpus: if arguments.deterministic { 1 } else { arguments.cpus },
         memory_mib: arguments.memory,
         deterministic: arguments.deterministic,
@@ -82,7 +92,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         iommufd: arguments.iommufd,
         timeout: Duration::from_secs(arguments.timeout),
         verbose: arguments.verbose,
-        mind_cpu_faults: false,
     })
 }
 
@@ -96,8 +105,6 @@ pub(crate) struct Machine {
     pub(crate) iommufd: bool,
     pub(crate) timeout: Duration,
     pub(crate) verbose: bool,
-    /// A command that failed after a kernel told of a fault of the emulated CPU counts as a lab that failed.
-    pub(crate) mind_cpu_faults: bool,
 }
 
 impl Default for Machine {
@@ -111,7 +118,6 @@ impl Default for Machine {
             iommufd: false,
             timeout,
             verbose: false,
-            mind_cpu_faults: false,
         }
     }
 }
@@ -120,7 +126,8 @@ impl Default for Machine {
 pub(crate) struct Lab {
     job: Job,
     payload: Payload,
-    images: Option<PathBuf>,
+    /// Disks that are made once for many labs, and where each is mounted.
+    shared: Vec<(PathBuf, Access, &'static str)>,
 }
 
 impl Lab {
@@ -140,7 +147,7 @@ impl Lab {
             ],
             ..Job::default()
         };
-        Self { job, payload: Payload::default(), images: None }
+        Self { job, payload: Payload::default(), shared: Vec::new() }
     }
 
     /// Sets a variable in the command's environment.
@@ -172,14 +179,59 @@ impl Lab {
         self.env("KIAI_KERNEL", &vmlinux);
         self.env("KIAI_INITRD", &initramfs);
         self.env("KIAI_TEST_IMAGES", IMAGES);
-        self.images = Some(image::artifact()?.disk());
+        self.shared.push((image::artifact()?.disk(), Access::Read, IMAGES));
         self.place(build::kiai()?, "bin/kiai");
         self.payload.link(&format!("bin/{SHIM}"), "kiai");
         Ok(())
     }
 
-    /// Starts the machine, runs the command to its end and stops the machine, whatever happens.
-    pub(crate) fn start(mut self, machine: &Machine) -> Result<ExitCode> {
+    /// Puts in an image store that has the test images, under the names they have in the lab. What a run writes to it is
+    /// gone with the lab.
+    pub(crate) fn put_store(&mut self) -> Result<()> {
+        self.shared.push((store::artifact(IMAGES)?, Access::Copy, STORE));
+        self.env("KIAI_ROOT", STORE);
+        Ok(())
+    }
+
+    /// Runs the command to its end with this process's own standard streams, and stops the machine, whatever happens.
+    pub(crate) fn run(self, machine: &Machine) -> Result<ExitCode> {
+        let mut session = match self.start(machine)? {
+            Ok(session) => session,
+            Err(gone) => {
+                eprint!("xtask: {gone}");
+                return Ok(ExitCode::from(FAILED));
+            }
+        };
+        let input = session.input()?;
+        thread::spawn(move || feed(input));
+        let deadline = Instant::now() + machine.timeout;
+        loop {
+            match session.next(deadline)? {
+                Told::Stdout(bytes) => pass_on(&mut io::stdout(), &bytes)?,
+                Told::Stderr(bytes) => pass_on(&mut io::stderr(), &bytes)?,
+                Told::Exit(status) => {
+                    if machine.verbose {
+                        eprint!("{}", session.console());
+                        let lived = session.started().elapsed().as_secs_f32();
+                        step::say(&format!("lab: stopped after {lived:.1} s"));
+                    }
+                    return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
+                }
+                Told::Nothing => {
+                    let reason = format!("no end after {} s", machine.timeout.as_secs());
+                    eprint!("xtask: {}", session.stop(&reason));
+                    return Ok(ExitCode::from(TIMED_OUT));
+                }
+                Told::Gone(gone) => {
+                    eprint!("xtask: {gone}");
+                    return Ok(ExitCode::from(FAILED));
+                }
+            }
+        }
+    }
+
+    /// Starts the machine and the command. Nothing of it is left behind, even if this process is killed.
+    pub(crate) fn start(mut self, machine: &Machine) -> Result<Result<Session, Gone>> {
         let mut kernel = root::kernel()?;
         let root_disk = root::disk(&kernel)?;
         if machine.iommufd {
@@ -196,11 +248,11 @@ impl Lab {
         self.payload.write(scratch.path(), &payload_disk)?;
         let scratch_disk = scratch.path().join("scratch.ext4");
         disk::format_empty(&scratch_disk)?;
-        let mut disks = vec![(scratch_disk, false), (payload_disk, false)];
+        let mut disks = vec![(scratch_disk, Access::Write), (payload_disk, Access::Write)];
         self.job.disks = vec!["/scratch".into(), PAYLOAD.into()];
-        if let Some(images) = self.images {
-            disks.push((images, true));
-            self.job.disks.push(IMAGES.into());
+        for (image, access, mountpoint) in self.shared {
+            disks.push((image, access));
+            self.job.disks.push(mountpoint.into());
         }
         if machine.vfio {
             self.job.modules.push("vfio-pci".into());
@@ -213,15 +265,28 @@ impl Lab {
             disks,
             scratch: scratch.path().to_path_buf(),
         };
-        let mut running = machine::start(machine, &files)?;
-        let mut up = link::hand_over(&mut running, &self.job, machine)?;
-        if !up {
-            step::say("the lab did not come up: once more");
-            running = machine::start(machine, &files)?;
-            up = link::hand_over(&mut running, &self.job, machine)?;
-        }
+        let running = machine::start(machine, &files)?;
+        let session = Session::begin(running, &self.job, machine)?;
         // QEMU has everything open: from here on nothing is left behind even if this process is killed.
         drop(scratch);
-        if up { link::follow(running, machine) } else { Ok(ExitCode::from(FAILED)) }
+        Ok(session)
     }
+}
+
+/// Standard input, if it is not a terminal: a lab command is no interactive session.
+fn feed(mut input: Input) {
+    let mut stdin = io::stdin();
+    let mut buffer = vec![0; 64 << 10];
+    while !stdin.is_terminal() {
+        match stdin.read(&mut buffer) {
+            Ok(length @ 1..) if input.send(&buffer[..length]).is_ok() => {}
+            _ => break,
+        }
+    }
+    input.close();
+}
+
+fn pass_on(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.flush()
 }
