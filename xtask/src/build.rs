@@ -1,6 +1,7 @@
 //! Building the project's own programs with cargo.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use anyhow::Result;
 
@@ -14,12 +15,14 @@ const STATIC_PROFILE: &str = "guest";
 
 /// The lab's first process, static.
 pub(crate) fn lab_init() -> Result<PathBuf> {
-    static_program("kiai-lab", "lab-init")
+    static BUILT: Once = Once::new();
+    BUILT.get(|| static_program("kiai-lab", "lab-init"))
 }
 
 /// The guest's first process, static.
 pub(crate) fn agent() -> Result<PathBuf> {
-    static_program("kiai-agent", "kiai-agent")
+    static BUILT: Once = Once::new();
+    BUILT.get(|| static_program("kiai-agent", "kiai-agent"))
 }
 
 /// The profile of everything that end-to-end tests and measurements run: what a user installs.
@@ -28,10 +31,32 @@ const TESTED_FOLDER: &str = "release";
 
 /// The `kiai` binary as a user installs it. It serves as the containerd shim as well, under another name.
 pub(crate) fn kiai() -> Result<PathBuf> {
-    let mut command = workspace::cargo();
-    command.args(["build", "--locked", "--package", "kiai-runtime", "--bin", "kiai"]).args(TESTED_PROFILE);
-    step::run("building kiai", &mut command)?;
-    Ok(workspace::target().join(TESTED_FOLDER).join("kiai"))
+    static BUILT: Once = Once::new();
+    BUILT.get(|| {
+        let mut command = workspace::cargo();
+        command
+            .args(["build", "--locked", "--package", "kiai-runtime", "--bin", "kiai"])
+            .args(TESTED_PROFILE);
+        step::run("building kiai", &mut command)?;
+        Ok(workspace::target().join(TESTED_FOLDER).join("kiai"))
+    })
+}
+
+/// A program that is built once in the life of this process, whoever asks for it: labs are started side by side.
+struct Once(Mutex<Option<PathBuf>>);
+
+impl Once {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn get(&self, build: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+        let mut built = self.0.lock().expect("building does not panic");
+        match &*built {
+            Some(program) => Ok(program.clone()),
+            None => Ok(built.insert(build()?).clone()),
+        }
+    }
 }
 
 /// Builds a static program with the profile of the guest, in a target folder of its own: other flags must not make
