@@ -10,7 +10,6 @@ mod image;
 mod kernel;
 mod lab;
 mod place;
-mod probe;
 mod registry;
 mod rootfs;
 mod run;
