@@ -1,22 +1,26 @@
 //! `cargo xtask check`: everything that can be said of the code without running a microVM.
 
+use std::process::Command;
+
 use anyhow::Result;
 
-use crate::{step, tidy, workspace};
+use crate::{fuzz, step, tidy, workspace};
 
 /// The package of the end-to-end tests, which need a machine for microVMs.
 pub(crate) const END_TO_END: &str = "kiai-tests";
 
 /// Format, house rules, lints, documentation, unit tests; warnings are errors. Stops at the first that fails.
 pub(crate) fn all() -> Result<()> {
-    let cargo = |arguments: &str| {
-        let mut command = workspace::cargo();
+    let with = |mut command: Command, arguments: &str| {
         command.args(arguments.split_whitespace());
         command
     };
-    step::run("checking the format", &mut cargo("fmt --all --check"))?;
+    let cargo = |arguments| with(workspace::cargo(), arguments);
+    let tool = |arguments| with(workspace::tool(), arguments);
+    step::run("checking the format", &mut tool("fmt --all --check"))?;
     tidy::check()?;
-    step::run("clippy", &mut cargo("clippy --workspace --all-targets -- -D warnings"))?;
+    step::run("clippy", &mut tool("clippy --locked --workspace --all-targets -- -D warnings"))?;
+    fuzz::lint()?;
     step::run(
         "documentation",
         cargo("doc --workspace --no-deps --document-private-items")
