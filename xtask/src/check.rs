@@ -4,10 +4,23 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{fuzz, step, tidy, workspace};
+use crate::{dependencies, fuzz, step, tidy, workspace};
 
 /// The package of the end-to-end tests, which need a machine for microVMs.
 pub(crate) const END_TO_END: &str = "kiai-tests";
+
+/// Options of `cargo xtask check`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only ask whether a dependency has a known vulnerability (cargo-deny and its list, which need the network)
+    #[arg(long)]
+    advisories: bool,
+}
+
+/// What these options ask for.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.advisories { dependencies::advisories() } else { all() }
+}
 
 /// Format, house rules, lints, documentation, unit tests; warnings are errors. Stops at the first that fails.
 pub(crate) fn all() -> Result<()> {
@@ -19,6 +32,9 @@ pub(crate) fn all() -> Result<()> {
     let tool = |arguments| with(workspace::tool(), arguments);
     step::run("checking the format", &mut tool("fmt --all --check"))?;
     tidy::check()?;
+    step::say(
+        "known vulnerabilities of dependencies: `cargo xtask check --advisories` looks them up, this does not",
+    );
     step::run("clippy", &mut tool("clippy --locked --workspace --all-targets -- -D warnings"))?;
     fuzz::lint()?;
     step::run(

@@ -1,20 +1,24 @@
 //! Every chore of the project, as `cargo xtask CHORE`.
 
 mod apt;
+mod arrows;
 mod build;
 mod cache;
 mod check;
 mod cpio;
+mod dependencies;
 mod fuzz;
 mod image;
 mod kernel;
 mod lab;
+mod metadata;
 mod place;
 mod registry;
 mod rootfs;
 mod run;
 mod setup;
 mod side_by_side;
+mod spdx;
 mod step;
 mod test;
 mod tidy;
@@ -37,13 +41,13 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Chore {
     /// Install missing Debian packages and make all artifacts
-    Setup,
+    Setup(setup::Arguments),
     /// Show it: a program of a real image in a microVM
     Run,
     /// Run all checks and tests, with real microVMs
     Test(test::Arguments),
     /// Check format, lints, documentation and house rules, and run unit tests; needs no microVM
-    Check,
+    Check(check::Arguments),
     /// Build the guest kernel and print where it is
     Kernel,
     /// Build the guest image with the agent and print where it is
@@ -76,18 +80,21 @@ fn main() -> ExitCode {
 }
 
 fn perform(chore: Chore) -> Result<ExitCode> {
-    if !matches!(chore, Chore::Bench | Chore::RunHere | Chore::TestModule { .. }) {
-        setup::packages()?;
+    match chore {
+        Chore::Setup(setup::Arguments { dry_run: true }) => {}
+        Chore::Bench | Chore::RunHere | Chore::TestModule { .. } => {}
+        _ => setup::packages()?,
     }
     match chore {
-        Chore::Setup => setup::artifacts()?,
+        Chore::Setup(setup::Arguments { dry_run: true }) => setup::dry_run()?,
+        Chore::Setup(_) => setup::artifacts()?,
         Chore::Run => return run::show(),
         Chore::RunHere => run::here()?,
         Chore::TestModule { program, module, iommufd } => {
             return side_by_side::module(&program, &test::Part { module, iommufd });
         }
         Chore::Test(arguments) => return test::run(&arguments),
-        Chore::Check => check::all()?,
+        Chore::Check(arguments) => check::run(&arguments)?,
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),
         Chore::Rootfs => println!("{}", rootfs::artifact()?.display()),
         Chore::Lab(arguments) => return lab::run(&arguments),
