@@ -4,7 +4,6 @@
 //! has it take the flags all the same. What a run finds interesting stays in the cache and is where the next
 //! one begins. An input that fails is copied to `tests/fuzz/corpus/TARGET`, where the unit tests run it for ever.
 
-use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -113,10 +112,11 @@ fn all(waiting: VecDeque<String>, programs: &Path, seconds: u64) -> Result<Vec<O
 fn one(target: String, programs: &Path, seconds: u64) -> Result<Outcome> {
     let folder = cache::root().join("fuzz").join(&target);
     let (corpus, failures) = (folder.join("corpus"), folder.join("failures"));
+    // What failed in an earlier run is in the committed corpus, or was not worth keeping.
+    cache::remove_tree(&failures)?;
     for folder in [&corpus, &failures] {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    let before = files(&failures)?;
     let log_path = folder.join("log");
     let log = File::create(&log_path).with_context(|| log_path.display().to_string())?;
     let mut command = Command::new(programs.join(&target));
@@ -137,20 +137,13 @@ fn one(target: String, programs: &Path, seconds: u64) -> Result<Outcome> {
     let executions = statistic(&text, "number_of_executed_units");
     // A target that ran nothing has found nothing.
     let passed = status.success() && executions.parse().is_ok_and(|executions: u64| executions > 0);
-    let found: Vec<PathBuf> =
-        files(&failures)?.difference(&before).filter(|path| fails(path)).cloned().collect();
     Ok(Outcome {
         executions,
         memory: statistic(&text, "peak_rss_mb"),
         failed: (!passed).then_some(log_path),
-        kept: keep(&found, &target, &corpus)?,
+        kept: keep(&failures, &target, &corpus)?,
         target,
     })
-}
-
-fn files(folder: &Path) -> Result<HashSet<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
-    entries.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// Whether libFuzzer wrote this file because of a failure; slow inputs it writes down too.
@@ -159,16 +152,20 @@ fn fails(artifact: &Path) -> bool {
     ["crash-", "timeout-", "oom-"].iter().any(|kind| name.starts_with(kind))
 }
 
-/// Copies inputs that failed into the committed corpus of their target. What they are called says how they failed,
-/// in which target, and by libFuzzer's hash which input it is.
-fn keep(found: &[PathBuf], target: &str, corpus: &Path) -> Result<Vec<PathBuf>> {
+/// Copies the inputs that failed into the committed corpus of their target. What they are called says how they
+/// failed, in which target, and by libFuzzer's hash which input it is.
+fn keep(failures: &Path, target: &str, corpus: &Path) -> Result<Vec<PathBuf>> {
     let mut kept = Vec::new();
-    for artifact in found {
+    for artifact in fs::read_dir(failures).with_context(|| failures.display().to_string())? {
+        let artifact = artifact?.path();
+        if !fails(&artifact) {
+            continue;
+        }
         let name = artifact.file_name().unwrap_or_default().to_string_lossy();
         let (kind, hash) = name.split_once('-').unwrap_or(("crash", &name));
         let copy = corpus.join(format!("{kind}-{target}-{}", hash.get(..8).unwrap_or(hash)));
         fs::create_dir_all(corpus)?;
-        fs::copy(artifact, &copy).with_context(|| copy.display().to_string())?;
+        fs::copy(&artifact, &copy).with_context(|| copy.display().to_string())?;
         kept.push(copy);
     }
     kept.sort();
@@ -226,10 +223,9 @@ mod tests {
         for name in ["crash-0123456789abcdef", "slow-unit-0123456789", "timeout-ab"] {
             fs::write(failures.join(name), name).unwrap();
         }
-        let found: Vec<_> = files(&failures).unwrap().into_iter().filter(|path| fails(path)).collect();
-        let kept = keep(&found, "net", &corpus).unwrap();
+        let kept = keep(&failures, "net", &corpus).unwrap();
         assert_eq!(kept, [corpus.join("crash-net-01234567"), corpus.join("timeout-net-ab")]);
         assert_eq!(fs::read_to_string(&kept[0]).unwrap(), "crash-0123456789abcdef");
-        assert_eq!(keep(&found, "net", &corpus).unwrap(), kept);
+        assert_eq!(keep(&failures, "net", &corpus).unwrap(), kept);
     }
 }
