@@ -102,3 +102,28 @@ pub fn probe() -> Result<(), ProbeError> {
         Err(e) => Err(ProbeError::CannotRunKernels(format!("error {e}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// What is right depends on the machine; other evidence than the probe's own tells it.
+    #[test]
+    fn the_probe_agrees_with_what_else_is_known_of_the_machine() {
+        let found = probe();
+        let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
+        if !Path::new("/dev/kvm").exists() {
+            assert!(matches!(found, Err(ProbeError::NoDevice)), "{found:?}");
+        } else if loaded("kvm_intel") || loaded("kvm_amd") {
+            assert!(matches!(found, Ok(()) | Err(ProbeError::Permission)), "{found:?}");
+        } else if loaded("kvm_pvm") {
+            // It interprets the guest's kernel.
+            let Err(ProbeError::CannotRunKernels(reason)) = found else { panic!("{found:?}") };
+            assert!(!reason.is_empty());
+        } else {
+            assert!(matches!(found, Ok(()) | Err(ProbeError::CannotRunKernels(_))), "{found:?}");
+        }
+    }
+}

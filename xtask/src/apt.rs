@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{cache, step};
 
@@ -15,6 +15,16 @@ const STATUS: &str = "/var/lib/dpkg/status";
 /// The release of Debian that this is written for.
 pub(crate) const SUITE: &str = "bookworm";
 const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// Whether commands can be run as root: by this process itself or through sudo.
+pub(crate) fn can_be_root() -> bool {
+    let sudo = || std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(has_sudo));
+    rustix::process::geteuid().is_root() || sudo()
+}
+
+fn has_sudo(folder: PathBuf) -> bool {
+    folder.join("sudo").is_file()
+}
 
 /// `program`, run as root: as it is if this process is root, else through sudo.
 pub(crate) fn as_root(program: &str) -> Command {
@@ -45,6 +55,9 @@ fn installed_in(status: &str) -> HashSet<&str> {
 
 /// Installs `packages`, after bringing apt's lists up to date.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
+    if !can_be_root() {
+        bail!("installing Debian packages needs root: run this as root once, or install sudo");
+    }
     Source::machine().update()?;
     let mut command = as_root("env");
     command.args([
@@ -66,7 +79,11 @@ pub(crate) struct Source {
 impl Source {
     /// What this machine is set up with.
     pub(crate) fn machine() -> Self {
-        Self { options: vec!["--option=APT::Sandbox::User=root".into()] }
+        let mut source = Self { options: vec!["--option=APT::Sandbox::User=root".into()] };
+        // An index of the lists, which apt brings up to date by itself: with it, asking for a version takes 20 ms
+        // instead of half a second. Images of containers are set up without one.
+        source.index(&cache::root().join("apt"));
+        source
     }
 
     /// Newer packages built for this release. The machine's own sources and lists stay as they are.
@@ -85,7 +102,41 @@ impl Source {
             format!("--option=Dir::State::Lists={}", folder.join("lists").display()),
             format!("--option=Dir::Cache={}", folder.display()),
         ]);
+        source.index(&folder);
         Ok(source)
+    }
+
+    fn index(&mut self, folder: &Path) {
+        // Without the folder apt does without the index.
+        let _ = fs::create_dir_all(folder);
+        for index in ["pkgcache", "srcpkgcache"] {
+            self.options.push(format!("--option=Dir::Cache::{index}={}", folder.join(index).display()));
+        }
+    }
+
+    /// The version of `package` that there is to be had, by the lists of this machine; they are brought up to date
+    /// only if they do not name the package.
+    pub(crate) fn version(&self, package: &str) -> Result<String> {
+        let look = || -> Result<Option<String>> {
+            Ok(candidate(&step::output(self.command("apt-cache").args(["policy", package]))?))
+        };
+        if let Some(version) = look()? {
+            return Ok(version);
+        }
+        self.update()?;
+        look()?.with_context(|| format!("Debian's package lists on this machine have no package {package}"))
+    }
+
+    /// Makes something of the newest version of `package`. Lists that are too old name a version that is gone; then
+    /// they have been brought up to date by the attempt to fetch it, and `make` gets the version that is there now.
+    pub(crate) fn of_newest<T>(&self, package: &str, make: impl Fn(&str) -> Result<T>) -> Result<T> {
+        let version = self.version(package)?;
+        let made = make(&version);
+        if made.is_ok() {
+            return made;
+        }
+        let newer = self.version(package)?;
+        if newer == version { made } else { make(&newer) }
     }
 
     /// Fetches `package` and unpacks it into `folder`; nothing is installed. Returns the package's version.
@@ -141,6 +192,12 @@ impl Source {
     }
 }
 
+/// The version that would be installed, in what `apt-cache policy` says of a package.
+fn candidate(policy: &str) -> Option<String> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
+
 fn downloaded(folder: &Path) -> Result<PathBuf> {
     let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
     let packages: Vec<_> =
@@ -152,6 +209,15 @@ fn downloaded(folder: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_candidate_is_the_version_to_be_had() {
+        let policy =
+            "linux-source-6.12:\n  Installed: (none)\n  Candidate: 6.12.117-1~deb12u1\n  Version table:\n";
+        assert_eq!(candidate(policy).as_deref(), Some("6.12.117-1~deb12u1"));
+        assert_eq!(candidate("x:\n  Installed: 1\n  Candidate: (none)\n"), None);
+        assert_eq!(candidate(""), None);
+    }
 
     #[test]
     fn only_packages_that_are_installed_count() {

@@ -34,9 +34,7 @@ pub(crate) fn kiai() -> Result<PathBuf> {
     static BUILT: Once = Once::new();
     BUILT.get(|| {
         let mut command = workspace::cargo();
-        command
-            .args(["build", "--locked", "--package", "kiai-runtime", "--bin", "kiai"])
-            .args(TESTED_PROFILE);
+        command.args(["build", "--package", "kiai-runtime", "--bin", "kiai"]).args(TESTED_PROFILE);
         step::run("building kiai", &mut command)?;
         Ok(workspace::target().join(TESTED_FOLDER).join("kiai"))
     })

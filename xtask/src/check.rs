@@ -1,24 +1,50 @@
 //! `cargo xtask check`: everything that can be said of the code without running a microVM.
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 
-use crate::{step, tidy, workspace};
+use crate::{dependencies, fuzz, step, tidy, workspace};
 
 /// The package of the end-to-end tests, which need a machine for microVMs.
 pub(crate) const END_TO_END: &str = "kiai-tests";
+
+/// Options of `cargo xtask check`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only ask whether a dependency has a known vulnerability (cargo-deny and its list, which need the network)
+    #[arg(long)]
+    advisories: bool,
+}
+
+/// What these options ask for.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.advisories {
+        return dependencies::advisories();
+    }
+    for (test, reason) in all()? {
+        step::say(&format!("skipped: {test}: {reason}"));
+    }
+    Ok(())
+}
 
 /// Format, house rules, lints, documentation, unit tests; warnings are errors. Stops at the first that fails.
 ///
 /// Returns the tests that said they cannot run here, and why.
 pub(crate) fn all() -> Result<Vec<(String, String)>> {
-    let cargo = |arguments: &str| {
-        let mut command = workspace::cargo();
+    let with = |mut command: Command, arguments: &str| {
         command.args(arguments.split_whitespace());
         command
     };
-    step::run("checking the format", &mut cargo("fmt --all --check"))?;
+    let cargo = |arguments| with(workspace::cargo(), arguments);
+    let tool = |arguments| with(workspace::tool(), arguments);
+    step::run("checking the format", &mut tool("fmt --all --check"))?;
     tidy::check()?;
-    step::run("clippy", &mut cargo("clippy --workspace --all-targets -- -D warnings"))?;
+    step::say(
+        "known vulnerabilities of dependencies: `cargo xtask check --advisories` looks them up, this does not",
+    );
+    step::run("clippy", &mut tool("clippy --locked --workspace --all-targets -- -D warnings"))?;
+    fuzz::lint()?;
     step::run(
         "documentation",
         cargo("doc --workspace --no-deps --document-private-items")

@@ -20,8 +20,12 @@ const FRAGMENTS: &str = "guest-kernel/config";
 /// The folder with `vmlinux`, its `config`, and `version` (Debian's), built if it is not there.
 pub(crate) fn artifact() -> Result<PathBuf> {
     let fragments = read_fragments()?;
-    let inputs = cache::Inputs::new(RECIPE).text("series", SERIES).text("fragments", &fragments);
-    cache::artifact("kernel", &inputs, |folder| build(&fragments, folder))
+    let source = apt::Source::machine();
+    let package = format!("linux-source-{SERIES}");
+    source.of_newest(&package, |version| {
+        let inputs = cache::Inputs::new(RECIPE).text("fragments", &fragments).text(&package, version);
+        cache::artifact("kernel", &inputs, |folder| build(&fragments, &source, version, folder))
+    })
 }
 
 fn read_fragments() -> Result<String> {
@@ -35,12 +39,12 @@ fn read_fragments() -> Result<String> {
     paths.iter().map(|path| fs::read_to_string(path).with_context(|| path.display().to_string())).collect()
 }
 
-fn build(fragments: &str, folder: &Path) -> Result<()> {
+fn build(fragments: &str, source: &apt::Source, version: &str, folder: &Path) -> Result<()> {
     let work = cache::scratch()?;
     let work = work.path();
     step::say("the guest kernel is built once, in about ten minutes on two cores");
     let package = format!("linux-source-{SERIES}");
-    let version = apt::Source::machine().fetch(&package, work)?;
+    source.fetch(&format!("{package}={version}"), work)?;
     let archive = work.join(format!("usr/src/{package}.tar.xz"));
     step::run(
         "unpacking the kernel's source",

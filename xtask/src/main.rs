@@ -1,22 +1,25 @@
 //! Every chore of the project, as `cargo xtask CHORE`.
 
 mod apt;
+mod arrows;
 mod bench;
 mod build;
 mod cache;
 mod check;
 mod cpio;
+mod dependencies;
 mod e2e;
 mod fuzz;
 mod image;
 mod kernel;
 mod lab;
+mod metadata;
 mod place;
-mod probe;
 mod registry;
 mod rootfs;
 mod run;
 mod setup;
+mod spdx;
 mod step;
 mod store;
 mod test;
@@ -40,13 +43,13 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Chore {
     /// Install missing Debian packages and make all artifacts
-    Setup,
+    Setup(setup::Arguments),
     /// Show it: a program of a real image in a microVM
     Run,
     /// Run all checks and tests, with real microVMs
     Test(test::Arguments),
     /// Check format, lints, documentation and house rules, and run unit tests; needs no microVM
-    Check,
+    Check(check::Arguments),
     /// Build the guest kernel and print where it is
     Kernel,
     /// Build the guest image with the agent and print where it is
@@ -77,20 +80,19 @@ fn main() -> ExitCode {
 }
 
 fn perform(chore: Chore) -> Result<ExitCode> {
-    if !matches!(chore, Chore::BenchHere { .. } | Chore::RunHere | Chore::TestHere { .. }) {
-        setup::packages()?;
+    match chore {
+        Chore::Setup(setup::Arguments { dry_run: true }) => {}
+        Chore::BenchHere { .. } | Chore::RunHere | Chore::TestHere { .. } => {}
+        _ => setup::packages()?,
     }
     match chore {
-        Chore::Setup => setup::artifacts()?,
+        Chore::Setup(setup::Arguments { dry_run: true }) => setup::dry_run()?,
+        Chore::Setup(_) => setup::artifacts()?,
         Chore::Run => return run::show(),
         Chore::RunHere => run::here()?,
         Chore::TestHere { program } => e2e::inside::serve(&program)?,
         Chore::Test(arguments) => return test::run(&arguments),
-        Chore::Check => {
-            for (test, reason) in check::all()? {
-                step::say(&format!("skipped: {test}: {reason}"));
-            }
-        }
+        Chore::Check(arguments) => check::run(&arguments)?,
         Chore::Kernel => println!("{}", kernel::artifact()?.join("vmlinux").display()),
         Chore::Rootfs => println!("{}", rootfs::artifact()?.display()),
         Chore::Lab(arguments) => return lab::run(&arguments),

@@ -1,51 +1,57 @@
-//! House rules that the compiler and clippy do not know: sizes, first lines, words, who may name whom.
+//! House rules that the compiler and clippy do not know: sizes, first lines, words, unsafe code that says so.
 //!
-//! Plain text search over the files git knows. A rule that needs more than that belongs in a lint.
+//! Plain text search. Who may use whom is in [`arrows`], what the project is built from in [`dependencies`].
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use walkdir::WalkDir;
 
-use crate::{step, workspace};
+use crate::metadata::Metadata;
+use crate::{arrows, dependencies, step, workspace};
 
 /// Lines of a source file that are not tests.
 const MAX_LINES: usize = 600;
-
-/// Who must not name what: a folder, a text, and why.
-const DIRECTIONS: [(&str, &str, &str); 8] = [
-    ("vmm/devices/", "kvm_", "devices know no hypervisor"),
-    ("vmm/devices/", "tokio", "asynchronous code stops at the runtime"),
-    ("vmm/", "oci_", "the VMM knows no containers"),
-    ("vmm/", "kiai_runtime", "the VMM does not know who uses it"),
-    ("runtime/", "kvm_", "only the VMM talks to KVM"),
-    ("agent/", "kiai_vmm", "the guest's side links nothing of the host's"),
-    ("agent/", "kiai_devices", "the guest's side links nothing of the host's"),
-    ("protocol/", "tokio", "the contract does no I/O"),
-];
 
 /// Names that say nothing of what a thing is.
 const EMPTY_NAMES: [&str; 4] = ["Manager", "Helper", "Util", "Inner"];
 
 /// Checks every file and fails with the whole list of what it found.
 pub(crate) fn check() -> Result<()> {
-    let listing = step::output(
-        Command::new("git")
-            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
-            .current_dir(workspace::root()),
-    )?;
     let mut found = Vec::new();
-    for path in listing.lines().filter(|path| is_text(path)) {
+    for path in files()?.iter().filter(|path| is_text(path)) {
         // A file that git still lists may have been removed from the work tree.
         let Ok(bytes) = fs::read(workspace::path(path)) else { continue };
         let text = String::from_utf8(bytes).with_context(|| path.to_owned())?;
         found.extend(mistakes(path, &text));
     }
+    let metadata = Metadata::read()?;
+    found.extend(arrows::mistakes(&metadata)?);
+    found.extend(dependencies::mistakes(&metadata)?);
     if found.is_empty() {
         return Ok(());
     }
     bail!("tidy:\n  {}", found.join("\n  "))
+}
+
+/// The files of the project: those git knows or might come to know; all but build results, where there is no git.
+fn files() -> Result<Vec<String>> {
+    if workspace::path(".git").exists() {
+        let mut git = Command::new("git");
+        git.args(["ls-files", "--cached", "--others", "--exclude-standard"]).current_dir(workspace::root());
+        return Ok(step::output(&mut git)?.lines().map(str::to_owned).collect());
+    }
+    let mut files = Vec::new();
+    let built = |name: &std::ffi::OsStr| name == "target";
+    for entry in WalkDir::new(workspace::root()).into_iter().filter_entry(|entry| !built(entry.file_name())) {
+        let entry = entry?;
+        if entry.file_type().is_file() {
+            files.push(entry.path().strip_prefix(workspace::root())?.to_string_lossy().into_owned());
+        }
+    }
+    Ok(files)
 }
 
 fn is_text(path: &str) -> bool {
@@ -87,8 +93,7 @@ fn source_mistakes(path: &str, text: &str) -> Vec<String> {
         found.push(format!("{path}:1: the file opens with `//!`, which says what it does"));
     }
     let is_test = path.starts_with("tests/") && !path.starts_with("tests/lab/") || path.contains("/tests");
-    let (production, _tests) = text.split_once("\n#[cfg(test)]\nmod tests {").unwrap_or((text, ""));
-    let production = || production.lines();
+    let production = || arrows::production(text).lines();
     let lines = production().count();
     if lines > MAX_LINES && !is_test {
         found.push(format!("{path}: {lines} lines, more than {MAX_LINES}: which part is a file of its own?"));
@@ -98,33 +103,34 @@ fn source_mistakes(path: &str, text: &str) -> Vec<String> {
         if code.contains(&["thread::", "sleep("].concat()) && !is_test {
             found.push(format!("{path}:{number}: nothing waits by sleeping: wait for the event"));
         }
-        for (folder, name, why) in DIRECTIONS {
-            if path.starts_with(folder) && names(code, name) {
-                found.push(format!("{path}:{number}: names `{name}`: {why}"));
-            }
-        }
         if let Some(name) = declared_type(code)
             && let Some(empty) = EMPTY_NAMES.iter().find(|empty| name.contains(**empty))
         {
             found.push(format!("{path}:{number}: `{name}`: a name with `{empty}` says nothing"));
         }
     }
-    let has_unsafe = production()
-        .map(|line| line.split("//").next().unwrap_or_default())
-        .any(|code| ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|form| code.contains(form)));
-    if has_unsafe && !text.contains("expect(") && !text.contains("unsafe_code") {
+    found.extend(unsafe_mistakes(path, text));
+    found
+}
+
+/// Unsafe code, tests included, needs an attribute that permits it with a reason, and clippy, which wants a comment at
+/// each block, must not be silenced.
+fn unsafe_mistakes(path: &str, text: &str) -> Vec<String> {
+    let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+    let has_unsafe = code
+        .iter()
+        .any(|line| ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|form| line.contains(form)));
+    let dense: String = code.concat().split_whitespace().collect();
+    let mut found = Vec::new();
+    if has_unsafe && !dense.contains(&["[expect(unsafe", "_code,reason="].concat()) {
         found.push(format!(
             "{path}: has unsafe code and does not opt in with `#![expect(unsafe_code, reason = …)]`"
         ));
     }
+    if dense.contains(&["undocumented", "_unsafe_blocks"].concat()) {
+        found.push(format!("{path}: silences the lint that wants a SAFETY comment at unsafe code"));
+    }
     found
-}
-
-/// Whether `code` has an identifier that starts with `name`; not one that merely contains it.
-fn names(code: &str, name: &str) -> bool {
-    code.match_indices(name).any(|(at, _)| {
-        !code[..at].chars().next_back().is_some_and(|before| before.is_alphanumeric() || before == '_')
-    })
 }
 
 /// The name of a type that this line declares.
@@ -160,13 +166,19 @@ mod tests {
         assert_mistake("a/src/x.rs", "//! x\npub(crate) struct DeviceManager {\n", "Manager");
         assert_mistake("a/src/x.rs", "//! x\nfn f() { unsafe { g() } }\n", "opt in");
         assert_mistake("a/README.md", &["FIX", "ME later"].concat(), "mend it");
-        assert_mistake("vmm/devices/src/x.rs", "//! x\nuse kvm_ioctls::Kvm;\n", "kvm_");
     }
 
     #[test]
-    fn a_comment_or_a_longer_word_names_nothing() {
-        let text = "//! x\n// like kvm_regs\nlet not_kvm_at_all = 1;\n";
-        assert_eq!(mistakes("vmm/devices/src/x.rs", text), Vec::<String>::new());
+    fn only_the_attribute_excuses_unsafe_code_and_nothing_excuses_its_comment() {
+        let body = "fn f() { unsafe { g() } }\n";
+        for excuse in ["x.expect(\"y\");", "// expect(unsafe_code, reason = \"z\")", "#![allow(unsafe_code)]"]
+        {
+            assert_mistake("a/src/x.rs", &format!("//! x\n{excuse}\n{body}"), "opt in");
+        }
+        let opted = format!("#![expect(\n    unsafe_code,\n    reason = \"z\"\n)]\n//! x\n{body}");
+        assert_eq!(unsafe_mistakes("a/src/x.rs", &opted), Vec::<String>::new());
+        let silenced = format!("{opted}#[expect(clippy::{}_unsafe_blocks)]\n", "undocumented");
+        assert_mistake("a/src/x.rs", &silenced, "SAFETY");
     }
 
     #[test]

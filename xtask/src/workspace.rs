@@ -31,8 +31,15 @@ pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| path("target"), |folder| root().join(folder))
 }
 
-/// Cargo, started in the workspace.
+/// Cargo, started in the workspace: one of its own subcommands, with the versions of the lock file and no others.
 pub(crate) fn cargo() -> Command {
+    let mut command = tool();
+    command.arg("--locked");
+    command
+}
+
+/// Cargo without `--locked`: it does not hand it on to subcommands that are programs of their own (`fmt`, `clippy`).
+pub(crate) fn tool() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command

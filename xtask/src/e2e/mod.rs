@@ -81,7 +81,7 @@ fn width(place: Place) -> Result<usize> {
 
 /// Builds the test program and returns where it is.
 fn program() -> Result<PathBuf> {
-    let mut build = vec!["test", "--locked", "--package", check::END_TO_END, "--test", "e2e", "--no-run"];
+    let mut build = vec!["test", "--package", check::END_TO_END, "--test", "e2e", "--no-run"];
     build.extend(build::TESTED_PROFILE);
     step::run("building the end-to-end tests", workspace::cargo().args(&build))?;
     let messages = step::output(workspace::cargo().args(&build).arg("--message-format=json"))?;

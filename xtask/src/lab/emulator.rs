@@ -30,9 +30,14 @@ pub(crate) fn command() -> Result<Command> {
 }
 
 fn unpacked() -> Result<PathBuf> {
-    let inputs = cache::Inputs::new(RECIPE).text("suite", apt::SUITE).text("packages", &PACKAGES.join(" "));
-    cache::artifact("lab-qemu", &inputs, |folder: &Path| {
-        let source = apt::Source::backports()?;
-        PACKAGES.iter().try_for_each(|package| source.fetch(package, folder).map(drop))
+    let source = apt::Source::backports()?;
+    source.of_newest(PACKAGES[0], |version| {
+        let inputs =
+            cache::Inputs::new(RECIPE).text("packages", &PACKAGES.join(" ")).text("version", version);
+        cache::artifact("lab-qemu", &inputs, |folder: &Path| {
+            // The others are as new as the lists: seabios has versions of its own.
+            source.fetch(&format!("{}={version}", PACKAGES[0]), folder)?;
+            PACKAGES[1..].iter().try_for_each(|package| source.fetch(package, folder).map(drop))
+        })
     })
 }

@@ -30,14 +30,18 @@ const DEFINES: &str =
 /// The folder with `vmlinux`, `modules/` and `release`.
 pub(crate) fn kernel() -> Result<PathBuf> {
     let package = format!("linux-image-{}{FLAVOUR}", kernel::SERIES);
-    let inputs = cache::Inputs::new(RECIPE).text("package", &package);
-    cache::artifact("lab-kernel", &inputs, |folder| {
-        let version = root::fetch_kernel(&package, folder)?;
-        let modules = folder.join("modules");
-        // Unpacking is what takes the lab long.
-        each_module(&modules, "xz", |path| step::output(Command::new("xz").arg("-d").arg(path)).map(drop))?;
-        build(folder, &version)?;
-        root::index_modules(folder)
+    apt::Source::machine().of_newest(&package, |version| {
+        let inputs = cache::Inputs::new(RECIPE).text("package", &package).text("version", version);
+        cache::artifact("lab-kernel", &inputs, |folder| {
+            let version = root::fetch_kernel(&package, folder)?;
+            let modules = folder.join("modules");
+            // Unpacking is what takes the lab long.
+            each_module(&modules, "xz", |path| {
+                step::output(Command::new("xz").arg("-d").arg(path)).map(drop)
+            })?;
+            build(folder, &version)?;
+            root::index_modules(folder)
+        })
     })
 }
 

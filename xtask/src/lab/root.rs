@@ -21,10 +21,13 @@ const ROOT_SIZE: &str = "16G";
 
 /// The folder with `vmlinux`, `modules/` and `release`.
 pub(crate) fn kernel() -> Result<PathBuf> {
-    let inputs = cache::Inputs::new(KERNEL_RECIPE).text("package", KERNEL_PACKAGE);
-    cache::artifact("lab-kernel", &inputs, |folder| {
-        fetch_kernel(KERNEL_PACKAGE, folder)?;
-        index_modules(folder)
+    apt::Source::machine().of_newest(KERNEL_PACKAGE, |version| {
+        let inputs =
+            cache::Inputs::new(KERNEL_RECIPE).text("package", KERNEL_PACKAGE).text("version", version);
+        cache::artifact("lab-kernel", &inputs, |folder| {
+            fetch_kernel(KERNEL_PACKAGE, folder)?;
+            index_modules(folder)
+        })
     })
 }
 
@@ -99,8 +102,11 @@ fn unpack_image(image: &[u8]) -> Result<Vec<u8>> {
 pub(crate) fn disk(kernel: &Path) -> Result<PathBuf> {
     let packages = workspace::read_list("tests/lab/packages.txt")?.join(",");
     let release = fs::read_to_string(kernel.join("release"))?;
+    // Of base-files there is a new version with each point release, which is when Debian's packages change as a whole.
+    let point_release = apt::Source::machine().version("base-files")?;
     let inputs = cache::Inputs::new(ROOT_RECIPE)
         .text("suite", apt::SUITE)
+        .text("point release", &point_release)
         .text("packages", &packages)
         .text("kernel", &release);
     let folder = cache::artifact("lab-root", &inputs, |folder| {
