@@ -1,5 +1,9 @@
 //! Which leaves a guest has, and what of them is held back. What is not here is not in the guest.
 
+use self::Treatment::If;
+use self::Treatment::Made;
+use self::Treatment::Pass;
+use self::Treatment::Without;
 use super::CpuFeatures;
 use super::Vendor;
 
@@ -11,39 +15,34 @@ pub(super) enum Treatment {
     /// It passes, but for what the topology says.
     Pass,
     /// The same, without these bits of EAX, EBX, ECX and EDX.
-    Drop(fn(CpuFeatures) -> [u32; 4]),
+    Without(fn(CpuFeatures) -> [u32; 4]),
     /// It passes if the features ask for it and is zero otherwise.
     If(fn(CpuFeatures) -> bool),
-    /// It is made from nothing.
-    Levels,
+    /// It consists of the topology, and is made from that.
+    Made,
 }
-
-use Treatment::Drop;
-use Treatment::If;
-use Treatment::Levels;
-use Treatment::Pass;
 
 /// What becomes of a leaf of the host; None keeps it from the guest.
 pub(super) fn treatment(vendor: Vendor, leaf: u32, subleaf: u32) -> Option<Treatment> {
     let treatment = match (leaf, subleaf) {
         (0x0, _) => Pass,
-        (0x1, _) => Drop(version),
+        (0x1, _) => Without(version),
         // Thermal: KVM says that the APIC's timer does not stop, and nothing else.
         (0x6, _) => Pass,
-        (0x7, 0) => Drop(structured),
-        (0x7, 1) => Drop(|_| [AMX_FP16, 0, 0, AMX_COMPLEX]),
+        (0x7, 0) => Without(structured),
+        (0x7, 1) => Without(|_| [AMX_FP16, 0, 0, AMX_COMPLEX]),
         // Further controls of speculation.
         (0x7, 2) => Pass,
-        (0xb, _) => Levels,
-        (0xd, 0) => Drop(|_| [XTILE, 0, 0, 0]),
-        (0xd, 1) => Drop(|_| [XFD, 0, 0, 0]),
+        (0xb, _) => Made,
+        (0xd, 0) => Without(|_| [XTILE, 0, 0, 0]),
+        (0xd, 1) => Without(|_| [XFD, 0, 0, 0]),
         (0xd, 2..=16 | 19..=62) => Pass,
         // What KVM does for guests: its clock, steal time, wakes and flushes by hypercall.
         (0x4000_0000 | 0x4000_0001, _) => Pass,
         (0x8000_0000 | 0x8000_0002..=0x8000_0004, _) => Pass,
-        (0x8000_0001, _) => Drop(extended),
+        (0x8000_0001, _) => Without(extended),
         // An invariant time stamp counter; the rest is the host's power management.
-        (0x8000_0007, _) => Drop(|_| [!0, !0, !0, !INVARIANT_TSC]),
+        (0x8000_0007, _) => Without(|_| [!0, !0, !0, !INVARIANT_TSC]),
         // Address widths, and AMD's controls of speculation.
         (0x8000_0008, _) => Pass,
         _ => return of_vendor(vendor, leaf),
@@ -56,7 +55,7 @@ fn of_vendor(vendor: Vendor, leaf: u32) -> Option<Treatment> {
         // Caches; the second way to describe them says who shares them.
         (Vendor::Intel, 0x2 | 0x4 | 0x8000_0006) => Pass,
         (Vendor::Intel, 0xa | 0x23) => If(|features| features.pmu),
-        (Vendor::Intel, 0x1f) => Levels,
+        (Vendor::Intel, 0x1f) => Made,
         // AVX10: which version.
         (Vendor::Intel, 0x24) => Pass,
 
@@ -67,7 +66,7 @@ fn of_vendor(vendor: Vendor, leaf: u32) -> Option<Treatment> {
         // Flaws the processor has not got, and what its microcode clears.
         (Vendor::Amd, 0x8000_0021) => Pass,
         (Vendor::Amd, 0x8000_0022) => If(|features| features.pmu),
-        (Vendor::Amd, 0x8000_0026) => Levels,
+        (Vendor::Amd, 0x8000_0026) => Made,
         _ => return None,
     };
     Some(treatment)

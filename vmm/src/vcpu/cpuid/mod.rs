@@ -96,7 +96,7 @@ fn treat(
 ) -> Option<kvm_cpuid_entry2> {
     match list::treatment(vendor, entry.function, entry.index)? {
         Treatment::Pass => {}
-        Treatment::Drop(bits) => {
+        Treatment::Without(bits) => {
             let [eax, ebx, ecx, edx] = bits(features);
             entry.eax &= !eax;
             entry.ebx &= !ebx;
@@ -108,7 +108,7 @@ fn treat(
                 (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
             }
         }
-        Treatment::Levels => return None,
+        Treatment::Made => return None,
     }
     topology.place(&mut entry, vendor);
     Some(entry)
