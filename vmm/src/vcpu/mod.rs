@@ -1,5 +1,6 @@
 //! vCPUs: their first state, their threads, and what an exit leads to.
 
+mod cpuid;
 mod kick;
 mod run;
 mod setup;

@@ -2,13 +2,12 @@
 //! 32-bit protected mode (PVH and the Linux 32-bit boot protocol ask for the same).
 
 use kvm_bindings::CpuId;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_bindings::Msrs;
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_bindings::kvm_fpu;
 use kvm_bindings::kvm_msr_entry;
 use kvm_bindings::kvm_regs;
 use kvm_bindings::kvm_segment;
-use kvm_ioctls::Cap;
 use kvm_ioctls::Kvm;
 use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
@@ -20,6 +19,9 @@ use crate::boot::Entry;
 use crate::boot::Protocol;
 use crate::kvm::KvmError;
 use crate::layout;
+use crate::vcpu::cpuid;
+use crate::vcpu::cpuid::CpuFeatures;
+use crate::vcpu::cpuid::Topology;
 
 /// Why a vCPU could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +53,11 @@ pub(crate) fn create(
     count: u8,
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, SetupError> {
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::at("get supported CPUID"))
-        .map_err(|source| SetupError::Kvm { id: 0, source })?;
-    let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
+    let host = cpuid::supported(kvm).map_err(|source| SetupError::Kvm { id: 0, source })?;
     write_gdt(memory)?;
     (0..count)
         .map(|id| {
-            let vcpu = create_one(vm, &cpuid, deadline_timer, id, count);
+            let vcpu = create_one(vm, &host, id, count);
             let vcpu = vcpu.and_then(|vcpu| {
                 if id == 0 {
                     enter_at(&vcpu, entry)?;
@@ -71,10 +69,10 @@ pub(crate) fn create(
         .collect()
 }
 
-fn create_one(vm: &VmFd, cpuid: &CpuId, deadline: bool, id: u8, count: u8) -> Result<VcpuFd, KvmError> {
+fn create_one(vm: &VmFd, host: &[kvm_cpuid_entry2], id: u8, count: u8) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
-    let mut cpuid = cpuid.clone();
-    adapt_cpuid(&mut cpuid, deadline, id, count);
+    let cpuid = cpuid::guest_cpuid(host, Topology { id, count }, CpuFeatures::default());
+    let cpuid = CpuId::from_entries(&cpuid).expect("KVM's own list and a few levels are within the limit");
     // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
     vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
     for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
@@ -86,50 +84,6 @@ fn create_one(vm: &VmFd, cpuid: &CpuId, deadline: bool, id: u8, count: u8) -> Re
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
     Ok(vcpu)
-}
-
-/// Gives each vCPU its identity and the topology of one socket without SMT.
-fn adapt_cpuid(cpuid: &mut CpuId, deadline_timer: bool, id: u8, count: u8) {
-    let id = u32::from(id);
-    let count = u32::from(count);
-    for leaf in cpuid.as_mut_slice() {
-        match leaf.function {
-            0x1 => {
-                let siblings = count.next_power_of_two();
-                leaf.ebx = (leaf.ebx & 0x0000_ffff) | (id << 24) | (siblings << 16);
-                leaf.ecx |= 1 << 31; // running under a hypervisor
-                if deadline_timer {
-                    leaf.ecx |= 1 << 24;
-                }
-                // HTT: more than one logical processor in the package.
-                leaf.edx = if count > 1 { leaf.edx | 1 << 28 } else { leaf.edx & !(1 << 28) };
-            }
-            // Extended topology: level 0 is a thread (one a core), level 1 a core.
-            0xb | 0x1f => {
-                let bits = count.next_power_of_two().trailing_zeros();
-                let (shift, number, level) = match leaf.index {
-                    0 => (0, 1, 1),
-                    1 => (bits, count, 2),
-                    _ => (0, 0, 0),
-                };
-                leaf.eax = shift;
-                leaf.ebx = number;
-                leaf.ecx = leaf.index | (level << 8);
-                leaf.edx = id;
-            }
-            // AMD: size of the package and the width of an APIC id in it.
-            0x8000_0008 => {
-                let bits = count.next_power_of_two().trailing_zeros();
-                leaf.ecx = (leaf.ecx & !0xffff) | (count - 1) | (bits << 12);
-            }
-            0x8000_001e => {
-                leaf.eax = id;
-                leaf.ebx = id; // core id, one thread a core
-                leaf.ecx = 0;
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Flat segments at the selectors the Linux boot protocol names: code 0x10, data 0x18, and a task at 0x20.
