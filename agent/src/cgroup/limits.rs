@@ -24,8 +24,12 @@ impl Limits {
             let is_limit = path.extension().is_some_and(|ending| LIMITS.iter().any(|limit| ending == *limit));
             // `cgroup.max.depth` and its like are the agent's own, and no resource.
             let is_own = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"cgroup."));
-            if is_limit && !is_own {
-                limits.insert(path.clone(), fs::read_to_string(path)?);
+            // A limit that cannot be read is none that an update sets.
+            if is_limit
+                && !is_own
+                && let Ok(text) = fs::read_to_string(&path)
+            {
+                limits.insert(path, text);
             }
         }
         Ok(Self(limits))

@@ -145,7 +145,7 @@ impl Inventory {
         Ok(spec)
     }
 
-    /// It is made with further entries of the guest's, all there are in `spec`.
+    /// With the nodes of `spec`, which has further entries of the guest's.
     pub(super) fn with_guest_entries(mut self, spec: &Spec) -> Result<Self> {
         for entry in device::entries(spec).iter().filter(|entry| is_device(entry)) {
             let node = device_node(entry)?;
@@ -167,8 +167,8 @@ impl Inventory {
     /// With what comes to it, and the nodes to make for that. A device that would come to have two paths is refused, as
     /// its rule is for both. A standard device that the container was made with does not come, and so does not go.
     pub(super) fn attach(&self, mut new: Attachment) -> Result<(Self, Vec<DeviceNode>)> {
-        let mut there = self.made.clone();
-        there
+        let mut known = self.made.clone();
+        known
             .extend(self.attached_nodes()?.into_iter().map(|(node, _)| (node.path.clone(), node.identity())));
         let mut to_make = Vec::new();
         for (node, origin) in new.nodes()? {
@@ -177,14 +177,14 @@ impl Inventory {
                 let reason = "its path is not an absolute one without `..`";
                 return Err(Fault::InvalidArgument(format!("device {path:?}: {reason}")));
             }
-            match there.iter().find(|(other, had)| *other == path || (!lasts && **had == identity)) {
+            match known.iter().find(|(other, had)| *other == path || (!lasts && **had == identity)) {
                 Some((other, had)) if lasts && other == path && *had == identity => {}
                 Some((other, _)) => {
                     let reason = format!("the container has it, or another, as {other:?}");
                     return Err(Fault::AlreadyExists(format!("device {path:?}: {reason}")));
                 }
                 None => {
-                    there.insert(path.clone(), identity);
+                    known.insert(path.clone(), identity);
                     to_make.push(node);
                 }
             }
@@ -195,8 +195,10 @@ impl Inventory {
             !is_made || devices.iter().any(|device| device.entry == *entry.path())
         });
         let mut after = self.clone();
-        after.attached.extend((!new.entries.is_empty()).then_some(new));
-        Ok((after.checked()?, to_make))
+        after.attached.push(new);
+        after = after.checked()?;
+        after.attached.retain(|attachment| !attachment.entries.is_empty());
+        Ok((after, to_make))
     }
 
     /// Without those of `named` that were attached, and what is to be done for that. A rule of an update that names one
@@ -205,10 +207,14 @@ impl Inventory {
         let mut after = self.clone();
         after.attached = self.attached.iter().map(|attachment| attachment.without(named)).collect();
         after.attached.retain(|attachment| !attachment.entries.is_empty());
-        let left: Vec<Identity> = after.assigned().map(|device| device.host).collect();
-        let gone = self.assigned().map(|device| device.host).filter(|host| !left.contains(host));
-        let gone: Vec<Identity> = gone.collect();
+        let left = after.ruled_by_container();
+        let gone: Vec<Identity> =
+            self.ruled_by_container().into_iter().filter(|host| !left.contains(host)).collect();
         after.host_rules.retain(|rule| !gone.iter().any(|host| rule.names(*host)));
+        if after.host_rules.is_empty() && !self.host_rules.is_empty() {
+            // A list of rules that allows nothing, which no list at all does not mean.
+            after.host_rules.push(Rule::DENY_ALL);
+        }
 
         let left = after.attached_nodes()?;
         let mut detached = Detached::default();
@@ -309,6 +315,12 @@ impl Inventory {
 
     fn assigned(&self) -> impl Iterator<Item = &AssignedDevice> {
         self.all().flat_map(|attachment| &attachment.devices)
+    }
+
+    /// The assigned devices, as on the host, that the container's rules are for.
+    fn ruled_by_container(&self) -> Vec<Identity> {
+        let attachments = self.all().filter(|attachment| attachment.rules.is_none());
+        attachments.flat_map(|attachment| &attachment.devices).map(|device| device.host).collect()
     }
 
     fn attached_nodes(&self) -> Result<Vec<Placed>> {

@@ -4,7 +4,7 @@
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
 //! its standard streams, [`localize`] makes the host's spec the guest's. [`assign`]
 //! waits for the devices assigned to it, [`inventory`] is all of them as a value, with its rules, and [`devices`] enforces
-//! that; [`mod@plug`] changes the volumes and devices of a container that is there, [`update`] its limits and rules.
+//! that; [`mod@plug`] changes the volumes and devices of an existing container, [`update`] its limits and rules.
 
 mod assign;
 mod create;

@@ -1,8 +1,8 @@
-//! Volumes and devices that come to a container that is there, and go before it does. A volume is a virtio-fs device
+//! Volumes and devices that come to an existing container, and go before it does. A volume is a virtio-fs device
 //! of its own; a device is an entry of an OCI spec, as when a container is made.
 //!
 //! Decided here, done by a helper, which enters the container's mount namespace ([`crate::oci::Request::Plug`]).
-//! A device may be used before its node is there, and may not before that is gone. No volume is remembered: what is
+//! The rules allow a device before its node is made, and deny it before its node is removed. No volume is remembered: what is
 //! taken out is recognised by its device.
 
 use std::os::fd::OwnedFd;
@@ -41,7 +41,7 @@ pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugReques
     let change = container.devices.change().await;
     let before = change.inventory();
     let (after, nodes) = before.attach(attachment)?;
-    // They may be used before they are there.
+    // The rules come first: a node that is made can be used.
     change.enforce(after.into(), &container.cgroup)?;
     if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
         change.enforce(before, &container.cgroup)?;
@@ -50,7 +50,7 @@ pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugReques
     response(&change.inventory(), &entries)
 }
 
-/// Takes volumes and devices out of it, all or none. What is not there any more is no error.
+/// Takes volumes and devices out of it, all or none. One that has gone already is no error.
 pub async fn unplug(
     sandbox: &Sandbox,
     container: &Container,

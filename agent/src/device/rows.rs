@@ -221,7 +221,7 @@ impl HostRows {
         self
     }
 
-    /// `rows` as the guest's: each in the place of the host's, one that is there twice once.
+    /// `rows` as the guest's: each in the place of the host's, a repeated one once.
     pub(crate) fn rewrite(&self, rows: &[LinuxDevice]) -> Result<Vec<Rewritten<'_>>, RewriteError> {
         let mut rewritten: Vec<Rewritten<'_>> = Vec::new();
         for row in rows {
@@ -231,9 +231,9 @@ impl HostRows {
                 self.nodes(row).iter().map(|node| (node.row(row), Some(node))).collect()
             };
             for (new, node) in guests {
-                match rewritten.iter().find(|(there, _)| there.path() == new.path()) {
+                match rewritten.iter().find(|(earlier, _)| earlier.path() == new.path()) {
                     None => rewritten.push((new, node)),
-                    Some((there, _)) if identity(there) == identity(&new) => {}
+                    Some((earlier, _)) if identity(earlier) == identity(&new) => {}
                     Some(_) => return Err(RewriteError::TwoDevices(new.path().clone())),
                 }
             }

@@ -161,6 +161,10 @@ impl Rule {
         rules.iter().map(Self::parse).collect()
     }
 
+    /// Denies everything.
+    pub const DENY_ALL: Self =
+        Self { allow: false, kind: None, major: None, minor: None, access: Access::ALL };
+
     /// A rule for one device; none for no access.
     pub(super) fn exact(allow: bool, device: Identity, access: Access) -> Option<Self> {
         let Identity { kind, major, minor } = device;

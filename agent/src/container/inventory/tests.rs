@@ -165,7 +165,12 @@ fn an_attached_disk_follows_rules_of_an_update_and_is_forgotten() {
     assert_eq!(may(&inventory, block(16)), "m", "the update says nothing of it");
     assert_eq!(detach(&mut inventory, "/dev/a", ""), [""; 0], "what the spec has stays");
     assert_eq!(detach(&mut inventory, "/dev/c", ""), ["/dev/c"]);
-    assert!(shown(&inventory).is_empty(), "the update's rule goes with it: {:?}", shown(&inventory));
+    assert_eq!(
+        shown(&inventory),
+        ["deny a *:* rwm"],
+        "the update's rule goes with it, and allows nothing more"
+    );
+    assert_eq!([0, 16].map(|minor| may(&inventory, block(minor))), ["m", "m"]);
     assert_eq!(inventory.report().unwrap().0.len(), 2);
 }
 
