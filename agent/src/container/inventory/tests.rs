@@ -191,6 +191,18 @@ fn what_two_functions_share_goes_with_the_last() {
 }
 
 #[test]
+fn a_rule_of_an_update_goes_with_the_last_device_it_is_for() {
+    let mut inventory = two_disks();
+    let group = linux(serde_json::json!([group_entry()]), serde_json::json!([group_rule("r")]));
+    attach(&mut inventory, attachment(&group, vec![function(0)]));
+    inventory = inventory.with_rules(&rules(serde_json::json!([group_rule("rw")]))).unwrap();
+    // It has rules of its own, so the update's are for the first alone.
+    attach(&mut inventory, attachment(&group, vec![function(1)]));
+    detach(&mut inventory, "/dev/vfio/12", "0000:00:03.0");
+    assert_eq!(shown(&inventory), ["deny a *:* rwm", "allow c 10:196 r", "allow c 243:1 r"]);
+}
+
+#[test]
 fn functions_that_come_together_go_one_by_one() {
     let mut inventory = Inventory::default().checked().unwrap();
     let group = linux(serde_json::json!([group_entry()]), serde_json::json!([]));
