@@ -17,6 +17,10 @@ use tokio::io::Interest;
 
 use crate::sys;
 
+mod limits;
+
+pub use limits::Limits;
+
 /// Where the hierarchy is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -99,6 +103,11 @@ impl Cgroup {
         std::fs::write(self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
         let wanted = u64::from(frozen);
         wait_for(&self.path.join("cgroup.events"), |events| value(events, "frozen") == Some(wanted)).await
+    }
+
+    /// Its limits as they are.
+    pub fn limits(&self) -> std::io::Result<Limits> {
+        Limits::read(&self.path)
     }
 
     /// Sets limits; what `resources` does not mention stays.

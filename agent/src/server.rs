@@ -133,7 +133,7 @@ methods! {
     create_container(server, request: CreateContainerRequest) -> CreateContainerResponse {
         let sandbox = server.sandbox.clone();
         let built = whole(async move { container::create(&sandbox, request).await }).await?;
-        let (devices, device_rules) = built.devices().report();
+        let (devices, device_rules) = built.devices().report()?;
         let pid = built.process("")?.pid.unsigned_abs();
         Ok(CreateContainerResponse { pid, devices, device_rules, ..Default::default() })
     }

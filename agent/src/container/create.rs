@@ -10,15 +10,16 @@ use oci_spec::runtime::Spec;
 use tokio::net::unix::pipe;
 use tokio::sync::RwLock;
 
+use super::assign::wait_for_all;
 use super::devices::Devices;
+use super::inventory::Inventory;
 use super::io::{Streams, Terminal, pipes, start_terminal};
-use super::lent::Lent;
 use super::localize::{Guest, LocalizeError, Localized, localize};
 use super::process::{Fresh, Process};
 use super::state::{Container, Phase};
 use super::{RUN, check_id};
 use crate::cgroup::Cgroup;
-use crate::device::{self, LocateError, RewriteError};
+use crate::device::{self, LocateError};
 use crate::fault::{Fault, Result};
 use crate::oci::{OciError, Request};
 use crate::sandbox::Sandbox;
@@ -66,10 +67,12 @@ async fn build(
     if !Path::new(&request.rootfs).is_dir() {
         return Err(Fault::InvalidArgument(format!("rootfs {:?} is not a directory", request.rootfs)));
     }
-    let lent = Lent::find(&sandbox.uevents, &spec, &request.devices, DEVICE_TIMEOUT).await?;
-    let mut spec = lent.write_into(&spec)?;
+    let devices = wait_for_all(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
+    let mut inventory = Inventory::new(&spec, devices)?;
+    let mut spec = inventory.write_into(&spec)?;
     if request.all_guest_devices {
         spec = device::with_all(&spec).context("list the devices of the guest")?;
+        inventory = inventory.with_guest_entries(&spec)?;
     }
     let guest = Guest { swap: Path::new("/proc/swaps").exists() };
     let Localized { spec, sysctls, own_pids } =
@@ -86,9 +89,8 @@ async fn build(
         .with_context(|| format!("write {config:?}"))?;
 
     // Before anything of the container runs.
-    let devices = Devices::new(lent, &spec)?;
     cgroup.make().with_context(|| format!("make the cgroup of container {id}"))?;
-    devices.load(&spec)?.enforce(cgroup)?;
+    let devices = Devices::enforce(inventory, cgroup)?;
 
     let build = Request::Create { id: id.clone(), bundle: directory.to_owned(), state, terminal };
     let (built, streams) = if terminal {
@@ -195,12 +197,6 @@ impl From<LocalizeError> for Fault {
             LocalizeError::Unsupported(_) => Self::Unimplemented(error.to_string()),
             _ => Self::InvalidArgument(error.to_string()),
         }
-    }
-}
-
-impl From<RewriteError> for Fault {
-    fn from(error: RewriteError) -> Self {
-        Self::InvalidArgument(error.to_string())
     }
 }
 

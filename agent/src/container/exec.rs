@@ -11,9 +11,9 @@ use super::check_id;
 use super::create::Plumbing;
 use super::io::{Streams, pipes};
 use super::localize::localize_process;
-use super::passed;
 use super::process::Process;
 use super::state::{Container, Phase};
+use crate::device::translate_process;
 use crate::fault::{Fault, Result};
 use crate::oci::Request;
 use crate::sandbox::Sandbox;
@@ -46,7 +46,7 @@ async fn build(
     let mut process: oci_spec::runtime::Process = serde_json::from_slice(&request.process)
         .map_err(|error| Fault::InvalidArgument(format!("OCI process: {error}")))?;
     localize_process(&mut process);
-    passed::translate(&mut process, &container.devices.pci_addresses());
+    translate_process(&mut process, &container.devices.pci_addresses());
     let (owner, terminal) = (process.user().uid(), process.terminal().unwrap_or(false));
     let file = scratch.join("process.json");
     std::fs::write(&file, serde_json::to_vec(&process).context("encode the process")?)

@@ -2,21 +2,21 @@
 //!
 //! In reading order: [`mod@create`] is the whole story of a container, [`mod@exec`] of one more process in it;
 //! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
-//! its standard streams, [`localize`] makes the host's spec the guest's, [`lent`] finds
-//! its devices and writes them into the spec, [`passed`] does so for PCI functions, [`devices`] enforces the rules;
-//! [`mod@plug`] changes the volumes and devices of a container that is there, the latter as a [`batch`].
+//! its standard streams, [`localize`] makes the host's spec the guest's. [`assign`]
+//! waits for the devices assigned to it, [`inventory`] is all of them as a value, with its rules, and [`devices`] enforces
+//! that; [`mod@plug`] changes the volumes and devices of an existing container, [`update`] its limits and rules.
 
-mod batch;
+mod assign;
 mod create;
 mod devices;
 mod exec;
+mod inventory;
 mod io;
-mod lent;
 mod localize;
-mod passed;
 mod plug;
 mod process;
 mod state;
+mod update;
 
 use crate::fault::{Fault, Result};
 

@@ -1,8 +1,8 @@
-//! Volumes and devices that come to a container that is there, and go before it does. A volume is a virtio-fs device
+//! Volumes and devices that come to an existing container, and go before it does. A volume is a virtio-fs device
 //! of its own; a device is an entry of an OCI spec, as when a container is made.
 //!
 //! Decided here, done by a helper, which enters the container's mount namespace ([`crate::oci::Request::Plug`]).
-//! A device may be used before its node is there, and may not before that is gone. No volume is remembered: what is
+//! The rules allow a device before its node is made, and deny it before its node is removed. No volume is remembered: what is
 //! taken out is recognised by its device.
 
 use std::os::fd::OwnedFd;
@@ -14,8 +14,10 @@ use kiai_protocol::agent::{PlugRequest, PlugResponse, PluggedMount, UnplugReques
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::RwLockReadGuard;
 
-use super::batch::Batch;
-use super::devices::Leaving;
+use super::assign::wait_for_all;
+use super::inventory::Attachment;
+use super::inventory::Detached;
+use super::inventory::Inventory;
 use super::state::{Container, Phase};
 use crate::device::{self, LocateError};
 use crate::fault::{Fault, Result};
@@ -32,22 +34,23 @@ pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugReques
     for volume in &volumes {
         device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
     }
-    let mut batch = Batch::find(&sandbox.uevents, &request.linux, &request.devices, DEVICE_TIMEOUT).await?;
+    let devices = wait_for_all(&sandbox.uevents, &request.devices, DEVICE_TIMEOUT).await?;
+    let attachment = Attachment::new(&request.linux, devices)?;
+    let entries = attachment.entries();
     let (_phase, init) = hold(container).await?;
-    let devices = &container.devices;
-    let entries = batch.entries();
-    let nodes = devices.admit(&mut batch)?;
-    let before = devices.rules();
-    devices.change_rules(devices.rules_with(&batch), &container.cgroup)?;
+    let change = container.devices.change().await;
+    let before = change.inventory();
+    let (after, nodes) = before.attach(attachment)?;
+    // The rules come first: a node that is made can be used.
+    change.enforce(after.into(), &container.cgroup)?;
     if let Err(error) = sandbox.helper.change(Request::Plug(Changes { volumes, nodes }), &init).await {
-        devices.change_rules(before, &container.cgroup)?;
+        change.enforce(before, &container.cgroup)?;
         return Err(error.into());
     }
-    devices.add(batch);
-    Ok(response(container, &entries))
+    response(&change.inventory(), &entries)
 }
 
-/// Takes volumes and devices out of it, all or none. What is not there any more is no error.
+/// Takes volumes and devices out of it, all or none. One that has gone already is no error.
 pub async fn unplug(
     sandbox: &Sandbox,
     container: &Container,
@@ -64,38 +67,36 @@ pub async fn unplug(
         }
     }
     let (_phase, init) = hold(container).await?;
-    let devices = &container.devices;
-    let leaving = devices.leaving(&request.devices);
-    let before = devices.rules();
+    let change = container.devices.change().await;
+    let before = change.inventory();
+    let (after, detached) = before.detach(&request.devices)?;
     // From here on nobody comes to use them.
-    devices.change_rules(devices.rules_without(&leaving), &container.cgroup)?;
-    if let Err(error) = take_out(sandbox, volumes, &leaving, &init).await {
-        devices.change_rules(before, &container.cgroup)?;
+    change.enforce(after.into(), &container.cgroup)?;
+    if let Err(error) = take_out(sandbox, volumes, detached, &init).await {
+        change.enforce(before, &container.cgroup)?;
         return Err(error);
     }
-    devices.forget(&leaving);
     let entries: Vec<_> = request.devices.iter().map(|device| PathBuf::from(&device.entry)).collect();
-    Ok(response(container, &entries))
+    response(&change.inventory(), &entries)
 }
 
 /// What the container has at these entries now.
-fn response(container: &Container, entries: &[PathBuf]) -> PlugResponse {
-    let (mut devices, device_rules) = container.devices.report();
+fn response(inventory: &Inventory, entries: &[PathBuf]) -> Result<PlugResponse> {
+    let (mut devices, device_rules) = inventory.report()?;
     devices.retain(|device| entries.iter().any(|entry| entry == Path::new(&device.entry)));
-    PlugResponse { devices, device_rules, ..Default::default() }
+    Ok(PlugResponse { devices, device_rules, ..Default::default() })
 }
 
-async fn take_out(sandbox: &Sandbox, volumes: Vec<Volume>, leaving: &Leaving, init: &OwnedFd) -> Result<()> {
-    let ending = leaving.ending.clone();
+async fn take_out(sandbox: &Sandbox, volumes: Vec<Volume>, detached: Detached, init: &OwnedFd) -> Result<()> {
+    let Detached { nodes, assigned } = detached;
     let used = move || {
-        let used = device::used(&ending.iter().map(DeviceNode::identity).collect::<Vec<_>>())?;
-        Ok::<_, std::io::Error>(ending.into_iter().find(|node| used.contains(&node.identity())))
+        let used = device::used(&assigned.iter().map(DeviceNode::identity).collect::<Vec<_>>())?;
+        Ok::<_, std::io::Error>(assigned.into_iter().find(|node| used.contains(&node.identity())))
     };
     let used = tokio::task::spawn_blocking(used).await.context("look for users")?;
     if let Some(node) = used.context("look for users of devices")? {
         return Err(Fault::FailedPrecondition(format!("device {:?}: it is in use", node.path)));
     }
-    let nodes = leaving.nodes.clone();
     Ok(sandbox.helper.change(Request::Unplug(Changes { volumes, nodes }), init).await?)
 }
 

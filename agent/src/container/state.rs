@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use oci_spec::runtime::LinuxResources;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -147,28 +146,6 @@ impl Container {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             other => Ok(other.with_context(|| format!("list the processes of container {}", self.id))?),
         }
-    }
-
-    /// Sets limits, and with new device rules, which are the host's, what it may do with devices; blocking. A
-    /// memory limit below what the container cannot do without would be the end of one of its processes, so it
-    /// is refused.
-    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        let limit = resources.memory().as_ref().and_then(|memory| memory.limit());
-        if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()).filter(|&limit| limit > 0) {
-            let stats = self.cgroup.stats();
-            let held = stats.memory_anon + stats.memory_kernel;
-            if held > limit {
-                return Err(Fault::FailedPrecondition(format!(
-                    "container {} uses {held} bytes of memory that cannot be reclaimed: more than {limit}",
-                    self.id
-                )));
-            }
-        }
-        // Whatever can be refused is, before anything changes.
-        let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
-        let loaded = rules.map(|rules| self.devices.load_rules(rules)).transpose()?;
-        self.cgroup.update(resources).with_context(|| format!("update container {}", self.id))?;
-        loaded.map_or(Ok(()), |loaded| loaded.enforce(&self.cgroup))
     }
 
     /// Its devices as the host is told of them.

@@ -3,9 +3,23 @@
 //! Kubernetes device plugins tell a container which functions it was given in variables `PCIDEVICE_NAME` (a
 //! list of addresses, separated by commas) and `PCIDEVICE_NAME_INFO` (JSON with addresses as keys and values).
 //! An address is translated where the whole of a word is one; text that merely contains one stays.
+//!
+//! No value is lost. An address that no assigned function has stays as it is, and so may come to be the guest's
+//! address of another one. Of two members of a JSON object that then have one key both stay, and the one of the
+//! assigned function is last, which is the one that parsers go by (RFC 8259 §4).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use oci_spec::runtime::Process;
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
+use serde::ser::SerializeMap;
 use serde_json::Value;
 
 const PREFIX: &str = "PCIDEVICE_";
@@ -13,9 +27,13 @@ const PREFIX: &str = "PCIDEVICE_";
 /// Host address → guest address, both as sysfs writes them: "0000:00:03.0".
 pub type PciAddresses = BTreeMap<String, String>;
 
-/// The environment with the addresses of its PCI functions translated. What names another function stays.
-pub fn translate(environment: &[String], addresses: &PciAddresses) -> Vec<String> {
-    environment.iter().map(|variable| variable_of(variable, addresses)).collect()
+/// Translates the addresses in a process's environment.
+pub fn translate_process(process: &mut Process, addresses: &PciAddresses) {
+    if !addresses.is_empty() {
+        let environment = process.env().as_deref().unwrap_or_default();
+        let environment = environment.iter().map(|variable| variable_of(variable, addresses)).collect();
+        process.set_env(Some(environment));
+    }
 }
 
 fn variable_of(variable: &str, addresses: &PciAddresses) -> String {
@@ -23,32 +41,133 @@ fn variable_of(variable: &str, addresses: &PciAddresses) -> String {
     if !name.starts_with(PREFIX) {
         return variable.to_owned();
     }
-    let value = match serde_json::from_str(value) {
-        Ok(json @ (Value::Object(_) | Value::Array(_))) => json_of(json, addresses).to_string(),
+    let value = match serde_json::from_str::<Json>(value) {
+        Ok(json @ (Json::Object(_) | Json::Array(_))) => {
+            serde_json::to_string(&json.translated(addresses)).expect("every key is a string")
+        }
         _ => list_of(value, addresses),
     };
     format!("{name}={value}")
 }
 
 fn list_of(list: &str, addresses: &PciAddresses) -> String {
-    let words: Vec<&str> = list.split(',').map(|word| word_of(word, addresses)).collect();
+    let words: Vec<&str> = list.split(',').map(|word| word_of(word, addresses).unwrap_or(word)).collect();
     words.join(",")
 }
 
-fn word_of<'a>(word: &'a str, addresses: &'a PciAddresses) -> &'a str {
+/// The guest's address, if a word is the host's address of an assigned function.
+fn word_of<'a>(word: &str, addresses: &'a PciAddresses) -> Option<&'a str> {
     // Hex digits come in either case.
-    addresses.get(&word.trim().to_ascii_lowercase()).map_or(word, String::as_str)
+    addresses.get(&word.trim().to_ascii_lowercase()).map(String::as_str)
 }
 
-fn json_of(json: Value, addresses: &PciAddresses) -> Value {
-    match json {
-        Value::Object(fields) => fields
-            .into_iter()
-            .map(|(key, value)| (word_of(&key, addresses).to_owned(), json_of(value, addresses)))
-            .collect(),
-        Value::Array(values) => values.into_iter().map(|value| json_of(value, addresses)).collect(),
-        Value::String(word) => Value::String(word_of(&word, addresses).to_owned()),
-        other => other,
+/// JSON whose objects keep every member, in order.
+enum Json {
+    Object(Vec<(String, Json)>),
+    Array(Vec<Json>),
+    String(String),
+    Other(Value),
+}
+
+impl Json {
+    fn translated(self, addresses: &PciAddresses) -> Self {
+        match self {
+            Self::Object(members) => {
+                let (mut others, mut assigned) = (Vec::new(), Vec::new());
+                let keys: Vec<String> = members.iter().map(|(key, _)| key.clone()).collect();
+                for (key, value) in members {
+                    let value = value.translated(addresses);
+                    match word_of(&key, addresses) {
+                        // Behind one that has this very key and stays.
+                        Some(guest) if keys.iter().any(|other| other == guest) => {
+                            assigned.push((guest.to_owned(), value));
+                        }
+                        Some(guest) => others.push((guest.to_owned(), value)),
+                        None => others.push((key, value)),
+                    }
+                }
+                others.extend(assigned);
+                Self::Object(others)
+            }
+            Self::Array(values) => {
+                Self::Array(values.into_iter().map(|value| value.translated(addresses)).collect())
+            }
+            Self::String(word) => Self::String(word_of(&word, addresses).map_or(word, str::to_owned)),
+            other @ Self::Other(_) => other,
+        }
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Object(members) => {
+                let mut map = serializer.serialize_map(Some(members.len()))?;
+                for (key, value) in members {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+            Self::Array(values) => values.serialize(serializer),
+            Self::String(word) => word.serialize(serializer),
+            Self::Other(value) => value.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut members = Vec::new();
+        while let Some(member) = map.next_entry()? {
+            members.push(member);
+        }
+        Ok(Json::Object(members))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Json, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = sequence.next_element()? {
+            values.push(value);
+        }
+        Ok(Json::Array(values))
+    }
+
+    fn visit_str<E>(self, word: &str) -> Result<Json, E> {
+        Ok(Json::String(word.to_owned()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Other(Value::Null))
     }
 }
 
@@ -56,10 +175,13 @@ fn json_of(json: Value, addresses: &PciAddresses) -> Value {
 mod tests {
     use super::*;
 
+    fn translated_by(variable: &str, addresses: &[(&str, &str)]) -> String {
+        let owned = |(host, guest): &(&str, &str)| ((*host).to_owned(), (*guest).to_owned());
+        variable_of(variable, &addresses.iter().map(owned).collect())
+    }
+
     fn translated(variable: &str) -> String {
-        let addresses = [("0000:00:03.0", "0000:00:05.0"), ("0000:00:05.0", "0000:00:03.0")];
-        let addresses = addresses.map(|(host, guest)| (host.to_owned(), guest.to_owned())).into();
-        translate(&[variable.to_owned()], &addresses).remove(0)
+        translated_by(variable, &[("0000:00:03.0", "0000:00:05.0"), ("0000:00:05.0", "0000:00:03.0")])
     }
 
     #[test]
@@ -76,6 +198,20 @@ mod tests {
             translated(r#"PCIDEVICE_X_INFO={"0000:00:03.0":{"generic":{"deviceID":"0000:00:03.0","n":3}}}"#),
             r#"PCIDEVICE_X_INFO={"0000:00:05.0":{"generic":{"deviceID":"0000:00:05.0","n":3}}}"#
         );
+    }
+
+    #[test]
+    fn no_value_is_lost_when_two_functions_come_to_have_one_address() {
+        let one = [("0000:00:03.0", "0000:00:05.0")];
+        for members in [r#""0000:00:03.0":1,"0000:00:05.0":2"#, r#""0000:00:05.0":2,"0000:00:03.0":1"#] {
+            let after = translated_by(&format!("PCIDEVICE_X_INFO={{{members}}}"), &one);
+            assert_eq!(after, r#"PCIDEVICE_X_INFO={"0000:00:05.0":2,"0000:00:05.0":1}"#);
+            let parsed: Value = serde_json::from_str(after.split_once('=').unwrap().1).unwrap();
+            assert_eq!(parsed["0000:00:05.0"], 1, "parsers go by the assigned function");
+        }
+        let swapped = translated(r#"PCIDEVICE_X_INFO={"0000:00:03.0":1,"0000:00:05.0":[2,null,true,-1.5]}"#);
+        let parsed: Value = serde_json::from_str(swapped.split_once('=').unwrap().1).unwrap();
+        assert_eq!(parsed, serde_json::json!({"0000:00:05.0": 1, "0000:00:03.0": [2, null, true, -1.5]}));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A PCI function of the host, passed to this guest: the nodes its driver makes, or the node of its VFIO group.
+//! A PCI function of the host, assigned to this guest: the nodes its driver makes, or the node of its VFIO group.
 //!
 //! Nodes are found in sysfs below the function and named by the kernel (`DEVNAME`). A storage function has its
 //! nodes when its first disk has been scanned for partitions: opening the disk waits for that (Linux

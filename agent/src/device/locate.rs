@@ -13,6 +13,7 @@ use kiai_protocol::agent::device_locator::By;
 use kiai_protocol::pci_path::{ParsePciPathError, PciPath};
 use serde::{Deserialize, Serialize};
 
+use super::rule::Identity;
 use crate::uevent::Uevents;
 
 /// Block or character (OCI runtime-spec config-linux.md#devices).
@@ -42,9 +43,16 @@ pub struct Node {
     /// Block or character.
     pub kind: DeviceKind,
     /// Device number.
-    pub major: i64,
+    pub major: u32,
     /// Device number.
-    pub minor: i64,
+    pub minor: u32,
+}
+
+impl Node {
+    /// What it names, under whatever path.
+    pub fn identity(&self) -> Identity {
+        Identity { kind: self.kind, major: self.major, minor: self.minor }
+    }
 }
 
 /// Why a locator leads nowhere.
@@ -209,7 +217,7 @@ fn node_of_disk(disk: &Path) -> Option<Node> {
     Some(Node { path, kind: DeviceKind::Block, major, minor })
 }
 
-pub(super) fn parse_dev(text: &str) -> Option<(i64, i64)> {
+pub(super) fn parse_dev(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -240,7 +248,7 @@ mod tests {
         Target::parse(&locator).unwrap().look_up(sys.path())
     }
 
-    fn node(path: &str, major: i64, minor: i64) -> Option<Node> {
+    fn node(path: &str, major: u32, minor: u32) -> Option<Node> {
         Some(Node { path: path.into(), kind: DeviceKind::Block, major, minor })
     }
 

@@ -1,51 +1,64 @@
-//! The device lists of an OCI spec, from the host's numbers to the guest's. Pure.
+//! Entries and rules of a container's devices, from the host's numbers to the guest's. Pure.
 //!
-//! OCI runtime-spec config-linux.md#devices and #allowed-device-list. The loop runs over the entries of the
-//! spec and each entry looks up the one device meant for it by its **original** identity. So every entry is
-//! changed at most once, whatever the devices and their order: with the loops the other way round a row
-//! changed from `1:3` to `1:5` for one device is taken for another's host number `1:5` and changed again.
+//! OCI runtime-spec config-linux.md#devices and #allowed-device-list. One loop runs over the entries and one over the
+//! rules, and each looks up what it becomes by its **original** identity ([`HostRows`]). So every entry and every rule
+//! is changed at most once, whatever the devices and their order: with the loops the other way round a row changed
+//! from `1:3` to `1:5` for one device is taken for another's host number `1:5` and changed again.
 //!
-//! What a container may do with a device here is what the spec's rules let it do on the host, no less and no
-//! more. Rules that name the device exactly follow it. Where the others decide (a wildcard that fits only the
-//! host's number, a rule for a number that is another device's on the host) a rule is appended that says it in
-//! the guest's numbers; appended, so that it cannot be taken for another device's host number.
+//! What a container may do with a device here is what the rules let it do with the row's device on the host, no less
+//! and no more:
+//!
+//! - A rule that names a device becomes a rule for each of the row's nodes. One that allows a device which no row
+//!   names is an error, because its number may be a neighbour's here; one that denies such a device is dropped.
+//! - A rule with a wildcard (`b 254:*`) names a driver of the host. It becomes a rule for each node of a row that it
+//!   fits on the host, and for each standard device ([`super::standard`]) that it fits.
+//! - A rule for all numbers stays where it gives no use of a block or a character device of somebody else's: it denies,
+//!   it is for every type (`a *:*`, which engines write for privileged containers), or it lets nodes be made.
+//! - Last, where several devices of the host share a node (two IOMMU groups and `/dev/vfio/vfio`) so that the order of
+//!   rules would decide for one in another's place, a rule is appended that says what any of them may.
 //!
 //! Enforcing the rules is [`super::filter`]'s business.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Spec};
+use oci_spec::runtime::Linux;
+use oci_spec::runtime::LinuxDevice;
+use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::Mount;
+use oci_spec::runtime::MountBuilder;
+use oci_spec::runtime::Spec;
 
-use super::rule::{Access, Identity, Rule, RuleError, granted};
-use super::{DeviceKind, Node};
+use super::AssignedDevice;
+use super::HostRows;
+use super::rule::Access;
+use super::rule::Identity;
+use super::rule::Rule;
+use super::rule::RuleError;
+use super::rule::granted;
+use super::standard;
 
-/// An entry of the container's `linux.devices` and the guest device that serves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocatedDevice {
-    /// The entry's path.
-    pub container_path: PathBuf,
-    /// The entry's type.
-    pub kind: DeviceKind,
-    /// The entry's number, on the host.
-    pub host_major: i64,
-    /// The entry's number, on the host.
-    pub host_minor: i64,
-    /// What serves it.
-    pub node: Node,
-    /// The path it gets in the container, where that differs from `container_path` (`/dev/vfio/12` on the
-    /// host is another group in the guest).
-    pub guest_path: Option<PathBuf>,
-}
-
-/// Why a spec and its devices do not fit together. The spec is untouched.
+/// Why entries, rules and devices do not fit together.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RewriteError {
     /// A device needs an entry to serve.
     #[error("device {0:?} is not in linux.devices")]
     NoEntry(PathBuf),
-    /// Two devices for one entry.
-    #[error("two devices for {0:?}")]
+    /// An entry needs a device, unless every guest has one.
+    #[error("{path:?} in linux.devices is {}, which is not assigned to the guest", shown(*found))]
+    NotAssigned {
+        /// The entry.
+        path: PathBuf,
+        /// What the spec says; none for what is no device.
+        found: Option<Identity>,
+    },
+    /// A rule needs a device, unless every guest has one.
+    #[error("device rule \"{0}\": linux.devices has no such device")]
+    RuleNotAssigned(Rule),
+    /// Two devices at one path of the container.
+    #[error("{0:?} would be two devices")]
     TwoDevices(PathBuf),
     /// The entry at this path is another device than the host meant.
     #[error("{path:?} is {} in linux.devices, but {expected} was located for it", shown(*found))]
@@ -60,9 +73,6 @@ pub enum RewriteError {
     /// The host's device and the guest's are not of one type.
     #[error("{0:?} was located as a device of another type")]
     OtherKind(PathBuf),
-    /// The path a device gets here is another entry's already.
-    #[error("{0:?} would be two devices")]
-    TwoAtPath(PathBuf),
     /// A rule nobody can follow.
     #[error(transparent)]
     Rule(#[from] RuleError),
@@ -76,141 +86,124 @@ pub enum RewriteError {
     },
 }
 
-impl LocatedDevice {
-    fn on_host(&self) -> Identity {
-        Identity { kind: self.kind, major: self.host_major, minor: self.host_minor }
-    }
-
-    fn in_guest(&self) -> Identity {
-        Identity { kind: self.node.kind, major: self.node.major, minor: self.node.minor }
-    }
-}
-
-/// Returns `spec` with every entry and every rule of `devices` in the guest's numbers, or an error.
-///
-/// Entries and rules keep their number and order, but for rules appended at the end; what names none of
-/// `devices` is as it was. A spec without any rule lets its entries be used.
-pub fn rewrite(spec: &Spec, devices: &[LocatedDevice]) -> Result<Spec, RewriteError> {
-    let (by_path, by_host) = index(devices)?;
+/// Returns `spec` with its entries and rules as the guest's, or an error. A spec without any rule lets its entries be
+/// used.
+pub fn rewrite(spec: &Spec, devices: &[AssignedDevice]) -> Result<Spec, RewriteError> {
+    let rows = HostRows::of(entries(spec), devices)?;
+    let rules = derive(&Rule::parse_all(rules(spec))?, &rows)?;
     let mut rewritten = spec.clone();
-    let Some(first) = devices.first() else { return Ok(rewritten) };
-    let Some(linux) = rewritten.linux_mut().as_mut() else {
-        return Err(RewriteError::NoEntry(first.container_path.clone()));
-    };
-    let entries = linux.devices_mut().as_deref_mut().unwrap_or_default();
-    if let Some(device) =
-        devices.iter().find(|device| entries.iter().all(|entry| *entry.path() != device.container_path))
-    {
-        return Err(RewriteError::NoEntry(device.container_path.clone()));
+    let Some(linux) = rewritten.linux_mut() else { return Ok(rewritten) };
+    let mut bound = Vec::new();
+    if linux.devices().is_some() {
+        let mut made = Vec::new();
+        for (entry, node) in rows.rewrite(entries(spec))? {
+            match node.filter(|node| has_user_namespace(linux) && node.node.path != *entry.path()) {
+                Some(node) => bound.push(bind(&node.node.path, entry.path())),
+                None => made.push(entry),
+            }
+        }
+        linux.set_devices(Some(made));
     }
-    rewrite_entries(entries, &by_path)?;
-
-    let rules = linux.resources_mut().get_or_insert_default().devices_mut().get_or_insert_default();
-    let before = Rule::parse_all(rules)?;
-    rewrite_rules(rules, &by_host);
-    let after = Rule::parse_all(rules)?;
-    for (guest, wanted) in wanted(devices, &before) {
-        let has = granted(&after, guest);
-        rules.extend(rule(true, guest, wanted.without(has)));
-        rules.extend(rule(false, guest, has.without(wanted)));
+    if !rules.is_empty() || linux.resources().as_ref().is_some_and(|resources| resources.devices().is_some())
+    {
+        let rules = rules.into_iter().map(LinuxDeviceCgroup::from).collect();
+        linux.resources_mut().get_or_insert_default().set_devices(Some(rules));
+    }
+    if !bound.is_empty() {
+        rewritten.mounts_mut().get_or_insert_default().extend(bound);
     }
     Ok(rewritten)
 }
 
-/// What may be done with each device of the guest, by what its host devices may be used for.
-fn wanted(devices: &[LocatedDevice], before: &[Rule]) -> BTreeMap<Identity, Access> {
+/// Whoever makes the container cannot make nodes in a user namespace, and binds the guest's.
+fn has_user_namespace(linux: &Linux) -> bool {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User)
+}
+
+/// libcontainer binds what has the entry's own path in the guest, which may be a neighbour's node; so an entry whose
+/// node has another path is a mount.
+fn bind(node: &Path, entry: &Path) -> Mount {
+    let mount = MountBuilder::default().source(node).destination(entry).typ("bind");
+    mount.options(vec!["bind".to_owned()]).build().expect("every field of a mount has a default")
+}
+
+/// The entries of a spec.
+pub fn entries(spec: &Spec) -> &[LinuxDevice] {
+    spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default()
+}
+
+/// The rules of a spec.
+pub fn rules(spec: &Spec) -> &[LinuxDeviceCgroup] {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
+}
+
+/// A container's rules in the guest's numbers: what they let it do with the nodes of `rows`, with standard devices and,
+/// by a rule for every device, with what else the guest has.
+pub fn derive(rules: &[Rule], rows: &HostRows) -> Result<Vec<Rule>, RewriteError> {
+    let mut derived = Vec::new();
+    for rule in rules {
+        derived.extend(translate(rule, rows)?);
+    }
+    let mut appended = Vec::new();
+    for (node, wanted) in wanted(rules, rows) {
+        let has = granted(&derived, node);
+        appended.extend(Rule::exact(true, node, wanted.without(has)));
+        appended.extend(Rule::exact(false, node, has.without(wanted)));
+    }
+    derived.extend(appended);
+    Ok(derived)
+}
+
+/// The rules of rows that come to a container with rules of their own, to follow the container's. They are about
+/// nothing but the nodes of `rows`.
+pub fn derive_attached(rules: &[Rule], rows: &HostRows) -> Result<Vec<Rule>, RewriteError> {
+    for rule in rules {
+        translate(rule, rows)?;
+    }
+    let wanted = wanted(rules, rows).into_iter();
+    Ok(wanted.filter_map(|(node, access)| Rule::exact(true, node, access)).collect())
+}
+
+/// What a rule of the host is here.
+fn translate(rule: &Rule, rows: &HostRows) -> Result<Vec<Rule>, RewriteError> {
+    let no_use = !rule.allow || rule.kind.is_none() || rule.access == Access::MKNOD;
+    if rule.major.is_none() && rule.minor.is_none() && no_use {
+        return Ok(vec![*rule]);
+    }
+    let mut is_known = false;
+    let mut derived = Vec::new();
+    for (_, nodes) in rows.iter().filter(|(host, _)| rule.fits(*host)) {
+        is_known = true;
+        derived.extend(nodes.iter().map(|node| rule.narrowed(node.node.identity())));
+    }
+    // A row decides about its number, also where the number is a standard device's.
+    let standard = standard::expand(rule).filter(|(own, _)| own.is_none_or(|own| rows.get(own).is_none()));
+    derived.extend(standard.map(|(_, rule)| rule));
+    let names_one = rule.major.is_some() && rule.minor.is_some();
+    let is_orphan = rule.allow && names_one && !is_known && derived.is_empty();
+    if is_orphan { Err(RewriteError::RuleNotAssigned(*rule)) } else { Ok(derived) }
+}
+
+/// What may be done with each node of the rows: what may be done with any device of the host that becomes it.
+fn wanted(rules: &[Rule], rows: &HostRows) -> BTreeMap<Identity, Access> {
+    let may = |host| if rules.is_empty() { Access::ALL } else { granted(rules, host) };
     let mut wanted = BTreeMap::<Identity, Access>::new();
-    for device in devices {
-        let access = if before.is_empty() { Access::ALL } else { granted(before, device.on_host()) };
-        let all = wanted.entry(device.in_guest()).or_default();
-        *all = all.with(access);
+    for (host, nodes) in rows.iter() {
+        for node in nodes.iter().map(|node| node.node.identity()) {
+            // A standard device without a row is itself on the host.
+            let own = standard::contains(node) && rows.get(node).is_none();
+            let own = if own { granted(rules, node) } else { Access::NONE };
+            let all = wanted.entry(node).or_default();
+            *all = all.with(may(host)).with(own);
+        }
     }
     wanted
 }
 
-type ByPath<'a> = HashMap<&'a PathBuf, &'a LocatedDevice>;
-type ByHost<'a> = HashMap<Identity, &'a LocatedDevice>;
-
-fn index(devices: &[LocatedDevice]) -> Result<(ByPath<'_>, ByHost<'_>), RewriteError> {
-    let mut by_path = ByPath::new();
-    let mut by_host = ByHost::new();
-    for device in devices {
-        if device.kind != device.node.kind {
-            return Err(RewriteError::OtherKind(device.container_path.clone()));
-        }
-        if by_path.insert(&device.container_path, device).is_some() {
-            return Err(RewriteError::TwoDevices(device.container_path.clone()));
-        }
-        let other = by_host.insert(device.on_host(), device);
-        if let Some(other) = other.filter(|other| other.in_guest() != device.in_guest()) {
-            // Named in one order whatever the order of `devices`.
-            let mut paths = [other.container_path.clone(), device.container_path.clone()];
-            paths.sort();
-            let [first, second] = paths;
-            return Err(RewriteError::Split { first, second });
-        }
-    }
-    Ok((by_path, by_host))
-}
-
-fn rewrite_entries(entries: &mut [LinuxDevice], by_path: &ByPath<'_>) -> Result<(), RewriteError> {
-    let mut moved = Vec::new();
-    for entry in &mut *entries {
-        let Some(device) = by_path.get(entry.path()) else { continue };
-        let found = identity(Some(entry.typ()), Some(entry.major()), Some(entry.minor()));
-        if found != Some(device.on_host()) {
-            let path = entry.path().clone();
-            return Err(RewriteError::OtherIdentity { path, found, expected: device.on_host() });
-        }
-        entry.set_major(device.node.major).set_minor(device.node.minor);
-        if let Some(path) = &device.guest_path {
-            entry.set_path(path.clone());
-            moved.push(path);
-        }
-    }
-    match moved.into_iter().find(|path| entries.iter().filter(|entry| entry.path() == *path).count() > 1) {
-        Some(path) => Err(RewriteError::TwoAtPath(path.clone())),
-        None => Ok(()),
-    }
-}
-
-fn rewrite_rules(rules: &mut [LinuxDeviceCgroup], by_host: &ByHost<'_>) {
-    for rule in rules {
-        let original = identity(rule.typ(), rule.major(), rule.minor());
-        if let Some(device) = original.and_then(|original| by_host.get(&original)) {
-            rule.set_major(Some(device.node.major)).set_minor(Some(device.node.minor));
-        }
-    }
-}
-
-/// `None` for what names no single device: a wildcard, a fifo.
-fn identity(typ: Option<LinuxDeviceType>, major: Option<i64>, minor: Option<i64>) -> Option<Identity> {
-    let kind = match typ? {
-        LinuxDeviceType::B => DeviceKind::Block,
-        LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
-        LinuxDeviceType::A | LinuxDeviceType::P => return None,
-    };
-    Some(Identity { kind, major: major.filter(|n| *n >= 0)?, minor: minor.filter(|n| *n >= 0)? })
-}
-
 fn shown(found: Option<Identity>) -> String {
     found.map_or_else(|| "no device".to_owned(), |found| found.to_string())
-}
-
-fn rule(allow: bool, device: Identity, access: Access) -> Option<LinuxDeviceCgroup> {
-    let typ = match device.kind {
-        DeviceKind::Block => LinuxDeviceType::B,
-        DeviceKind::Character => LinuxDeviceType::C,
-    };
-    let rule = LinuxDeviceCgroupBuilder::default()
-        .allow(allow)
-        .typ(typ)
-        .major(device.major)
-        .minor(device.minor)
-        .access(access.to_string())
-        .build()
-        .expect("every field of a device rule has a default");
-    (!access.is_none()).then_some(rule)
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //! OCI runtime-spec config-linux.md#allowed-device-list. Of several rules that name a device the last one
 //! decides, for each of reading, writing and making a node by itself; what no rule names is denied.
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::LinuxDeviceCgroupBuilder;
+use oci_spec::runtime::LinuxDeviceType;
 
 use super::DeviceKind;
 
@@ -91,9 +93,9 @@ pub struct Identity {
     /// Block or character.
     pub kind: DeviceKind,
     /// Device number.
-    pub major: i64,
+    pub major: u32,
     /// Device number.
-    pub minor: i64,
+    pub minor: u32,
 }
 
 impl std::fmt::Display for Identity {
@@ -159,10 +161,33 @@ impl Rule {
         rules.iter().map(Self::parse).collect()
     }
 
-    fn fits(&self, device: Identity) -> bool {
+    /// Denies everything.
+    pub const DENY_ALL: Self =
+        Self { allow: false, kind: None, major: None, minor: None, access: Access::ALL };
+
+    /// A rule for one device; none for no access.
+    pub(super) fn exact(allow: bool, device: Identity, access: Access) -> Option<Self> {
+        let Identity { kind, major, minor } = device;
+        let rule = Self { allow, kind: Some(kind), major: Some(major), minor: Some(minor), access };
+        (!access.is_none()).then_some(rule)
+    }
+
+    /// This rule for one device.
+    pub(super) fn narrowed(&self, device: Identity) -> Self {
+        let Identity { kind, major, minor } = device;
+        Self { kind: Some(kind), major: Some(major), minor: Some(minor), ..*self }
+    }
+
+    /// Whether it is for a device, alone or among others.
+    pub(super) fn fits(&self, device: Identity) -> bool {
         self.kind.is_none_or(|kind| kind == device.kind)
-            && self.major.is_none_or(|major| i64::from(major) == device.major)
-            && self.minor.is_none_or(|minor| i64::from(minor) == device.minor)
+            && self.major.is_none_or(|major| major == device.major)
+            && self.minor.is_none_or(|minor| minor == device.minor)
+    }
+
+    /// Whether it is for that device and no other.
+    pub fn names(&self, device: Identity) -> bool {
+        *self == self.narrowed(device)
     }
 }
 
@@ -172,6 +197,21 @@ impl std::fmt::Display for Rule {
         let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |n| n.to_string());
         let verb = if self.allow { "allow" } else { "deny" };
         write!(f, "{verb} {kind} {}:{} {}", number(self.major), number(self.minor), self.access)
+    }
+}
+
+impl From<Rule> for LinuxDeviceCgroup {
+    fn from(rule: Rule) -> Self {
+        let typ = match rule.kind {
+            None => LinuxDeviceType::A,
+            Some(DeviceKind::Block) => LinuxDeviceType::B,
+            Some(DeviceKind::Character) => LinuxDeviceType::C,
+        };
+        let made = LinuxDeviceCgroupBuilder::default().allow(rule.allow).typ(typ);
+        let mut made =
+            made.access(rule.access.to_string()).build().expect("every field of a rule has a default");
+        made.set_major(rule.major.map(Into::into)).set_minor(rule.minor.map(Into::into));
+        made
     }
 }
 
@@ -214,7 +254,7 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn device(kind: DeviceKind, major: i64, minor: i64) -> Identity {
+    fn device(kind: DeviceKind, major: u32, minor: u32) -> Identity {
         Identity { kind, major, minor }
     }
 

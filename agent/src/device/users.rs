@@ -67,7 +67,7 @@ fn open_device(link: &Path) -> Option<Identity> {
         FileType::CharacterDevice => DeviceKind::Character,
         _ => return None,
     };
-    let (major, minor) = (found.stx_rdev_major.into(), found.stx_rdev_minor.into());
+    let (major, minor) = (found.stx_rdev_major, found.stx_rdev_minor);
     Some(Identity { kind, major, minor })
 }
 

@@ -100,7 +100,7 @@ pub(super) fn plug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Result
 impl DeviceNode {
     /// What it names, under whatever path.
     pub fn identity(&self) -> Identity {
-        Identity { kind: self.kind, major: self.major.into(), minor: self.minor.into() }
+        Identity { kind: self.kind, major: self.major, minor: self.minor }
     }
 
     fn file_type(&self) -> FileType {

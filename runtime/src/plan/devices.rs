@@ -48,7 +48,7 @@ fn plan_devices(
     facts: &HostFacts,
 ) -> Result<Vec<Disk>, PlanError> {
     let mut disks = Vec::new();
-    for device in devices {
+    for device in once_each(devices) {
         let (path, major, minor) = (device.path(), device.major(), device.minor());
         let refuse = |reason: String| Err(PlanError::Device { path: path.clone(), reason });
         match device.typ() {
@@ -82,6 +82,15 @@ pub fn plan_lent(
 ) -> Result<(Vec<Disk>, Vec<PassedFunction>), PlanError> {
     let disks = plan_devices(devices, rules, facts)?;
     Ok((disks, plan_functions(devices, chosen, facts)?))
+}
+
+/// Entries without repetition: one device at one path, which other runtimes make once too.
+pub(super) fn once_each(devices: &[LinuxDevice]) -> impl Iterator<Item = &LinuxDevice> {
+    let key = |device: &LinuxDevice| (device.path().clone(), device.typ(), device.major(), device.minor());
+    let is_first = move |(index, device): &(usize, &LinuxDevice)| {
+        devices[..*index].iter().all(|earlier| key(earlier) != key(device))
+    };
+    devices.iter().enumerate().filter(is_first).map(|(_, device)| device)
 }
 
 /// A rule that allows one device of the host by its number needs an entry: without one nothing is lent, and in
@@ -118,7 +127,7 @@ fn plan_functions(
     facts: &HostFacts,
 ) -> Result<Vec<PassedFunction>, PlanError> {
     let mut functions: Vec<PassedFunction> = Vec::new();
-    for device in devices {
+    for device in once_each(devices) {
         let number = (device.major(), device.minor());
         if !matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U) {
             continue;
@@ -172,6 +181,18 @@ mod tests {
             read_only: false,
         };
         assert_eq!(disks, [expected]);
+    }
+
+    #[test]
+    fn an_entry_that_is_there_twice_is_one_disk() {
+        let twice = [
+            device("/dev/xvda", LinuxDeviceType::B, 7, 0),
+            device("/dev/xvda", LinuxDeviceType::B, 7, 0),
+            device("/dev/alias", LinuxDeviceType::B, 7, 0),
+        ];
+        let disks = plan_devices(&twice, &[], &facts()).unwrap();
+        let paths: Vec<_> = disks.iter().map(|disk| disk.container_path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/dev/xvda", "/dev/alias"]);
     }
 
     fn rules(rules: serde_json::Value) -> Vec<LinuxDeviceCgroup> {

@@ -14,12 +14,13 @@ use super::Disk;
 use super::PassMode;
 use super::PassedFunction;
 use super::VfioInterface;
+use super::devices::once_each;
 
 /// Every device of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceMap {
-    /// In the order of `linux.devices`; an IOMMU group may stand there several times.
+    /// In the order of `linux.devices`, an entry that is repeated there once; an IOMMU group may stand here several times.
     pub devices: Vec<MappedDevice>,
     /// It also has a node of every other device of the guest.
     pub all_devices: bool,
@@ -118,7 +119,7 @@ impl DeviceMap {
 
     /// The host's side of entries, and of what is lent for them.
     pub fn of(entries: &[LinuxDevice], disks: &[Disk], functions: &[PassedFunction]) -> Self {
-        let devices = entries.iter().flat_map(|entry| of_entry(entry, disks, functions)).collect();
+        let devices = once_each(entries).flat_map(|entry| of_entry(entry, disks, functions)).collect();
         Self { devices, ..Self::default() }
     }
 }
@@ -192,6 +193,7 @@ mod tests {
                     {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
                     {"path": "/dev/a", "type": "b", "major": 7, "minor": 0},
                     {"path": "/dev/again", "type": "b", "major": 7, "minor": 0},
+                    {"path": "/dev/a", "type": "b", "major": 7, "minor": 0},
                     {"path": "/dev/pipe", "type": "p"},
                 ],
                 "resources": {"devices": [{"allow": true, "type": "b", "major": 7, "minor": 0, "access": "r"}]},

@@ -193,6 +193,53 @@ fn containers_of_one_pod_reach_their_own_disk_and_not_their_neighbours() {
 }
 
 #[test]
+fn a_rule_for_a_driver_of_the_host_opens_no_neighbours_disk() {
+    scenario(|_| {
+        let containerd = Containerd::start();
+        let reference = containerd.import(&image("busybox"), "test/busybox");
+        let kind = "io.kubernetes.cri.container-type";
+        let start = |name: &str, role: &str, options: &[&str]| {
+            let role = format!("{kind}={role}");
+            let words = ["run", "-d", "--runtime", "io.containerd.kiai.v2", "--annotation", &role];
+            let of = ["--annotation", "io.kubernetes.cri.sandbox-id=pod"];
+            let command = [&reference, name, "sleep", "3600"];
+            containerd.ctr(&[&words[..], &of, options, &command].concat()).finish().success();
+        };
+        start("pod", "sandbox", &[]);
+        start("a", "container", &["--device", SECOND]);
+        let rootfs = containerd.folder().join("rootfs");
+        process::run("cp", &["-a", image("busybox-rootfs").to_str().unwrap(), rootfs.to_str().unwrap()]);
+        let mut spec: serde_json::Value =
+            serde_json::from_str(&containerd.ctr(&["oci", "spec"]).finish().success()).unwrap();
+        // A's disk is the guest's first, and virtio disks have one major number on either side.
+        let (disk, number) = (number(FIRST), number(FIRST).replace(':', " "));
+        let major: i64 = disk.split_once(':').unwrap().0.parse().unwrap();
+        let rule = serde_json::json!({"allow": true, "type": "b", "major": major, "access": "rwm"});
+        spec["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule);
+        spec["annotations"] = serde_json::json!({kind: "container", "io.kubernetes.cri.sandbox-id": "pod"});
+        spec["root"] = serde_json::json!({ "path": rootfs });
+        let script = format!("mknod /dev/n b {number}; head -c 1 /dev/n 2>&1; echo > /dev/null && echo null");
+        spec["process"]["args"] = serde_json::json!(["sh", "-c", script]);
+        spec["process"]["terminal"] = false.into();
+        let config = containerd.folder().join("spec.json");
+        fs::write(&config, spec.to_string()).unwrap();
+        let words = ["run", "--rm", "--runtime", "io.containerd.kiai.v2", "--config"];
+        let output =
+            containerd.ctr(&[&words[..], &[config.to_str().unwrap(), "b"]].concat()).finish().success();
+        let lines: Vec<_> = output.lines().collect();
+        assert!(lines[0].contains("Operation not permitted"), "{output}");
+        assert_eq!(lines[1..], ["null"], "{output}");
+        for name in ["a", "pod"] {
+            containerd.ctr(&["task", "kill", "-s", "KILL", name]).finish().success();
+            let ended = containerd.ctr(&["task", "delete", name]).finish();
+            assert!(matches!(ended.code, Some(0 | 137)), "{ended}");
+            containerd.ctr(&["container", "delete", name]).finish().success();
+        }
+        containerd.stop();
+    });
+}
+
+#[test]
 fn a_dry_run_shows_the_plan_and_leaves_nothing_behind() {
     scenario(|kiai| {
         let disk = Loop::new("plan");
