@@ -80,8 +80,8 @@ impl Source {
     /// What this machine is set up with.
     pub(crate) fn machine() -> Self {
         let mut source = Self { options: vec!["--option=APT::Sandbox::User=root".into()] };
-        // An index of the lists, which apt brings up to date by itself: with it, asking for a version takes 20 ms
-        // instead of half a second. Images of containers are set up without one.
+        // An index of the lists, which apt brings up to date by itself: asking for a version is a matter of a tenth of
+        // a second with it. Images of containers are set up without one.
         source.index(&cache::root().join("apt"));
         source
     }

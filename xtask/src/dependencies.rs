@@ -1,8 +1,8 @@
 //! What the project is built from: licences, sources, several versions of one crate, dependencies that nothing uses.
 //!
-//! `deny.toml` is the policy, in the format of cargo-deny. Building cargo-deny takes longer than all other checks, so
-//! the part of it that needs nothing but `cargo metadata` is here, and runs always; `cargo xtask check --advisories`
-//! builds cargo-deny once and has it check the whole policy, known vulnerabilities included.
+//! `deny.toml` is the policy, in the format of cargo-deny. Nobody shall have to build cargo-deny for a check: the part
+//! of it that needs nothing but `cargo metadata` is here, and runs always; `cargo xtask check --advisories` builds
+//! cargo-deny once and has it check the whole policy, known vulnerabilities included.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
