@@ -1,6 +1,8 @@
 //! The state in which a vCPU first enters the guest: CPUID, model-specific registers, and for vCPU 0 flat
 //! 32-bit protected mode (PVH and the Linux 32-bit boot protocol ask for the same).
 
+use std::sync::Arc;
+
 use kvm_bindings::CpuId;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_bindings::Msrs;
@@ -43,49 +45,57 @@ const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, (1 << 11) | 6);
 /// IA32_MISC_ENABLE: fast string operations.
 const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 
-/// Makes `count` vCPUs; the first starts at `entry`, the others wait for its SIPI.
-pub(crate) fn create(
-    kvm: &Kvm,
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
-    count: u8,
-    entry: Entry,
-) -> Result<Vec<VcpuFd>, SetupError> {
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::at("get supported CPUID"))
-        .map_err(|source| SetupError::Kvm { id: 0, source })?;
-    let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
-    write_gdt(memory)?;
-    (0..count)
-        .map(|id| {
-            let vcpu = create_one(vm, &cpuid, deadline_timer, id, count);
-            let vcpu = vcpu.and_then(|vcpu| {
-                if id == 0 {
-                    enter_at(&vcpu, entry)?;
-                }
-                Ok(vcpu)
-            });
-            vcpu.map_err(|source| SetupError::Kvm { id, source })
-        })
-        .collect()
+/// Makes vCPUs of one VM: those it boots with, and more while it runs.
+pub(crate) struct Maker {
+    vm: Arc<VmFd>,
+    cpuid: CpuId,
+    deadline_timer: bool,
+    /// How many there can be, which the guest's topology is made for.
+    most: u8,
 }
 
-fn create_one(vm: &VmFd, cpuid: &CpuId, deadline: bool, id: u8, count: u8) -> Result<VcpuFd, KvmError> {
-    let vcpu = vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
-    let mut cpuid = cpuid.clone();
-    adapt_cpuid(&mut cpuid, deadline, id, count);
-    // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
-    vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
-    for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
-        let msr = kvm_msr_entry { index, data, ..Default::default() };
-        let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");
-        // Best effort: a KVM without one of them (MISC_ENABLE is Intel's) sets zero of one.
-        vcpu.set_msrs(&msrs).map_err(KvmError::at("set MSRs"))?;
+impl Maker {
+    pub(crate) fn new(kvm: &Kvm, vm: Arc<VmFd>, most: u8) -> Result<Self, SetupError> {
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::at("get supported CPUID"))
+            .map_err(|source| SetupError::Kvm { id: 0, source })?;
+        Ok(Self { vm, cpuid, deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), most })
     }
-    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
-    vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
-    Ok(vcpu)
+
+    pub(super) fn most(&self) -> u8 {
+        self.most
+    }
+
+    /// A vCPU that waits for its SIPI, unless it is the first.
+    pub(super) fn make(&self, id: u8) -> Result<VcpuFd, SetupError> {
+        self.create(id).map_err(|source| SetupError::Kvm { id, source })
+    }
+
+    /// The first vCPU, about to start at `entry`.
+    pub(super) fn make_first(&self, memory: &GuestMemoryMmap, entry: Entry) -> Result<VcpuFd, SetupError> {
+        write_gdt(memory)?;
+        let vcpu = self.make(0)?;
+        enter_at(&vcpu, entry).map_err(|source| SetupError::Kvm { id: 0, source })?;
+        Ok(vcpu)
+    }
+
+    fn create(&self, id: u8) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
+        let mut cpuid = self.cpuid.clone();
+        adapt_cpuid(&mut cpuid, self.deadline_timer, id, self.most);
+        // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
+        vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
+        for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
+            let msr = kvm_msr_entry { index, data, ..Default::default() };
+            let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");
+            // Best effort: a KVM without one of them (MISC_ENABLE is Intel's) sets zero of one.
+            vcpu.set_msrs(&msrs).map_err(KvmError::at("set MSRs"))?;
+        }
+        let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+        vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
+        Ok(vcpu)
+    }
 }
 
 /// Gives each vCPU its identity and the topology of one socket without SMT.
