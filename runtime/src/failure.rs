@@ -164,8 +164,8 @@ impl Coded for ResizeError {
     fn code(&self) -> Code {
         match self {
             Self::Plan(error) => error.code(),
-            Self::Request(_) => Code::FAILED_PRECONDITION,
-            Self::Memory(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Request(_) | Self::Vcpus(kiai_vmm::VcpuError::Ended(_)) => Code::FAILED_PRECONDITION,
+            Self::Memory(_) | Self::Vcpus(_) => Code::RESOURCE_EXHAUSTED,
             Self::Agent(error) => error.code(),
         }
     }

@@ -14,7 +14,8 @@ use crate::layout;
 pub struct VmConfig {
     /// vCPUs the guest starts with, 1..=64.
     pub vcpus: u8,
-    /// vCPUs that can be brought online later, at least `vcpus`, at most 64. Each costs a thread.
+    /// vCPUs that can be brought online later, at least `vcpus`, at most 64. Until then each costs the
+    /// guest's memory for one CPU more.
     pub max_vcpus: u8,
     /// Guest RAM at boot, MiB, at least 32.
     pub memory_mib: u32,

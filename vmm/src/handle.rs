@@ -17,6 +17,7 @@ use crate::machine::BootError;
 use crate::machine::DetachError;
 use crate::machine::Machine;
 use crate::machine::MemoryRequestError;
+use crate::vcpu::VcpuError;
 
 /// How a microVM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,9 @@ pub struct Attached {
     pub pci_path: String,
 }
 
+/// General registers of a vCPU, as KVM has them.
+pub use kvm_bindings::kvm_regs as Registers;
+
 /// A guest's memory, MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySizes {
@@ -108,7 +112,24 @@ impl VmHandle {
         self.0.pause()
     }
 
-    /// Ends the machine and returns once no thread of it is left. Idempotent.
+    /// Has at least `count` vCPUs there for the guest to bring online, which finds all that there can be in its
+    /// tables from the start. To be called before it does: it waits ten seconds for a CPU that is not there.
+    pub fn create_vcpus(&self, count: u8) -> Result<(), VcpuError> {
+        self.0.create_vcpus(count)
+    }
+
+    /// The general registers of a vCPU, which is taken out of the guest for as long as that takes.
+    pub fn registers(&self, vcpu: u8) -> Result<Registers, VcpuError> {
+        self.0.registers(vcpu)
+    }
+
+    /// Changes them.
+    pub fn set_registers(&self, vcpu: u8, registers: Registers) -> Result<(), VcpuError> {
+        self.0.set_registers(vcpu, registers)
+    }
+
+    /// Ends the machine and returns once no thread of it is left, or after ten seconds: a thread that hangs in the
+    /// host's kernel keeps what it can reach. Idempotent.
     pub fn stop(&self) {
         self.0.stop();
     }

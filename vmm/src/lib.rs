@@ -35,6 +35,7 @@ pub use handle::DeviceId;
 pub use handle::Ended;
 pub use handle::Ending;
 pub use handle::MemorySizes;
+pub use handle::Registers;
 pub use handle::State;
 pub use handle::VmHandle;
 pub use kvm::KvmError;
@@ -48,6 +49,7 @@ pub use memory::MemoryError;
 pub use probe::ProbeError;
 pub use probe::probe;
 pub use vcpu::SetupError;
+pub use vcpu::VcpuError;
 
 /// The host's side of the guest's vsock ports, and the tap devices a network device is handed.
 pub use kiai_devices::virtio::net;

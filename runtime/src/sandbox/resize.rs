@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kiai_vmm::MemoryRequestError;
 use kiai_vmm::MemorySizes;
+use kiai_vmm::VcpuError;
 use kiai_vmm::VmHandle;
 
 use super::Sandbox;
@@ -36,6 +37,9 @@ pub enum ResizeError {
     /// The machine is over, or was not built for it.
     #[error(transparent)]
     Request(#[from] MemoryRequestError),
+    /// The host has no vCPUs for it.
+    #[error(transparent)]
+    Vcpus(#[from] VcpuError),
     /// The guest's part: memory.
     #[error(transparent)]
     Memory(#[from] GrowError),
@@ -68,6 +72,8 @@ trait Resizable: Sync {
     fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError>;
     /// Waits until it has, but not longer than this.
     fn settled(&self, patience: Duration) -> impl Future<Output = MemorySizes> + Send;
+    /// Has so many vCPUs there for it to bring online.
+    fn create_vcpus(&self, count: u8) -> impl Future<Output = Result<(), VcpuError>> + Send;
     /// Has it bring CPUs on or off line.
     fn online_cpus(&self, count: u8) -> impl Future<Output = Result<(), AgentError>> + Send;
 }
@@ -79,6 +85,12 @@ impl Resizable for Sandbox {
 
     fn settled(&self, patience: Duration) -> impl Future<Output = MemorySizes> + Send {
         settled(&self.vm.0, patience)
+    }
+
+    async fn create_vcpus(&self, count: u8) -> Result<(), VcpuError> {
+        let vm = self.vm.0.clone();
+        let created = tokio::task::spawn_blocking(move || vm.create_vcpus(count)).await;
+        created.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
@@ -118,13 +130,22 @@ async fn grow(machine: &impl Resizable, now: MachineSize, then: MachineSize) -> 
         }
     }
     if then.vcpus > now.vcpus
-        && let Err(error) = machine.online_cpus(then.vcpus).await
+        && let Err(error) = more_cpus(machine, now.vcpus, then.vcpus).await
     {
-        // Some may have come online.
-        machine.online_cpus(now.vcpus).await.unwrap_or_else(|error| lost("CPUs", &error));
         if then.memory_mib > now.memory_mib {
             machine.request_memory(now.memory_mib)?;
         }
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// A vCPU the guest has no use for any more sleeps; it is not taken away.
+async fn more_cpus(machine: &impl Resizable, now: u8, then: u8) -> Result<(), ResizeError> {
+    machine.create_vcpus(then).await?;
+    if let Err(error) = machine.online_cpus(then).await {
+        // Some may have come online.
+        machine.online_cpus(now).await.unwrap_or_else(|error| lost("CPUs", &error));
         return Err(error.into());
     }
     Ok(())
@@ -182,6 +203,8 @@ mod tests {
         stuck_at: Option<u32>,
         /// The number of CPUs it refuses.
         refuses_cpus: Option<u8>,
+        /// The host has no more vCPUs than this.
+        most_vcpus: Option<u8>,
         /// The guest refuses the limits.
         refuses_limits: bool,
     }
@@ -201,6 +224,12 @@ mod tests {
             let requested = *self.memory.lock();
             let plugged = self.stuck_at.unwrap_or(requested);
             MemorySizes { boot: 256, requested, plugged, most: 4096 }
+        }
+
+        async fn create_vcpus(&self, count: u8) -> Result<(), VcpuError> {
+            self.log.lock().push(format!("{count} vCPUs"));
+            let most = self.most_vcpus.unwrap_or(count);
+            if count > most { Err(VcpuError::TooMany { count, most }) } else { Ok(()) }
         }
 
         async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
@@ -225,7 +254,7 @@ mod tests {
     #[tokio::test]
     async fn the_machine_is_large_enough_whichever_limits_hold() {
         let (ok, log) = told(&FakeMachine::default(), (SMALL, LARGE)).await;
-        assert_eq!((ok, log.join(", ").as_str()), (true, "1024 MiB, 4 CPUs, limits"));
+        assert_eq!((ok, log.join(", ").as_str()), (true, "1024 MiB, 4 vCPUs, 4 CPUs, limits"));
         let (ok, log) = told(&FakeMachine::default(), (LARGE, SMALL)).await;
         assert_eq!((ok, log.join(", ").as_str()), (true, "limits, 1 CPUs, 256 MiB"));
         let mixed = MachineSize { memory_mib: 1024, vcpus: 1 };
@@ -240,14 +269,20 @@ mod tests {
         assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 256 MiB"));
         let machine = FakeMachine { refuses_cpus: Some(4), ..FakeMachine::default() };
         let (ok, log) = told(&machine, (SMALL, LARGE)).await;
-        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 CPUs, 1 CPUs, 256 MiB"));
+        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 vCPUs, 4 CPUs, 1 CPUs, 256 MiB"));
+        let machine = FakeMachine { most_vcpus: Some(2), ..FakeMachine::default() };
+        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 vCPUs, 256 MiB"));
     }
 
     #[tokio::test]
     async fn limits_the_guest_refuses_leave_the_machine_as_it_was() {
         let machine = FakeMachine { refuses_limits: true, ..FakeMachine::default() };
         let (ok, log) = told(&machine, (SMALL, LARGE)).await;
-        assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 CPUs, limits, 1 CPUs, 256 MiB"));
+        assert_eq!(
+            (ok, log.join(", ").as_str()),
+            (false, "1024 MiB, 4 vCPUs, 4 CPUs, limits, 1 CPUs, 256 MiB")
+        );
         let machine = FakeMachine { refuses_limits: true, ..FakeMachine::default() };
         let (ok, log) = told(&machine, (LARGE, SMALL)).await;
         assert_eq!((ok, log.join(", ").as_str()), (false, "limits"));
@@ -258,7 +293,7 @@ mod tests {
         let machine = FakeMachine { refuses_cpus: Some(1), ..FakeMachine::default() };
         let (ok, log) = told(&machine, (LARGE, SMALL)).await;
         assert!(!ok);
-        assert_eq!(log.join(", "), "limits, 1 CPUs, 1024 MiB, 4 CPUs, limits back");
+        assert_eq!(log.join(", "), "limits, 1 CPUs, 1024 MiB, 4 vCPUs, 4 CPUs, limits back");
     }
 
     #[tokio::test]

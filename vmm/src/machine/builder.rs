@@ -47,7 +47,7 @@ pub enum BootError {
     Load(#[from] boot::LoadError),
     /// A vCPU.
     #[error(transparent)]
-    Vcpu(#[from] vcpu::SetupError),
+    Vcpu(#[from] vcpu::VcpuError),
     /// A device.
     #[error("attach")]
     Attach(#[from] AttachError),
@@ -103,11 +103,11 @@ impl Machine {
             &command_line,
             rsdp,
         )?;
-        let vcpus = vcpu::create(&kvm, &vm, &ram, config.max_vcpus, entry)?;
 
-        let control = vcpu::Control::new(config.max_vcpus);
+        let control = vcpu::Control::new();
         let console = Console::new(config.console.take());
-        let buses = fixed_devices(&platform, &control, &console)?;
+        let boot_ram = Arc::new(boot_ram);
+        let buses = fixed_devices(&platform, &control, &console, boot_ram.clone())?;
         let windows = Windows {
             ecam: layout::ECAM,
             mmio32: layout::PCI32..layout::PCI32 + layout::PCI32_SIZE,
@@ -115,7 +115,10 @@ impl Machine {
         };
         let segment = PciSegment::new(buses.mmio.clone(), platform.clone(), windows)?;
 
-        let vcpus = vcpu::Vcpus::spawn(vcpus, control.clone(), &buses).map_err(host("spawn vCPU threads"))?;
+        let maker = vcpu::Maker::new(&kvm, vm.clone(), config.max_vcpus).map_err(vcpu::VcpuError::from)?;
+        let ioapic = buses.ioapic.clone();
+        let vcpus = vcpu::Vcpus::start(maker, control.clone(), buses, (&ram, entry))?;
+        vcpus.grow(config.vcpus)?;
         let devices = std::mem::take(&mut config.devices);
         let mut machine = Self {
             vcpus,
@@ -123,7 +126,7 @@ impl Machine {
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
-            passthrough: Passthrough::new(vm, plugged.clone(), buses.ioapic),
+            passthrough: Passthrough::new(vm, plugged.clone(), ioapic),
             console,
             memory: memory.clone(),
             ram: plugged,
@@ -147,6 +150,7 @@ fn fixed_devices(
     platform: &Platform,
     control: &Arc<vcpu::Control>,
     console: &Console,
+    ram: Arc<memory::Reservation>,
 ) -> Result<vcpu::Buses, BootError> {
     let host = |step| move |source| BootError::Host { step, source };
     let (mmio, pio) = (Arc::new(Bus::new("MMIO")), Arc::new(Bus::new("PIO")));
@@ -161,5 +165,5 @@ fn fixed_devices(
         u64::from(layout::POWER_SIZE),
         Arc::new(AcpiPower(control.clone())),
     )?;
-    Ok(vcpu::Buses { mmio, pio, ioapic })
+    Ok(vcpu::Buses { mmio, pio, ioapic, _ram: ram })
 }

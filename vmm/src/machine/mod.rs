@@ -26,10 +26,12 @@ use crate::console::Console;
 use crate::handle::DeviceId;
 use crate::handle::Ended;
 use crate::handle::Ending;
+use crate::handle::Registers;
 use crate::handle::State;
 use crate::memory::Ram;
 use crate::memory::Reservation;
 use crate::vcpu::Control;
+use crate::vcpu::VcpuError;
 use crate::vcpu::Vcpus;
 
 /// A built machine. Field order is drop order: the vCPUs end first, then devices stop, then memory goes.
@@ -48,7 +50,7 @@ pub(crate) struct Machine {
     /// Of the balloon that was attached last, if one was.
     balloon: Mutex<Option<BalloonControl>>,
     /// Last: everything above may point into it.
-    _boot_ram: Reservation,
+    _boot_ram: Arc<Reservation>,
 }
 
 impl Machine {
@@ -61,8 +63,22 @@ impl Machine {
     }
 
     pub(crate) fn stop(&self) {
-        self.vcpus.stop();
-        self.remove_devices();
+        // What a vCPU hangs in may hold what a device's removal waits for.
+        if self.vcpus.stop() {
+            self.remove_devices();
+        }
+    }
+
+    pub(crate) fn create_vcpus(&self, count: u8) -> Result<(), VcpuError> {
+        self.vcpus.grow(count)
+    }
+
+    pub(crate) fn registers(&self, vcpu: u8) -> Result<Registers, VcpuError> {
+        self.vcpus.registers(vcpu)
+    }
+
+    pub(crate) fn set_registers(&self, vcpu: u8, registers: Registers) -> Result<(), VcpuError> {
+        self.vcpus.set_registers(vcpu, registers)
     }
 
     pub(crate) fn wait(&self) -> Ending {

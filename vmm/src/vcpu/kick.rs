@@ -11,6 +11,8 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::SIGRTMIN;
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::mailbox::Kick;
+
 /// Offset from SIGRTMIN of the signal that only interrupts.
 const SIGNAL: libc::c_int = 3;
 
@@ -25,8 +27,8 @@ pub(crate) fn install_signal_handler() -> io::Result<()> {
 }
 
 /// Kicks one vCPU thread. Made on that thread; it must be dropped before the thread ends and before its
-/// `VcpuFd` is closed. [`super::run`] keeps it in a table that the thread clears under the table's lock.
-pub(super) struct Kicker {
+/// `VcpuFd` is closed. The vCPU's mailbox keeps it, and gives it up under its lock.
+pub(crate) struct Kicker {
     thread: libc::pthread_t,
     immediate_exit: *const AtomicU8,
 }
@@ -43,9 +45,10 @@ impl Kicker {
         let flag = &raw mut vcpu.get_kvm_run().immediate_exit;
         Self { thread, immediate_exit: flag.cast::<AtomicU8>().cast_const() }
     }
+}
 
-    /// Makes the current or next KVM_RUN of the thread return EINTR.
-    pub(super) fn kick(&self) {
+impl Kick for Kicker {
+    fn kick(&self) {
         // SAFETY: by the contract of the type the run structure is mapped and the thread has not ended; an
         // AtomicU8 has the layout of the u8 it stands for.
         unsafe {

@@ -1,6 +1,8 @@
 //! The state in which a vCPU first enters the guest: CPUID, model-specific registers, and for vCPU 0 flat
 //! 32-bit protected mode (PVH and the Linux 32-bit boot protocol ask for the same).
 
+use std::sync::Arc;
+
 use kvm_bindings::CpuId;
 use kvm_bindings::Msrs;
 use kvm_bindings::kvm_cpuid_entry2;
@@ -45,45 +47,56 @@ const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, (1 << 11) | 6);
 /// IA32_MISC_ENABLE: fast string operations.
 const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 
-/// Makes `count` vCPUs; the first starts at `entry`, the others wait for its SIPI.
-pub(crate) fn create(
-    kvm: &Kvm,
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
-    count: u8,
-    entry: Entry,
-) -> Result<Vec<VcpuFd>, SetupError> {
-    let host = cpuid::supported(kvm).map_err(|source| SetupError::Kvm { id: 0, source })?;
-    write_gdt(memory)?;
-    (0..count)
-        .map(|id| {
-            let vcpu = create_one(vm, &host, id, count);
-            let vcpu = vcpu.and_then(|vcpu| {
-                if id == 0 {
-                    enter_at(&vcpu, entry)?;
-                }
-                Ok(vcpu)
-            });
-            vcpu.map_err(|source| SetupError::Kvm { id, source })
-        })
-        .collect()
+/// Makes vCPUs of one VM: those it boots with, and more while it runs.
+pub(crate) struct Maker {
+    vm: Arc<VmFd>,
+    /// What KVM offers; each vCPU gets what the list lets through.
+    host: Vec<kvm_cpuid_entry2>,
+    /// How many there can be, which the guest's topology is made for.
+    most: u8,
 }
 
-fn create_one(vm: &VmFd, host: &[kvm_cpuid_entry2], id: u8, count: u8) -> Result<VcpuFd, KvmError> {
-    let vcpu = vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
-    let cpuid = cpuid::guest_cpuid(host, Topology { id, count }, CpuFeatures::default());
-    let cpuid = CpuId::from_entries(&cpuid).expect("KVM's own list and a few levels are within the limit");
-    // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
-    vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
-    for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
-        let msr = kvm_msr_entry { index, data, ..Default::default() };
-        let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");
-        // Best effort: a KVM without one of them (MISC_ENABLE is Intel's) sets zero of one.
-        vcpu.set_msrs(&msrs).map_err(KvmError::at("set MSRs"))?;
+impl Maker {
+    pub(crate) fn new(kvm: &Kvm, vm: Arc<VmFd>, most: u8) -> Result<Self, SetupError> {
+        let host = cpuid::supported(kvm).map_err(|source| SetupError::Kvm { id: 0, source })?;
+        Ok(Self { vm, host, most })
     }
-    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
-    vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
-    Ok(vcpu)
+
+    pub(super) fn most(&self) -> u8 {
+        self.most
+    }
+
+    /// A vCPU that waits for its SIPI, unless it is the first.
+    pub(super) fn make(&self, id: u8) -> Result<VcpuFd, SetupError> {
+        self.create(id).map_err(|source| SetupError::Kvm { id, source })
+    }
+
+    /// The first vCPU, about to start at `entry`.
+    pub(super) fn make_first(&self, memory: &GuestMemoryMmap, entry: Entry) -> Result<VcpuFd, SetupError> {
+        write_gdt(memory)?;
+        let vcpu = self.make(0)?;
+        enter_at(&vcpu, entry).map_err(|source| SetupError::Kvm { id: 0, source })?;
+        Ok(vcpu)
+    }
+
+    fn create(&self, id: u8) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
+        let topology = Topology { id, count: self.most };
+        let cpuid = cpuid::guest_cpuid(&self.host, topology, CpuFeatures::default());
+        let cpuid =
+            CpuId::from_entries(&cpuid).expect("KVM's own list and a few levels are within the limit");
+        // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
+        vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
+        for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
+            let msr = kvm_msr_entry { index, data, ..Default::default() };
+            let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");
+            // Best effort: a KVM without one of them (MISC_ENABLE is Intel's) sets zero of one.
+            vcpu.set_msrs(&msrs).map_err(KvmError::at("set MSRs"))?;
+        }
+        let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+        vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
+        Ok(vcpu)
+    }
 }
 
 /// Flat segments at the selectors the Linux boot protocol names: code 0x10, data 0x18, and a task at 0x20.
