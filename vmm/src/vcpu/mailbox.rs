@@ -47,11 +47,11 @@ pub(crate) trait Kick {
 
 /// The mailbox of one vCPU.
 pub(super) struct Mailbox<R, K> {
-    inner: Mutex<Inner<R, K>>,
+    state: Mutex<State<R, K>>,
     arrived: Condvar,
 }
 
-struct Inner<R, K> {
+struct State<R, K> {
     commands: VecDeque<Command<R>>,
     /// Its owner waits on `arrived`.
     asleep: bool,
@@ -62,20 +62,20 @@ struct Inner<R, K> {
 
 impl<R, K: Kick> Mailbox<R, K> {
     pub(super) fn new() -> Self {
-        let inner = Inner { commands: VecDeque::new(), asleep: false, kicker: None, closed: false };
-        Self { inner: Mutex::new(inner), arrived: Condvar::new() }
+        let state = State { commands: VecDeque::new(), asleep: false, kicker: None, closed: false };
+        Self { state: Mutex::new(state), arrived: Condvar::new() }
     }
 
     /// Leaves a command. One that comes after the owner's end is dropped.
     pub(super) fn send(&self, command: Command<R>) {
-        let mut inner = self.inner.lock();
-        if inner.closed {
+        let mut state = self.state.lock();
+        if state.closed {
             return;
         }
-        inner.commands.push_back(command);
-        if inner.asleep {
+        state.commands.push_back(command);
+        if state.asleep {
             self.arrived.notify_one();
-        } else if let Some(kicker) = &inner.kicker {
+        } else if let Some(kicker) = &state.kicker {
             // The lock is what keeps the thread from ending meanwhile.
             kicker.kick();
         }
@@ -83,34 +83,34 @@ impl<R, K: Kick> Mailbox<R, K> {
 
     /// From now on the owner may be in the guest, and is kicked by this.
     pub(super) fn set_kicker(&self, kicker: K) {
-        self.inner.lock().kicker = Some(kicker);
+        self.state.lock().kicker = Some(kicker);
     }
 
     /// The next command; sleeps until there is one.
     pub(super) fn receive(&self) -> Command<R> {
-        let mut inner = self.inner.lock();
+        let mut state = self.state.lock();
         loop {
-            if let Some(command) = inner.commands.pop_front() {
+            if let Some(command) = state.commands.pop_front() {
                 return command;
             }
-            inner.asleep = true;
-            self.arrived.wait(&mut inner);
-            inner.asleep = false;
+            state.asleep = true;
+            self.arrived.wait(&mut state);
+            state.asleep = false;
         }
     }
 
     /// The next command, if there is one.
     pub(super) fn try_receive(&self) -> Option<Command<R>> {
-        self.inner.lock().commands.pop_front()
+        self.state.lock().commands.pop_front()
     }
 
     /// Nobody looks into it any more: what is in it is dropped, and the thread is kicked no more.
     pub(super) fn close(&self) {
         let left = {
-            let mut inner = self.inner.lock();
-            inner.closed = true;
-            inner.kicker = None;
-            std::mem::take(&mut inner.commands)
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.kicker = None;
+            std::mem::take(&mut state.commands)
         };
         drop(left);
     }
