@@ -23,7 +23,7 @@ pub(crate) fn artifact() -> Result<PathBuf> {
     let source = apt::Source::machine();
     let package = format!("linux-source-{SERIES}");
     source.of_newest(&package, |version| {
-        let inputs = cache::Inputs::new(RECIPE).text("fragments", &fragments).text(&package, version);
+        let inputs = cache::Inputs::new(RECIPE).text("symbols", &symbols(&fragments)).text(&package, version);
         cache::artifact("kernel", &inputs, |folder| build(&fragments, &source, version, folder))
     })
 }
@@ -37,6 +37,12 @@ fn read_fragments() -> Result<String> {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "config"));
     paths.sort();
     paths.iter().map(|path| fs::read_to_string(path).with_context(|| path.display().to_string())).collect()
+}
+
+/// What fragments ask for: the reasons beside the symbols change nothing of the kernel.
+fn symbols(fragments: &str) -> String {
+    let asks = |line: &&str| line.starts_with("CONFIG_") || turned_off(line).is_some();
+    fragments.lines().filter(asks).collect::<Vec<_>>().join("\n")
 }
 
 fn build(fragments: &str, source: &apt::Source, version: &str, folder: &Path) -> Result<()> {
@@ -120,6 +126,12 @@ mod tests {
             FINAL,
         )
         .unwrap();
+    }
+
+    #[test]
+    fn reasons_do_not_make_another_kernel() {
+        let fragments = "# why\nCONFIG_A=y\n\n# CONFIG_B is not set\n# and why not\n";
+        assert_eq!(symbols(fragments), "CONFIG_A=y\n# CONFIG_B is not set");
     }
 
     #[test]
