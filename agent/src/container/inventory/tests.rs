@@ -242,7 +242,8 @@ fn a_group_without_a_node_of_its_own_is_found_by_its_address_all_the_same() {
     let group = linux(serde_json::json!([group_entry()]), serde_json::json!([]));
     let mut interface = function(0);
     let Nodes::Function { own, shared, .. } = &mut interface.nodes else { unreachable!() };
-    (own.clear(), *shared = None);
+    own.clear();
+    *shared = None;
     assert_eq!(attach(&mut inventory, attachment(&group, vec![interface])), [""; 0]);
     assert_eq!(inventory.pci_addresses()["0000:00:03.0"], "0000:00:07.0");
     assert_eq!(detach(&mut inventory, "/dev/vfio/12", "0000:00:03.0"), [""; 0]);

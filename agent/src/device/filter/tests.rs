@@ -45,7 +45,7 @@ fn lets(rules: &[Rule], (kind, major, minor): (DeviceKind, u32, u32), access: u8
 
 /// The specification, in as few words as possible.
 fn should(rules: &[Rule], (kind, major, minor): (DeviceKind, u32, u32), access: u8) -> bool {
-    let device = Identity { kind, major: major.into(), minor: minor.into() };
+    let device = Identity { kind, major, minor };
     access & !granted(rules, device).bits() == 0
 }
 
