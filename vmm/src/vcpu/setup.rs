@@ -95,6 +95,10 @@ impl Maker {
         }
         let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
         vcpu.set_fpu(&fpu).map_err(KvmError::at("set FPU"))?;
+        // KVM finds the target of an INIT and a SIPI in a map of local APICs that it makes anew when one changes. A
+        // vCPU that comes to a running VM is not in it yet: being written back as it is counts as a change.
+        let apic = vcpu.get_lapic().map_err(KvmError::at("get the local APIC"))?;
+        vcpu.set_lapic(&apic).map_err(KvmError::at("set the local APIC"))?;
         Ok(vcpu)
     }
 }

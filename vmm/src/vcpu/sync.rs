@@ -1,4 +1,4 @@
-//! What the actor is built of. Its tests put shuttle's in place of these ([`super::checked`]).
+//! What the actor is built of. Its tests put shuttle's in place of these (`vcpu/checked`).
 
 pub(super) use std::sync::Arc;
 pub(super) use std::sync::mpsc;

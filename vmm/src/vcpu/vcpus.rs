@@ -178,7 +178,7 @@ mod tests {
     /// for a machine's KVM need not be able to.
     fn vcpus(most: u8) -> Option<Vcpus> {
         if !std::path::Path::new("/dev/kvm").exists() {
-            eprintln!("skipped: no /dev/kvm");
+            kiai_skip::skip("no /dev/kvm");
             return None;
         }
         super::super::install_signal_handler().unwrap();
