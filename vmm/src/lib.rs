@@ -3,7 +3,7 @@
 //! What it must not know: OCI, containerd, images, networks beyond an open tap. It is handed open things
 //! (kernel, disks, taps), never paths, and answers with typed results.
 //!
-//! Threads: one per vCPU, one per active device that does I/O. No async runtime here; every method of
+//! Threads: one per vCPU that was made, one per active device that does I/O. No async runtime here; every method of
 //! [`VmHandle`] blocks for at most the work it names and may be called from any thread.
 //!
 //! Reading order: [`config`] says what to build, [`handle`] what can be asked of it; then `machine` (builder,

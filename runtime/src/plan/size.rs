@@ -8,8 +8,8 @@ use super::PlanError;
 pub(super) const MOST_VCPUS: u8 = 64;
 /// Most memory of a microVM, MiB.
 const MOST_MIB: u32 = 240_000;
-/// Present vCPUs cost a thread on the host and per-CPU memory in the guest, so who says nothing of a ceiling gets
-/// the host's number, but no more than this.
+/// A CPU that can be had later costs per-CPU memory in the guest, so who says nothing of a ceiling gets the host's
+/// number, but no more than this.
 const USUAL_VCPUS: u8 = 8;
 
 /// What a container, or all of a pod together, may use. Zero stands for "nobody said".
