@@ -43,7 +43,7 @@ impl Kind {
     fn lists(self) -> &'static [&'static [libc::c_long]] {
         match self {
             Self::Vcpu => &[lists::ANY, lists::DEVICE, lists::FILES, lists::VCPU],
-            Self::Device => &[lists::ANY, lists::DEVICE],
+            Self::Device => &[lists::ANY, lists::DEVICE, lists::REFUSED],
             Self::Files => &[lists::ANY, lists::FILES],
         }
     }
@@ -54,6 +54,8 @@ struct Filters {
     /// Has `clone3` fail as on a kernel that lacks it: its arguments cannot be looked at, and the C library then
     /// takes `clone`.
     no_clone3: BpfProgram,
+    /// Has what a device's thread may try and not do fail: the stricter of two filters decides.
+    refused: BpfProgram,
     vcpu: BpfProgram,
     device: BpfProgram,
     files: BpfProgram,
@@ -73,6 +75,11 @@ pub(crate) fn prepare() -> io::Result<()> {
             SeccompAction::Allow,
             SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
         )?,
+        refused: compile(
+            lists::REFUSED.iter().map(|&call| (call, Vec::new())).collect(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::EACCES.cast_unsigned()),
+        )?,
         vcpu: allow(Kind::Vcpu)?,
         device: allow(Kind::Device)?,
         files: allow(Kind::Files)?,
@@ -85,12 +92,12 @@ pub(crate) fn prepare() -> io::Result<()> {
 /// Confines the calling thread, for good.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
     let filters = FILTERS.get().ok_or_else(|| io::Error::other("the filters were not prepared"))?;
-    let program = match kind {
-        Kind::Vcpu => &filters.vcpu,
-        Kind::Device => &filters.device,
-        Kind::Files => &filters.files,
+    let programs = match kind {
+        Kind::Vcpu => &[&filters.no_clone3, &filters.vcpu][..],
+        Kind::Device => &[&filters.no_clone3, &filters.refused, &filters.device],
+        Kind::Files => &[&filters.no_clone3, &filters.files],
     };
-    for program in [&filters.no_clone3, program] {
+    for program in programs {
         seccompiler::apply_filter(program).map_err(io::Error::other)?;
     }
     Ok(())

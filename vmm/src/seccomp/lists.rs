@@ -78,6 +78,10 @@ pub(super) const DEVICE: &[c_long] = &[
     libc::SYS_socketpair,
 ];
 
+/// What a device's thread tries and does without: the C library looks at `/proc/sys/vm/overcommit_memory` before it
+/// gives back the memory of a thread's arena, and takes an error for the usual setting.
+pub(super) const REFUSED: &[c_long] = &[libc::SYS_openat];
+
 /// What FUSE requests come to, and acting for the guest's users. Descriptors it did not open, and paths that
 /// lead out, are kept from it by the server.
 pub(super) const FILES: &[c_long] = &[
