@@ -19,11 +19,11 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
-use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::BUFFER_SIZE;
+use super::os::UnixStream;
 use super::packet::Header;
 use super::packet::Operation;
 use super::packet::SHUTDOWN_BOTH;
@@ -97,6 +97,8 @@ pub(super) struct Connection {
     /// (`SHUTDOWN_RECEIVE`), will give nothing more (`SHUTDOWN_SEND`).
     said: u32,
     heard: u32,
+    /// The caller was shown the end of what the guest sends.
+    output_ended: bool,
 }
 
 impl Connection {
@@ -129,6 +131,7 @@ impl Connection {
             readable: false,
             said: 0,
             heard: 0,
+            output_ended: false,
         }
     }
 
@@ -354,7 +357,9 @@ impl Connection {
     /// When all the guest has sent is passed on and it will send no more, the caller sees end of file.
     fn end_output_if_drained(&mut self) {
         let ended = self.heard & SHUTDOWN_SEND != 0 || matches!(self.phase, Phase::Ending | Phase::Detached);
-        if ended && self.buffer.is_empty() {
+        // Once: each time makes an event of the socket, after which this is looked at again.
+        if ended && self.buffer.is_empty() && !self.output_ended {
+            self.output_ended = true;
             self.shut_socket(Shutdown::Write);
         }
     }
