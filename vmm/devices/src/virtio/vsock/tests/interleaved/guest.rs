@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 
+use kiai_interleave::shuttle::rand::Rng;
+use kiai_interleave::shuttle::rand::thread_rng;
+
 use super::connection::Key;
 use super::packet::HOST_CID;
 use super::packet::Header;
@@ -35,6 +38,8 @@ pub(super) struct Guest {
     /// Bytes received, and how many of them the device was told of as taken.
     received: u32,
     told: u32,
+    /// Says what it has room for only when it is asked.
+    lazy: bool,
     /// Shutdown flags said and heard.
     said: u32,
     heard: u32,
@@ -77,6 +82,7 @@ impl Guest {
             device_buffer: 0,
             received: 0,
             told: 0,
+            lazy: thread_rng().gen_bool(0.5),
             said: 0,
             heard: 0,
         }
@@ -110,7 +116,7 @@ impl Guest {
             self.received += 1;
         }
         assert!(self.received - self.told <= BUFFER, "more than there is room for");
-        if self.received - self.told == BUFFER {
+        if self.received - self.told == BUFFER && !self.lazy {
             self.send(Operation::CreditUpdate, 0, Vec::new());
         }
     }
