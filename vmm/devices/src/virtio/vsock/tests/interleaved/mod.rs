@@ -28,5 +28,5 @@ mod connections;
 
 #[path = "../../ports.rs"]
 #[expect(clippy::duplicate_mod, reason = "the product's own source is what is checked")]
-#[expect(unreachable_pub, reason = "the product's callers are elsewhere")]
+#[expect(dead_code, unreachable_pub, reason = "the product's callers are elsewhere")]
 mod ports;

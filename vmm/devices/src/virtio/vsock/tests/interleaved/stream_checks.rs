@@ -133,7 +133,7 @@ fn a_device_that_is_reset_lets_go_of_its_callers() {
         let writer = thread::spawn(move || write_all(&stream, LENGTH));
         // Whatever it has done by then, nobody waits for it any longer.
         drop(device.stop().unwrap());
-        reader.join().unwrap();
+        drop(reader.join().unwrap());
         writer.join().unwrap();
     });
 }
