@@ -7,15 +7,16 @@ use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
-use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::ControlOperation;
-use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::epoll::EpollEvent;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
-use vmm_sys_util::eventfd::EventFd;
 
+use super::os::Epoll;
+use super::os::EventFd;
+use super::os::thread;
+use super::os::thread::JoinHandle;
 use crate::log_limit::LogLimit;
 
 /// Tokens of the worker's own events; handlers use smaller ones.
@@ -115,8 +116,7 @@ impl<H: Handler> Worker<H> {
         for &(fd, token) in descriptors {
             interest.add(fd, token, EventSet::IN)?;
         }
-        let thread =
-            std::thread::Builder::new().name(name.to_owned()).spawn(move || run(handler, &interest))?;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(handler, &interest))?;
         Ok(Self { thread: Some(thread), kill })
     }
 
@@ -143,7 +143,7 @@ impl<H> Drop for Worker<H> {
 }
 
 fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
-    let thread = std::thread::current();
+    let thread = thread::current();
     let name = thread.name().unwrap_or_default();
     if let Err(e) = BEGINNING.get().map_or(Ok(()), |act| act(name)) {
         // Each time a driver starts the device.
@@ -182,64 +182,5 @@ fn run<H: Handler>(mut handler: H, interest: &Interest) -> H {
                 return handler;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Echo {
-        input: EventFd,
-        output: EventFd,
-        seen: u64,
-    }
-
-    impl Handler for Echo {
-        fn start(&mut self, _: &Interest) -> ControlFlow<()> {
-            ControlFlow::Continue(())
-        }
-        fn ready(&mut self, token: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
-            assert_eq!(token, 7);
-            self.seen += self.input.read().unwrap();
-            self.output.write(1).unwrap();
-            ControlFlow::Continue(())
-        }
-    }
-
-    #[test]
-    fn stop_hands_the_handler_back() {
-        let (input, output) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
-        let echo = Echo { input: input.try_clone().unwrap(), output: output.try_clone().unwrap(), seen: 0 };
-        let worker = Worker::spawn("echo", echo, &[(input.as_raw_fd(), 7)]).unwrap();
-        input.write(3).unwrap();
-        output.read().unwrap();
-        assert_eq!(worker.stop().unwrap().seen, 3);
-    }
-
-    struct Tireless(EventFd);
-
-    impl Handler for Tireless {
-        fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
-            self.again(interest)
-        }
-        fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
-            unreachable!("it waits for nothing")
-        }
-        fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
-            self.0.write(1).unwrap();
-            interest.again();
-            ControlFlow::Continue(())
-        }
-    }
-
-    #[test]
-    fn work_without_end_comes_back_and_can_be_stopped() {
-        let turns = EventFd::new(vmm_sys_util::eventfd::EFD_SEMAPHORE).unwrap();
-        let worker = Worker::spawn("tireless", Tireless(turns.try_clone().unwrap()), &[]).unwrap();
-        for _ in 0..10 {
-            turns.read().unwrap();
-        }
-        assert!(worker.stop().is_some());
     }
 }

@@ -19,11 +19,11 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
-use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::BUFFER_SIZE;
+use super::os::UnixStream;
 use super::packet::Header;
 use super::packet::Operation;
 use super::packet::SHUTDOWN_BOTH;

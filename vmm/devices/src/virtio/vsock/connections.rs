@@ -7,16 +7,17 @@
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::BUFFER_SIZE;
+use super::Interest;
 use super::MOST_CONNECTIONS;
 use super::MOST_REFUSALS;
 use super::connection::Connection;
 use super::connection::Key;
+use super::os::UnixStream;
 use super::packet::HOST_CID;
 use super::packet::Header;
 use super::packet::Operation;
@@ -24,7 +25,6 @@ use super::packet::TYPE_STREAM;
 use super::ports::VsockPorts;
 use crate::log_limit::LogLimit;
 use crate::virtio::buffers::Buffers;
-use crate::virtio::worker::Interest;
 
 /// First of the tokens given to connections.
 pub(super) const FIRST_TOKEN: u64 = 16;

@@ -25,6 +25,8 @@ use std::sync::Arc;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
+use super::os;
+use super::worker::Interest;
 use super::worker::Worker;
 use worker::Packets;
 

@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::MOST_CONNECTIONS;
+use super::os::EventFd;
+use super::os::Mutex;
+use super::os::UnixStream;
 
 /// Called on the device's thread for each connection the guest opens to a port; must not block.
 pub type Accept = Box<dyn Fn(UnixStream) + Send + Sync>;

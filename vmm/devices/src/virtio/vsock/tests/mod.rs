@@ -2,6 +2,7 @@
 
 mod guest;
 mod hostile;
+mod interleaved;
 mod quiet;
 mod random;
 mod streams;
