@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{dependencies, fuzz, step, tidy, workspace};
+use crate::{dependencies, fuzz, sanitize, step, tidy, workspace};
 
 /// The package of the end-to-end tests, which need a machine for microVMs.
 pub(crate) const END_TO_END: &str = "kiai-tests";
@@ -15,12 +15,19 @@ pub(crate) struct Arguments {
     /// Only ask whether a dependency has a known vulnerability (cargo-deny and its list, which need the network)
     #[arg(long)]
     advisories: bool,
+    /// Only run the unit tests of devices and file systems under ThreadSanitizer and Miri (the nightly compiler, which
+    /// rustup installs, and a quarter of an hour)
+    #[arg(long, conflicts_with = "advisories")]
+    sanitize: bool,
 }
 
 /// What these options ask for.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.advisories {
         return dependencies::advisories();
+    }
+    if arguments.sanitize {
+        return sanitize::run();
     }
     for (test, reason) in all()? {
         step::say(&format!("skipped: {test}: {reason}"));

@@ -18,6 +18,7 @@ mod place;
 mod registry;
 mod rootfs;
 mod run;
+mod sanitize;
 mod setup;
 mod spdx;
 mod step;
