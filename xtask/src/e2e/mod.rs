@@ -31,8 +31,6 @@ pub(crate) struct Selection {
     pub(crate) filters: Vec<String>,
     /// Only what failed in the last run.
     pub(crate) failed: bool,
-    /// Those in a lab of two CPUs, too.
-    pub(crate) two_cpus: bool,
 }
 
 /// Memory of a lab that runs tests.
@@ -41,13 +39,13 @@ const LAB_MEMORY_MIB: u32 = 6144;
 /// Runs the selected tests to their ends and writes the results down.
 pub(crate) fn run(place: Place, selection: &Selection) -> Result<Summary> {
     let program = program()?;
-    let mut cases = plan::cases(&tests(&program)?, place, selection.two_cpus);
+    let mut cases = plan::cases(&tests(&program)?, place);
     if selection.failed {
         let failed = report::failed_last_time()?;
         cases.retain(|case| failed.contains(&case.to_string()));
         ensure!(!cases.is_empty(), "no end-to-end test failed in the last run");
     }
-    cases.retain(|case| selection.selects(&case.test));
+    cases.retain(|case| selection.selects(&case.to_string()));
     ensure!(!cases.is_empty(), "no end-to-end test is called like this: {}", selection.filters.join(" "));
 
     let report = report::Report::begin()?;
@@ -61,8 +59,8 @@ pub(crate) fn run(place: Place, selection: &Selection) -> Result<Summary> {
 }
 
 impl Selection {
-    fn selects(&self, test: &str) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| test.contains(filter.as_str()))
+    fn selects(&self, case: &str) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|filter| case.contains(filter.as_str()))
     }
 }
 
@@ -145,7 +143,6 @@ mod tests {
         let selection = |filters: &[&str]| Selection {
             filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
             failed: false,
-            two_cpus: false,
         };
         assert!(selection(&[]).selects("run::anything"));
         assert!(selection(&["exec::", "run::"]).selects("run::anything"));
