@@ -10,6 +10,7 @@ use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lifecycle::Lifecycle;
+use super::lifecycle::Unchanged;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,5 +133,16 @@ impl Process {
 
     pub(super) fn wrong_state(&self, request: &'static str, state: ProcessState) -> TaskError {
         TaskError::State { what: self.name(), request, state: state.name() }
+    }
+
+    /// Why a request changed nothing.
+    pub(super) fn unchanged(&self, request: &'static str, why: Unchanged<TaskError>) -> TaskError {
+        match why {
+            Unchanged::State(ProcessState::Stopped(_)) if request != "start" => {
+                TaskError::Finished(self.name())
+            }
+            Unchanged::State(state) => self.wrong_state(request, state),
+            Unchanged::Guest(error) => error,
+        }
     }
 }

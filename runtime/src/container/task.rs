@@ -22,7 +22,6 @@ use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
 use super::lifecycle::NotRemoved;
-use super::lifecycle::Unchanged;
 use super::limits::Applied;
 use super::plug::Plugged;
 use super::table::NoEntry;
@@ -139,7 +138,7 @@ impl Container {
         if exec_id.is_empty() {
             let ask = async { Ok(self.guest()?.agent.start_container(&self.id).await?) };
             let started = self.init.lifecycle.change(states, ask, || self.report(Report::Started)).await;
-            return started.map_err(|why| not_started(&self.init, why));
+            return started.map_err(|why| self.init.unchanged("start", why));
         }
         let exec = self.find(exec_id)?;
         let tell = || {
@@ -147,7 +146,7 @@ impl Container {
             self.watch(exec.process.clone());
         };
         let started = exec.process.lifecycle.change(states, self.ask_for(&exec), tell).await;
-        started.map_err(|why| not_started(&exec.process, why))
+        started.map_err(|why| exec.process.unchanged("start", why))
     }
 
     /// Has the agent run a process.
@@ -314,7 +313,7 @@ impl Container {
         let ask = async { Ok(self.guest()?.agent.pause_container(&self.id).await?) };
         let states = (ProcessState::Running, ProcessState::Paused);
         let paused = self.init.lifecycle.change(states, ask, || self.report(Report::Paused)).await;
-        paused.map_err(|why| not_switched(&self.init, "pause", why))
+        paused.map_err(|why| self.init.unchanged("pause", why))
     }
 
     /// Thaws them.
@@ -322,7 +321,7 @@ impl Container {
         let ask = async { Ok(self.guest()?.agent.resume_container(&self.id).await?) };
         let states = (ProcessState::Paused, ProcessState::Running);
         let resumed = self.init.lifecycle.change(states, ask, || self.report(Report::Resumed)).await;
-        resumed.map_err(|why| not_switched(&self.init, "resume", why))
+        resumed.map_err(|why| self.init.unchanged("resume", why))
     }
 
     /// Changes resources; `resources` is the OCI object as JSON. The machine grows before and shrinks after, and
@@ -379,20 +378,5 @@ impl Container {
 
     pub(super) fn guest(&self) -> Result<&Sandbox, TaskError> {
         if self.sandbox.endings.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
-    }
-}
-
-fn not_started(process: &Process, why: Unchanged<TaskError>) -> TaskError {
-    match why {
-        Unchanged::State(state) => process.wrong_state("start", state),
-        Unchanged::Guest(error) => error,
-    }
-}
-
-fn not_switched(init: &Process, request: &'static str, why: Unchanged<TaskError>) -> TaskError {
-    match why {
-        Unchanged::State(ProcessState::Stopped(_)) => TaskError::Finished(init.name()),
-        Unchanged::State(state) => init.wrong_state(request, state),
-        Unchanged::Guest(error) => error,
     }
 }
