@@ -135,7 +135,7 @@ impl Coded for TaskError {
                 Code::NOT_FOUND
             }
             Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::State { .. } | Self::SandboxEnded => Code::FAILED_PRECONDITION,
+            Self::State { .. } | Self::ShuttingDown(_) | Self::SandboxEnded => Code::FAILED_PRECONDITION,
             Self::Malformed { .. } => Code::INVALID_ARGUMENT,
             Self::Panicked(_) => Code::INTERNAL,
             Self::Stdio(error) => error.code(),

@@ -15,3 +15,6 @@ pub mod sandbox;
 pub mod shim;
 pub mod spec;
 pub mod store;
+
+#[cfg(test)]
+mod interleaved;

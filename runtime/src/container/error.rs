@@ -83,6 +83,9 @@ pub enum TaskError {
     /// The machine or its guest does not take a device.
     #[error(transparent)]
     Lend(#[from] LendError),
+    /// The pod ends, or was told to.
+    #[error("container {0}: the pod is shutting down")]
+    ShuttingDown(String),
     /// The microVM is over.
     #[error("the sandbox has ended")]
     SandboxEnded,

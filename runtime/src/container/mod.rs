@@ -1,8 +1,9 @@
 //! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
 //!
-//! `create` tells the whole story of a container; `process` is the life of its init and of every process run in
-//! it; `plug` is what comes and goes meanwhile, `batch` what that comes to. Knows no containerd message: `shim` decodes, and publishes what is
-//! reported through [`Report`].
+//! `create` tells the whole story of a container; `process` is its init and every process run in it, `lifecycle` the
+//! states of each and their changes, `table` what there is by id; `plug` is what comes and goes meanwhile, `batch`
+//! what that comes to. Knows no containerd message: `shim` decodes, and publishes what is reported through
+//! [`Report`].
 
 mod batch;
 mod create;
@@ -10,10 +11,16 @@ pub mod devices;
 mod error;
 pub mod io;
 mod lend;
+mod lifecycle;
 mod limits;
+mod os;
 mod plug;
 mod process;
+mod table;
 mod task;
+
+#[cfg(test)]
+mod interleaved;
 
 pub use batch::Plug;
 pub use batch::PlugVolume;
@@ -25,6 +32,8 @@ pub use plug::Unplug;
 pub use process::Exit;
 pub use process::Process;
 pub use process::ProcessState;
+pub use table::NoEntry;
+pub use table::Table;
 pub use task::Container;
 pub use task::Removed;
 

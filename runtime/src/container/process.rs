@@ -1,20 +1,16 @@
-//! The life of one process: a container's init, or one run in it later.
-//!
-//! ```text
-//!   Created ──start──► Running ◄──pause/resume──► Paused
-//!      └───────────────────┴──── exits ───────────► Stopped(Exit)
-//! ```
+//! One process: a container's init, or one run in it later. How it changes its state is in `lifecycle`.
 
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use kiai_protocol::agent::ProcessRequest;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
+use super::lifecycle::Lifecycle;
+use super::lifecycle::Unchanged;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,10 +68,8 @@ pub struct Process {
     pub uris: Uris,
     /// It has a terminal.
     pub terminal: bool,
-    state: watch::Sender<ProcessState>,
+    pub(super) lifecycle: Lifecycle,
     streams: Mutex<Option<std::sync::Arc<Streams>>>,
-    /// Held while the process is started and while its end is told, so that the start is told first.
-    pub(super) telling: tokio::sync::Mutex<()>,
 }
 
 impl Process {
@@ -83,8 +77,7 @@ impl Process {
         let mut id = ProcessRequest::new();
         id.container_id = container_id.into();
         id.exec_id = exec_id.into();
-        let (state, _) = watch::channel(ProcessState::Created);
-        Self { id, uris, terminal, state, streams: Mutex::default(), telling: tokio::sync::Mutex::default() }
+        Self { id, uris, terminal, lifecycle: Lifecycle::new(), streams: Mutex::default() }
     }
 
     /// For messages: "container c" or "container c: process e".
@@ -97,7 +90,7 @@ impl Process {
 
     /// Where it is in its life.
     pub fn state(&self) -> ProcessState {
-        *self.state.borrow()
+        self.lifecycle.state()
     }
 
     pub(super) fn set_streams(&self, streams: Streams) {
@@ -106,28 +99,6 @@ impl Process {
 
     pub(super) fn drop_streams(&self) {
         self.streams.lock().take();
-    }
-
-    /// Moves from one state to another; false when it was not in `from`.
-    pub(super) fn advance(&self, from: ProcessState, to: ProcessState) -> bool {
-        self.state.send_if_modified(|state| {
-            let fits = *state == from;
-            if fits {
-                *state = to;
-            }
-            fits
-        })
-    }
-
-    /// Ends it. The first exit counts; false when it had ended before.
-    pub(super) fn stop(&self, exit: Exit) -> bool {
-        self.state.send_if_modified(|state| {
-            let first = !matches!(state, ProcessState::Stopped(_));
-            if first {
-                *state = ProcessState::Stopped(exit);
-            }
-            first
-        })
     }
 
     /// Returns once the output of an exited process is handed on.
@@ -140,14 +111,7 @@ impl Process {
 
     /// Waits for the end, whenever it began to run.
     pub async fn wait(&self) -> Exit {
-        let mut state = self.state.subscribe();
-        loop {
-            if let ProcessState::Stopped(exit) = *state.borrow_and_update() {
-                return exit;
-            }
-            // `self` holds the sender, so the channel outlives this wait.
-            let _ = state.changed().await;
-        }
+        self.lifecycle.wait().await
     }
 
     /// Ends the process's input once all that was written to it is delivered.
@@ -170,26 +134,15 @@ impl Process {
     pub(super) fn wrong_state(&self, request: &'static str, state: ProcessState) -> TaskError {
         TaskError::State { what: self.name(), request, state: state.name() }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_wait_that_began_first_and_one_that_began_last_see_the_same_exit() {
-        let process = std::sync::Arc::new(Process::new("c", "", Uris::default(), false));
-        let early = tokio::spawn({
-            let process = process.clone();
-            async move { process.wait().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(process.advance(ProcessState::Created, ProcessState::Running));
-        let exit = Exit::now(3);
-        assert!(process.stop(exit));
-        assert!(!process.stop(Exit::now(255)), "the first exit counts");
-        assert_eq!(early.await.unwrap(), exit);
-        assert_eq!(process.wait().await, exit);
-        assert!(!process.advance(ProcessState::Running, ProcessState::Paused));
+    /// Why a request changed nothing.
+    pub(super) fn unchanged(&self, request: &'static str, why: Unchanged<TaskError>) -> TaskError {
+        match why {
+            Unchanged::State(ProcessState::Stopped(_)) if request != "start" => {
+                TaskError::Finished(self.name())
+            }
+            Unchanged::State(state) => self.wrong_state(request, state),
+            Unchanged::Guest(error) => error,
+        }
     }
 }

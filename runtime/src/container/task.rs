@@ -1,6 +1,5 @@
 //! What can be asked of a container that was created.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,8 +21,11 @@ use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
 use super::lend::Lent;
+use super::lifecycle::NotRemoved;
 use super::limits::Applied;
 use super::plug::Plugged;
+use super::table::NoEntry;
+use super::table::Table;
 use crate::plan::Limits;
 use crate::plan::check_id;
 use crate::sandbox::Loan;
@@ -45,7 +47,8 @@ pub struct Container {
     /// As it was asked for.
     pub(super) process: ProcessSpec,
     sandbox: Arc<Sandbox>,
-    execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    /// Closed once the container is being removed.
+    execs: Table<Exec>,
     lent: Mutex<Option<(Lent, Loan)>>,
     /// Locked while that changes; none once the container is being removed.
     pub(super) plugged: tokio::sync::Mutex<Option<Plugged>>,
@@ -86,7 +89,7 @@ impl Container {
             init: Arc::new(init),
             sandbox,
             process,
-            execs: Mutex::default(),
+            execs: Table::default(),
             lent: Mutex::new(Some(lent)),
             plugged: tokio::sync::Mutex::new(Some(Plugged::default())),
             applied: tokio::sync::Mutex::new(applied),
@@ -105,11 +108,11 @@ impl Container {
     }
 
     fn find(&self, exec_id: &str) -> Result<Arc<Exec>, TaskError> {
-        self.execs
-            .lock()
-            .get(exec_id)
-            .cloned()
-            .ok_or_else(|| TaskError::NoProcess { container_id: self.id.clone(), exec_id: exec_id.into() })
+        self.execs.get(exec_id).ok_or_else(|| self.no_process(exec_id))
+    }
+
+    fn no_process(&self, exec_id: &str) -> TaskError {
+        TaskError::NoProcess { container_id: self.id.clone(), exec_id: exec_id.into() }
     }
 
     /// Registers a process to be run; `spec` is the OCI `process` object as JSON.
@@ -120,35 +123,41 @@ impl Container {
         spec.set_terminal(Some(terminal));
         self.init.alive("exec")?;
         let process = Arc::new(Process::new(&self.id, exec_id, uris, terminal));
-        let mut execs = self.execs.lock();
-        if execs.contains_key(exec_id) {
-            return Err(TaskError::Exists(process.name()));
-        }
-        execs.insert(exec_id.into(), Arc::new(Exec { process, spec }));
-        self.report(Report::ExecAdded { exec_id: exec_id.into() });
-        Ok(())
+        let name = process.name();
+        let tell = || self.report(Report::ExecAdded { exec_id: exec_id.into() });
+        self.execs.add(exec_id, Arc::new(Exec { process, spec }), tell).map_err(|why| match why {
+            NoEntry::Taken => TaskError::Exists(name),
+            NoEntry::Closed => TaskError::Finished(self.init.name()),
+        })
     }
 
     /// Starts the init, or a registered process.
     pub async fn start(self: &Arc<Self>, exec_id: &str) -> Result<(), TaskError> {
+        self.guest()?;
+        let states = (ProcessState::Created, ProcessState::Running);
         if exec_id.is_empty() {
-            let _telling = self.init.telling.lock().await;
-            self.expect_created(&self.init)?;
-            self.sandbox.agent.start_container(&self.id).await?;
-            self.init.advance(ProcessState::Created, ProcessState::Running);
-            self.report(Report::Started);
-            return Ok(());
+            let ask = async { Ok(self.guest()?.agent.start_container(&self.id).await?) };
+            let started = self.init.lifecycle.change(states, ask, || self.report(Report::Started)).await;
+            return started.map_err(|why| self.init.unchanged("start", why));
         }
         let exec = self.find(exec_id)?;
+        let tell = || {
+            self.report(Report::ExecStarted { exec_id: exec_id.into() });
+            self.watch(exec.process.clone());
+        };
+        let started = exec.process.lifecycle.change(states, self.ask_for(&exec), tell).await;
+        started.map_err(|why| exec.process.unchanged("start", why))
+    }
+
+    /// Has the agent run a process.
+    async fn ask_for(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
-        let _telling = process.telling.lock().await;
-        self.expect_created(process)?;
-        let ports = &self.sandbox.ports;
+        let sandbox = self.guest()?;
         let (streams, stdio) =
-            Streams::open(&process.uris, process.terminal, ports, &self.sandbox.port_numbers)?;
+            Streams::open(&process.uris, process.terminal, &sandbox.ports, &sandbox.port_numbers)?;
         let mut request = ExecProcessRequest::new();
         request.container_id.clone_from(&self.id);
-        request.exec_id = exec_id.into();
+        request.exec_id.clone_from(&process.id.exec_id);
         request.process = serde_json::to_vec(&exec.spec)
             .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
         request.stdio = Some(stdio).into();
@@ -156,22 +165,9 @@ impl Container {
             request.rows = u32::try_from(size.height()).unwrap_or(0);
             request.columns = u32::try_from(size.width()).unwrap_or(0);
         }
-        self.sandbox.agent.exec_process(request).await?;
+        sandbox.agent.exec_process(request).await?;
         process.set_streams(streams);
-        process.advance(ProcessState::Created, ProcessState::Running);
-        self.report(Report::ExecStarted { exec_id: exec_id.into() });
-        self.watch(process.clone());
         Ok(())
-    }
-
-    fn expect_created(&self, process: &Process) -> Result<(), TaskError> {
-        if self.sandbox.endings.ended().is_some() {
-            return Err(TaskError::SandboxEnded);
-        }
-        match process.state() {
-            ProcessState::Created => Ok(()),
-            state => Err(process.wrong_state("start", state)),
-        }
     }
 
     /// Waits for a process's end and tells it, once its output is handed on.
@@ -180,14 +176,15 @@ impl Container {
         tokio::spawn(async move {
             let (exit, out_of_memory) = container.end(&process).await;
             process.drain().await;
-            let _telling = process.telling.lock().await;
-            if out_of_memory {
-                container.out_of_memory();
-            }
-            let exec_id = process.id.exec_id.clone();
-            tracing::debug!(process = process.name(), status = exit.status, "exited");
-            container.report(Report::Exited { exec_id, exit });
-            process.stop(exit);
+            let tell = || {
+                if out_of_memory {
+                    container.out_of_memory();
+                }
+                let exec_id = process.id.exec_id.clone();
+                tracing::debug!(process = process.name(), status = exit.status, "exited");
+                container.report(Report::Exited { exec_id, exit });
+            };
+            process.lifecycle.end(exit, tell).await;
         });
     }
 
@@ -243,42 +240,52 @@ impl Container {
         })
     }
 
-    /// Removes the container, or forgets one process of it. Only what has ended or never started can go.
+    /// Removes the container, or forgets one process of it, once. Only what has ended or never started can go.
     pub async fn delete(&self, exec_id: &str) -> Result<Removed, TaskError> {
-        let process = self.process(exec_id)?;
-        // An end that is being told is told first.
-        let _telling = process.telling.lock().await;
-        let state = process.state();
-        let exit = match state {
-            ProcessState::Running | ProcessState::Paused => return Err(process.wrong_state("delete", state)),
-            ProcessState::Stopped(exit) => exit,
-            ProcessState::Created => Exit::now(137),
-        };
-        if exec_id.is_empty() {
+        if !exec_id.is_empty() {
+            return self.forget(exec_id).await;
+        }
+        let work = async |state| {
+            self.execs.close();
             self.remove(state == ProcessState::Created).await;
             self.exec_ends().await;
-            self.report(Report::Removed { exit });
-        } else {
+        };
+        let tell = |exit| self.report(Report::Removed { exit });
+        let exit = self.init.lifecycle.remove(work, tell).await.map_err(|why| match why {
+            NotRemoved::State(state) => self.init.wrong_state("delete", state),
+            NotRemoved::Gone => TaskError::NoContainer(self.id.clone()),
+        })?;
+        self.init.drop_streams();
+        Ok(Removed { exit })
+    }
+
+    async fn forget(&self, exec_id: &str) -> Result<Removed, TaskError> {
+        let exec = self.find(exec_id)?;
+        let process = &exec.process;
+        let work = async |state| {
             if state != ProcessState::Created
                 && let Ok(sandbox) = self.guest()
                 && let Err(error) = sandbox.agent.remove_process(&process.id).await
             {
                 tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "remove");
             }
-            self.execs.lock().remove(exec_id);
-        }
-        process.stop(exit);
+            self.execs.remove(exec_id, &exec);
+        };
+        let exit = process.lifecycle.remove(work, |_| {}).await.map_err(|why| match why {
+            NotRemoved::State(state) => process.wrong_state("delete", state),
+            NotRemoved::Gone => self.no_process(exec_id),
+        })?;
         process.drop_streams();
         Ok(Removed { exit })
     }
 
-    /// Returns once the end of every process that was run in the container is told. Its removal killed them; a
-    /// guest that does not say so is not waited for longer than this.
+    /// Returns once the end of every process that was run in the container is told, those among them that are being
+    /// started. The container is gone, which killed them; a guest that does not say so is not waited for longer
+    /// than this.
     async fn exec_ends(&self) {
         const PATIENCE: Duration = Duration::from_secs(10);
-        let execs: Vec<Arc<Process>> = self.execs.lock().values().map(|exec| exec.process.clone()).collect();
-        let ran = execs.iter().filter(|process| process.state() != ProcessState::Created);
-        let ends = futures::future::join_all(ran.map(|process| process.wait()));
+        let execs = self.execs.all();
+        let ends = futures::future::join_all(execs.iter().map(|exec| exec.process.lifecycle.over()));
         if tokio::time::timeout(PATIENCE, ends).await.is_err() {
             tracing::warn!(container = self.id, "a process of a removed container does not end");
         }
@@ -303,30 +310,18 @@ impl Container {
 
     /// Freezes every process.
     pub async fn pause(&self) -> Result<(), TaskError> {
-        match self.init.state() {
-            ProcessState::Running => {
-                self.guest()?.agent.pause_container(&self.id).await?;
-                self.init.advance(ProcessState::Running, ProcessState::Paused);
-                self.report(Report::Paused);
-                Ok(())
-            }
-            ProcessState::Stopped(_) => Err(TaskError::Finished(self.init.name())),
-            state => Err(self.init.wrong_state("pause", state)),
-        }
+        let ask = async { Ok(self.guest()?.agent.pause_container(&self.id).await?) };
+        let states = (ProcessState::Running, ProcessState::Paused);
+        let paused = self.init.lifecycle.change(states, ask, || self.report(Report::Paused)).await;
+        paused.map_err(|why| self.init.unchanged("pause", why))
     }
 
     /// Thaws them.
     pub async fn resume(&self) -> Result<(), TaskError> {
-        match self.init.state() {
-            ProcessState::Paused => {
-                self.guest()?.agent.resume_container(&self.id).await?;
-                self.init.advance(ProcessState::Paused, ProcessState::Running);
-                self.report(Report::Resumed);
-                Ok(())
-            }
-            ProcessState::Stopped(_) => Err(TaskError::Finished(self.init.name())),
-            state => Err(self.init.wrong_state("resume", state)),
-        }
+        let ask = async { Ok(self.guest()?.agent.resume_container(&self.id).await?) };
+        let states = (ProcessState::Paused, ProcessState::Running);
+        let resumed = self.init.lifecycle.change(states, ask, || self.report(Report::Resumed)).await;
+        resumed.map_err(|why| self.init.unchanged("resume", why))
     }
 
     /// Changes resources; `resources` is the OCI object as JSON. The machine grows before and shrinks after, and

@@ -5,12 +5,17 @@
 
 mod boot;
 mod bus;
+mod desk;
 mod ending;
 mod give_back;
 mod lend;
+mod os;
 mod pass;
 mod resize;
 mod shared;
+
+#[cfg(test)]
+mod interleaved;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,8 +62,8 @@ pub struct Sandbox {
     /// Its network namespace, and how many queues an interface of it gets.
     network: (Option<PathBuf>, usize),
     groups: pass::Groups,
-    /// What is lent; locked while that changes.
-    desk: tokio::sync::Mutex<lend::Desk<kiai_vmm::DeviceId>>,
+    /// What is lent.
+    desk: desk::Desk<kiai_vmm::DeviceId>,
 }
 
 /// A device of the host that could not be lent to the guest.
@@ -132,7 +137,7 @@ impl Sandbox {
     /// Puts devices of the host on the guest's bus and has the guest find them; returns the loan, and what to
     /// tell the agent of each. On an error none of them is there.
     pub async fn lend(&self, wanted: Wanted<'_>) -> Result<(Loan, Vec<message::Device>), LendError> {
-        self.desk.lock().await.lend(self, wanted).await
+        self.desk.lend(self, wanted).await
     }
 
     /// Takes over further interfaces of the pod, by name. A sandbox without a network has none.
@@ -150,7 +155,7 @@ impl Sandbox {
     /// Has the guest let go of devices and takes them off its bus. A guest that does not answer loses them all
     /// the same.
     pub async fn take_back(&self, loan: Loan) {
-        self.desk.lock().await.take_back(self, loan).await;
+        self.desk.take_back(self, loan).await;
     }
 
     /// Ends the guest in good order: its file systems are synced before the machine stops. A guest that does not

@@ -2,8 +2,6 @@
 //!
 //! The sandbox boots with the first container. Knows no message of containerd.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,9 +21,11 @@ use crate::container;
 use crate::container::Container;
 use crate::container::CreateError;
 use crate::container::CreateOptions;
+use crate::container::NoEntry;
 use crate::container::Process;
 use crate::container::Removed;
 use crate::container::Reporter;
+use crate::container::Table;
 use crate::container::TaskError;
 use crate::failure::chain;
 use crate::host::MountError;
@@ -48,8 +48,8 @@ pub(super) struct Pod {
     shared: Mutex<Option<Arc<SharedDirectory>>>,
     /// Made by the first create; the others wait for it.
     sandbox: OnceCell<Arc<Sandbox>>,
-    /// `None` while a container is being made: its id is taken.
-    containers: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
+    /// Closed once the process is to end.
+    containers: Table<Container>,
     /// Until the first container is there.
     afterwards: Mutex<Option<Afterwards>>,
     stop: watch::Sender<bool>,
@@ -65,7 +65,7 @@ impl Pod {
             bundle,
             shared: Mutex::default(),
             sandbox: OnceCell::new(),
-            containers: Mutex::default(),
+            containers: Table::default(),
             afterwards: Mutex::new(afterwards),
             stop: watch::channel(false).0,
         })
@@ -79,8 +79,7 @@ impl Pod {
     }
 
     pub(super) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
-        let found = self.containers.lock().get(id).cloned().flatten();
-        found.ok_or_else(|| TaskError::NoContainer(id.into()))
+        self.containers.get(id).ok_or_else(|| TaskError::NoContainer(id.into()))
     }
 
     pub(super) fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, TaskError> {
@@ -95,29 +94,20 @@ impl Pod {
     ) -> Result<(), CreateError> {
         let id = options.id.clone();
         check_id(&id)?;
-        match self.containers.lock().entry(id.clone()) {
-            Entry::Occupied(_) => return Err(TaskError::Exists(format!("container {id}")).into()),
-            Entry::Vacant(vacant) => drop(vacant.insert(None)),
+        let reservation = self.containers.reserve(&id).map_err(|why| match why {
+            NoEntry::Taken => TaskError::Exists(format!("container {id}")),
+            NoEntry::Closed => TaskError::ShuttingDown(id),
+        })?;
+        let container = self.make(options, reporter).await?;
+        if let Some(afterwards) = self.afterwards.lock().take() {
+            let init = container.init.clone();
+            tokio::spawn(async move {
+                init.wait().await;
+                afterwards.run();
+            });
         }
-        let made = self.make(options, reporter).await;
-        let mut containers = self.containers.lock();
-        match made {
-            Ok(container) => {
-                if let Some(afterwards) = self.afterwards.lock().take() {
-                    let init = container.init.clone();
-                    tokio::spawn(async move {
-                        init.wait().await;
-                        afterwards.run();
-                    });
-                }
-                containers.insert(id, Some(container));
-                Ok(())
-            }
-            Err(error) => {
-                containers.remove(&id);
-                Err(error)
-            }
-        }
+        reservation.fill(container);
+        Ok(())
     }
 
     async fn make(
@@ -215,26 +205,30 @@ impl Pod {
 
     /// Removes a container, or forgets one process of it.
     pub(super) async fn delete(&self, id: &str, exec_id: &str) -> Result<Removed, TaskError> {
-        let removed = self.container(id)?.delete(exec_id).await?;
+        let container = self.container(id)?;
+        let removed = container.delete(exec_id).await?;
         if exec_id.is_empty() {
-            self.containers.lock().remove(id);
+            self.containers.remove(id, &container);
         }
         Ok(removed)
     }
 
     /// Has the process end if nothing is left to serve, or anyway.
     pub(super) fn shut_down(&self, now: bool) {
-        if now || self.containers.lock().is_empty() {
+        if now {
+            self.containers.close();
+        }
+        if now || self.containers.close_if_empty() {
             self.stop.send_replace(true);
         }
     }
 
     /// Ends the sandbox, and with it every process in it; returns once their ends are told.
     pub(super) async fn end(&self) {
+        self.containers.close();
         let Some(sandbox) = self.sandbox.get() else { return };
         sandbox.shut_down().await;
-        let containers: Vec<Arc<Container>> = self.containers.lock().values().flatten().cloned().collect();
-        for container in containers {
+        for container in self.containers.all() {
             container.ended().await;
         }
     }

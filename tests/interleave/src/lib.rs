@@ -10,8 +10,8 @@ use shuttle::Runner;
 use shuttle::scheduler::PctScheduler;
 use shuttle::scheduler::RandomScheduler;
 
+pub use ::shuttle_parking_lot as parking_lot;
 pub use shuttle;
-pub use shuttle_parking_lot as parking_lot;
 
 /// Orders of each scenario in a run of the tests.
 const ORDERS: usize = 4000;

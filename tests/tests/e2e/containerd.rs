@@ -7,6 +7,21 @@ use kiai_tests::kiai::image;
 use kiai_tests::process;
 use kiai_tests::scenario;
 
+/// Has clients pause and resume a container at the same time; what it is said to be in the end it is in the guest.
+fn pause_and_resume(containerd: &Containerd, id: &str) {
+    let asked = ["pause", "resume", "pause", "resume"].map(|word| containerd.ctr(&["task", word, id]));
+    // Who comes too late is refused.
+    asked.into_iter().for_each(|asked| drop(asked.finish()));
+    let paused = || containerd.ctr(&["task", "ls"]).finish().success().contains("PAUSED");
+    if !paused() {
+        containerd.ctr(&["task", "pause", id]).finish().success();
+    }
+    assert!(paused());
+    containerd.ctr(&["task", "resume", id]).finish().success();
+    let thawed = ["task", "exec", "--exec-id", "thawed", id, "echo", "thawed"];
+    assert_eq!(containerd.ctr(&thawed).finish().success(), "thawed");
+}
+
 #[test]
 fn ctr_runs_containers() {
     scenario(|_| {
@@ -28,6 +43,7 @@ fn ctr_runs_containers() {
         let tasks = containerd.ctr(&["task", "ls"]).finish().success();
         assert!(tasks.contains("third") && tasks.contains("RUNNING"), "{tasks}");
         containerd.ctr(&["task", "metrics", "third"]).finish().success();
+        pause_and_resume(&containerd, "third");
         containerd.ctr(&["task", "kill", "-s", "KILL", "third"]).finish().success();
         let ended = containerd.ctr(&["task", "delete", "third"]).finish();
         assert!(matches!(ended.code, Some(0 | 137)), "{ended}");

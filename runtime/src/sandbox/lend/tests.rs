@@ -5,7 +5,9 @@ use std::io;
 
 use parking_lot::Mutex;
 
+use super::super::desk::Desk;
 use super::*;
+use crate::agent::AgentError;
 
 /// A bus of a machine that is not there, and a guest that does as it is told.
 #[derive(Default)]
@@ -129,7 +131,7 @@ fn disk(minor: i64) -> Disk {
 
 #[tokio::test]
 async fn a_batch_is_one_look_at_the_bus_and_goes_as_it_came() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     let (loan, devices) = desk.lend(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap();
     let paths: Vec<_> = devices.iter().map(|device| device.locator.pci_path()).collect();
     assert_eq!((paths, bus.state.lock().rescans), (vec!["01.0", "02.0", "03.0"], 1));
@@ -141,7 +143,7 @@ async fn a_batch_is_one_look_at_the_bus_and_goes_as_it_came() {
 
 #[tokio::test]
 async fn what_cannot_be_attached_undoes_what_was() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     let (_kept, _) = desk.lend(&bus, disks(&[disk(9)])).await.unwrap();
     bus.state.lock().broken = Some(2);
     let error = desk.lend(&bus, disks(&[disk(0), disk(9), disk(2)])).await.unwrap_err();
@@ -154,7 +156,7 @@ async fn what_cannot_be_attached_undoes_what_was() {
 
 #[tokio::test]
 async fn a_disk_lent_twice_is_one_disk_and_goes_with_its_last_borrower() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     let (first, one) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
     let (second, other) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
     assert_eq!(one[0].locator, other[0].locator);
@@ -170,7 +172,7 @@ async fn a_disk_lent_twice_is_one_disk_and_goes_with_its_last_borrower() {
 
 #[tokio::test]
 async fn a_guest_that_never_answers_costs_one_wait_and_leaves_the_bus_clean() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     bus.state.lock().silent = true;
     let error = desk.lend(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap_err();
     assert!(matches!(error, LendError::Agent(AgentError::Silent { .. })), "{error}");
@@ -188,7 +190,7 @@ async fn a_guest_that_never_answers_costs_one_wait_and_leaves_the_bus_clean() {
 
 #[tokio::test]
 async fn a_device_the_guest_threw_off_its_bus_stays_lent_and_is_found_again() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     let (first, _) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
     bus.state.lock().seen.clear();
     let (second, _) = desk.lend(&bus, disks(&[disk(1)])).await.unwrap();
@@ -196,12 +198,15 @@ async fn a_device_the_guest_threw_off_its_bus_stays_lent_and_is_found_again() {
     bus.state.lock().seen.remove(&2);
     desk.take_back(&bus, second).await;
     desk.take_back(&bus, first).await;
-    assert_eq!((bus.on_bus(), desk.clung_to.len()), (vec![], 0), "what is not there was let go of");
+    let asked = std::mem::take(&mut bus.state.lock().asked);
+    assert_eq!((bus.on_bus(), asked), (vec![], 2));
+    desk.lend(&bus, disks(&[disk(2)])).await.unwrap();
+    assert_eq!(bus.state.lock().asked, 0, "what is not there was let go of");
 }
 
 #[tokio::test]
 async fn interfaces_and_shares_come_in_one_look_and_go_one_by_one() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     let (nics, shares) = (&mut [nic("eth1")], [share("a"), share("b")]);
     let wanted = Wanted { nics, shares: &shares, ..Wanted::default() };
     let (loan, devices) = desk.lend(&bus, wanted).await.unwrap();
@@ -214,16 +219,18 @@ async fn interfaces_and_shares_come_in_one_look_and_go_one_by_one() {
     desk.take_back(&bus, loans.remove(1)).await;
     assert_eq!(bus.on_bus(), [1, 3]);
     desk.take_back(&bus, Loan::all(loans)).await;
-    assert_eq!((bus.on_bus(), desk.lent.len()), (vec![], 0));
+    assert_eq!(bus.on_bus(), [] as [u8; 0]);
+    let again = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
+    desk.lend(&bus, again).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_share_that_cannot_be_undoes_the_whole_batch() {
-    let (bus, mut desk) = (FakeBus::default(), Desk::default());
+    let (bus, desk) = (FakeBus::default(), Desk::default());
     let (disk, nics, shares) = ([disk(0)], &mut [nic("eth1")], [share("a"), share("broken")]);
     let wanted = Wanted { disks: &disk, nics, shares: &shares, ..Wanted::default() };
     desk.lend(&bus, wanted).await.unwrap_err();
-    assert_eq!((bus.on_bus(), bus.state.lock().rescans, desk.lent.len()), (vec![], 0, 0));
+    assert_eq!((bus.on_bus(), bus.state.lock().rescans), (vec![], 0));
     let again = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
     desk.lend(&bus, again).await.unwrap();
 }
