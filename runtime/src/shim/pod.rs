@@ -233,3 +233,27 @@ impl Pod {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_create_after_the_end_was_decided_is_refused_by_name() {
+        for now in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let pod = Pod::new("test", folder.path().into(), None);
+            let create = async |id: &str| {
+                let bundle = folder.path().join("none");
+                let options = CreateOptions { id: id.into(), bundle, ..CreateOptions::default() };
+                pod.create(options, Arc::new(|_| {})).await.unwrap_err()
+            };
+            // What could not be made keeps no pod alive.
+            assert!(matches!(create("early").await, CreateError::Spec { .. }));
+            pod.shut_down(now);
+            pod.stopped().await;
+            let error = create("late").await;
+            assert_eq!(error.to_string(), "container late: the pod is shutting down");
+        }
+    }
+}
