@@ -1,6 +1,5 @@
 //! Many containers, one after the other. The scenario's count is the point.
 
-use kiai_tests::kiai::busybox;
 use kiai_tests::scenario;
 
 #[test]
