@@ -26,11 +26,17 @@ impl Ended {
     }
 }
 
-/// The last lines of a console, few enough to read.
+/// The last lines of a console, few enough to read. The line in which the kernel says why it panicked comes first if
+/// the trace that follows it is longer than that.
 pub(super) fn tail(console: &str) -> String {
     const LINES: usize = 40;
     let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
-    lines[lines.len().saturating_sub(LINES)..].join("\n")
+    let (before, last) = lines.split_at(lines.len().saturating_sub(LINES));
+    let is_reason = |line: &&&str| line.contains("Kernel panic - ");
+    match before.iter().rfind(is_reason).filter(|_| !last.iter().any(|line| is_reason(&line))) {
+        Some(reason) => format!("{reason}\n…\n{}", last.join("\n")),
+        None => last.join("\n"),
+    }
 }
 
 /// The end to come. Clones see the same.
@@ -76,5 +82,38 @@ impl Endings {
             // The thread that tells went away without a word; nobody can say more.
             _ => Ended { ending: Ending::Stopped, expected: false, console: String::new() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REASON: &str = "[    3.1] Kernel panic - not syncing: sysrq triggered crash";
+
+    fn console(trace: usize) -> String {
+        let trace = (0..trace).map(|line| format!("[    3.2]  ? function_{line}\r\n"));
+        format!("[    0.0] Linux\r\n{REASON}\r\n{}", trace.collect::<String>())
+    }
+
+    #[test]
+    fn the_reason_of_a_panic_stands_before_a_trace_that_is_longer_than_what_is_shown() {
+        let shown = tail(&console(60));
+        assert!(shown.starts_with(&format!("{REASON}\n…\n[    3.2]  ? function_20\n")), "{shown}");
+        assert!(shown.ends_with("function_59"));
+    }
+
+    #[test]
+    fn the_reason_of_a_panic_is_shown_once() {
+        let shown = tail(&console(10));
+        assert_eq!(shown.matches(REASON).count(), 1, "{shown}");
+        assert!(shown.starts_with("[    0.0] Linux\n"));
+    }
+
+    #[test]
+    fn a_console_without_a_panic_is_shown_by_its_end() {
+        let lines: Vec<String> = (0..50).map(|line| line.to_string()).collect();
+        assert_eq!(tail(&lines.join("\n")), lines[10..].join("\n"));
+        assert_eq!(tail(""), "");
     }
 }
