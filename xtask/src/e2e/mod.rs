@@ -31,6 +31,8 @@ pub(crate) struct Selection {
     pub(crate) filters: Vec<String>,
     /// Only what failed in the last run.
     pub(crate) failed: bool,
+    /// Those in a lab of two CPUs, too.
+    pub(crate) two_cpus: bool,
 }
 
 /// Memory of a lab that runs tests.
@@ -39,7 +41,7 @@ const LAB_MEMORY_MIB: u32 = 6144;
 /// Runs the selected tests to their ends and writes the results down.
 pub(crate) fn run(place: Place, selection: &Selection) -> Result<Summary> {
     let program = program()?;
-    let mut cases = plan::cases(&tests(&program)?, place);
+    let mut cases = plan::cases(&tests(&program)?, place, selection.two_cpus);
     if selection.failed {
         let failed = report::failed_last_time()?;
         cases.retain(|case| failed.contains(&case.to_string()));
@@ -143,6 +145,7 @@ mod tests {
         let selection = |filters: &[&str]| Selection {
             filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
             failed: false,
+            two_cpus: false,
         };
         assert!(selection(&[]).selects("run::anything"));
         assert!(selection(&["exec::", "run::"]).selects("run::anything"));
