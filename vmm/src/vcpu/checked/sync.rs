@@ -1,11 +1,13 @@
-//! Shuttle's primitives with the faces of those in `super::super::sync`.
+//! Shuttle's primitives with the faces of those in `super::super::sync`. shuttle-parking_lot has no condition
+//! variable, and one of shuttle's own waits only with a guard of shuttle's own lock.
 
 use std::ops::Deref;
 use std::ops::DerefMut;
 use std::time::Instant;
 
-pub(super) use shuttle::sync::Arc;
-pub(super) use shuttle::sync::mpsc;
+use kiai_interleave::shuttle;
+pub(super) use kiai_interleave::shuttle::sync::Arc;
+pub(super) use kiai_interleave::shuttle::sync::mpsc;
 
 pub(super) struct Mutex<T>(shuttle::sync::Mutex<T>);
 

@@ -5,8 +5,9 @@ use std::panic::catch_unwind;
 use std::panic::resume_unwind;
 use std::time::Instant;
 
-use shuttle::thread;
-use shuttle::thread::JoinHandle;
+use kiai_interleave::check;
+use kiai_interleave::shuttle::thread;
+use kiai_interleave::shuttle::thread::JoinHandle;
 
 use super::actor::Actor;
 use super::actor::Cpu;
@@ -146,15 +147,6 @@ impl Machine {
         self.nobody_is_inside();
         self.control.wait()
     }
-}
-
-/// Interleavings a scenario is tried with: so many at random, and as many with few changes of thread at the worst
-/// places. All there are would be too many.
-const TRIES: usize = 3_000;
-
-fn check(scenario: impl Fn() + Clone + Send + Sync + 'static) {
-    shuttle::check_random(scenario.clone(), TRIES);
-    shuttle::check_pct(scenario, TRIES, 3);
 }
 
 #[test]
