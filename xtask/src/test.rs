@@ -21,9 +21,6 @@ pub(crate) struct Arguments {
     /// Only the end-to-end tests that failed in the last run
     #[arg(long, conflicts_with = "filters")]
     rerun_failed: bool,
-    /// Also the tests that run in a lab of two CPUs, whose kernel the emulator has been seen to crash
-    #[arg(long)]
-    two_cpus: bool,
     /// Fuzz instead: each target for a minute, or for so many seconds
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60", conflicts_with = "only_e2e")]
     fuzz: Option<u64>,
@@ -42,11 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.only_e2e && !arguments.rerun_failed {
         skipped = check::all()?;
     }
-    let selection = Selection {
-        filters: arguments.filters.clone(),
-        failed: arguments.rerun_failed,
-        two_cpus: arguments.two_cpus,
-    };
+    let selection = Selection { filters: arguments.filters.clone(), failed: arguments.rerun_failed };
     let summary = e2e::run(place::choose()?, &selection)?;
     skipped.extend(summary.skipped);
 

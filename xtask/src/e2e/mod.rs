@@ -31,8 +31,6 @@ pub(crate) struct Selection {
     pub(crate) filters: Vec<String>,
     /// Only what failed in the last run.
     pub(crate) failed: bool,
-    /// Those in a lab of two CPUs, too.
-    pub(crate) two_cpus: bool,
 }
 
 /// Memory of a lab that runs tests.
@@ -41,7 +39,7 @@ const LAB_MEMORY_MIB: u32 = 6144;
 /// Runs the selected tests to their ends and writes the results down.
 pub(crate) fn run(place: Place, selection: &Selection) -> Result<Summary> {
     let program = program()?;
-    let mut cases = plan::cases(&tests(&program)?, place, selection.two_cpus);
+    let mut cases = plan::cases(&tests(&program)?, place);
     if selection.failed {
         let failed = report::failed_last_time()?;
         cases.retain(|case| failed.contains(&case.to_string()));
@@ -86,6 +84,7 @@ fn program() -> Result<PathBuf> {
     let mut build = vec!["test", "--package", check::END_TO_END, "--test", "e2e", "--no-run"];
     build.extend(build::TESTED_PROFILE);
     step::run("building the end-to-end tests", workspace::cargo().args(&build))?;
+    // Builds nothing any more and says where the program is.
     let messages = step::output(workspace::cargo().args(&build).arg("--message-format=json"))?;
     executable(&messages)?.context("cargo built no test program")
 }
@@ -145,7 +144,6 @@ mod tests {
         let selection = |filters: &[&str]| Selection {
             filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
             failed: false,
-            two_cpus: false,
         };
         assert!(selection(&[]).selects("run::anything"));
         assert!(selection(&["exec::", "run::"]).selects("run::anything"));

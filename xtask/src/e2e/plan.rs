@@ -54,10 +54,9 @@ impl fmt::Display for Case {
     }
 }
 
-/// Every run of every test; those in a lab of two CPUs only if they are asked for.
-pub(crate) fn cases(tests: &[String], place: Place, two_cpus: bool) -> Vec<Case> {
-    let cases = tests.iter().flat_map(|test| cases_of(test, place));
-    cases.filter(|case| two_cpus || case.kind != Kind::TwoCpus).collect()
+/// Every run of every test.
+pub(crate) fn cases(tests: &[String], place: Place) -> Vec<Case> {
+    tests.iter().flat_map(|test| cases_of(test, place)).collect()
 }
 
 fn cases_of(test: &str, place: Place) -> Vec<Case> {
@@ -77,7 +76,7 @@ mod tests {
     use super::*;
 
     fn kinds(test: &str, place: Place) -> Vec<(u8, Kind)> {
-        cases(&[test.to_owned()], place, true).into_iter().map(|case| (case.vcpus, case.kind)).collect()
+        cases(&[test.to_owned()], place).into_iter().map(|case| (case.vcpus, case.kind)).collect()
     }
 
     #[test]
@@ -100,7 +99,7 @@ mod tests {
 
     #[test]
     fn runs_of_one_test_have_different_names() {
-        let cases = cases(&["run::x".into(), "streams::x".into(), "vfio::x".into()], Place::Lab, true);
+        let cases = cases(&["run::x".into(), "streams::x".into(), "vfio::x".into()], Place::Lab);
         let names: std::collections::BTreeSet<_> = cases.iter().map(ToString::to_string).collect();
         assert_eq!(names.len(), cases.len());
     }
