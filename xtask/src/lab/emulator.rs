@@ -20,8 +20,9 @@ const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
 /// Beside the program if a fault was not found in it: says which.
 const UNCORRECTED: &str = "uncorrected";
 
-/// QEMU's command, unpacked in the cache; the release's own if the newer one cannot be had any more.
-pub(crate) fn command() -> Result<Command> {
+/// The command of QEMU, unpacked in the cache; the release's own if the newer one cannot be had any more. `other`, if
+/// there is one, is run in its place, with its firmware.
+pub(crate) fn command(other: Option<&Path>) -> Result<Command> {
     let folder = match unpacked() {
         Ok(folder) => folder,
         Err(error) => {
@@ -29,10 +30,12 @@ pub(crate) fn command() -> Result<Command> {
             return Ok(Command::new("qemu-system-x86_64"));
         }
     };
-    if let Ok(why) = fs::read_to_string(folder.join(UNCORRECTED)) {
+    if other.is_none()
+        && let Ok(why) = fs::read_to_string(folder.join(UNCORRECTED))
+    {
         step::say(&format!("lab: guests may hang or crash, the lab with them (tests/lab/README.md): {why}"));
     }
-    let mut command = Command::new(folder.join(PROGRAM));
+    let mut command = Command::new(other.map_or(folder.join(PROGRAM), Path::to_owned));
     for firmware in ["usr/share/qemu", "usr/share/seabios"] {
         command.arg("-L").arg(folder.join(firmware));
     }

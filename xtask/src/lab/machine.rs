@@ -76,7 +76,7 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     fs::write(&console, "")?;
     let complaints = files.scratch.join("qemu");
 
-    let mut qemu = emulator::command()?;
+    let mut qemu = emulator::command(machine.emulator.as_deref())?;
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if machine.deterministic {
         qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);

@@ -67,6 +67,9 @@ pub(crate) struct Arguments {
     /// Do not build or put in anything of the project: only the machine and what --with names
     #[arg(long)]
     bare: bool,
+    /// Another QEMU than that of Debian's backports, as it is
+    #[arg(long, value_name = "PROGRAM")]
+    emulator: Option<PathBuf>,
     /// Show the kernel's console and how long things took
     #[arg(long, short)]
     verbose: bool,
@@ -91,6 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         vfio: arguments.vfio || arguments.iommufd,
         iommufd: arguments.iommufd,
         timeout: Duration::from_secs(arguments.timeout),
+        emulator: arguments.emulator.clone(),
         verbose: arguments.verbose,
     })
 }
@@ -104,6 +108,8 @@ pub(crate) struct Machine {
     /// The kernel is one that has iommufd.
     pub(crate) iommufd: bool,
     pub(crate) timeout: Duration,
+    /// Instead of the corrected one.
+    pub(crate) emulator: Option<PathBuf>,
     pub(crate) verbose: bool,
 }
 
@@ -117,6 +123,7 @@ impl Default for Machine {
             vfio: false,
             iommufd: false,
             timeout,
+            emulator: None,
             verbose: false,
         }
     }
