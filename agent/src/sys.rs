@@ -1,7 +1,7 @@
 //! The few system calls that neither rustix nor nix offers safely. The agent's only unsafe code.
 #![expect(
     unsafe_code,
-    reason = "signals by number, random(4), bpf(2), perf_event_open(2) and AsyncFd have no safe wrapper"
+    reason = "signals and calls by number, random(4), bpf(2), perf_event_open(2) and AsyncFd have no safe wrapper"
 )]
 
 use std::fs::File;
@@ -54,6 +54,13 @@ pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<
     // owns it from here on.
     let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
     watched.map_err(Into::into)
+}
+
+/// Whether the kernel knows x32: system calls of 64-bit processes with bit 30 set in their numbers.
+pub(crate) fn has_x32() -> bool {
+    const X32: libc::c_long = 0x4000_0000;
+    // SAFETY: getpid(2) takes no argument and changes nothing, and no other call has its number.
+    unsafe { libc::syscall(X32 | libc::SYS_getpid) != -1 }
 }
 
 /// kill(2) with a signal's number, which may be a real-time one. `pid` must be positive: one process.

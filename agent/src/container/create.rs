@@ -74,7 +74,7 @@ async fn build(
         spec = device::with_all(&spec).context("list the devices of the guest")?;
         inventory = inventory.with_guest_entries(&spec)?;
     }
-    let guest = Guest { swap: Path::new("/proc/swaps").exists() };
+    let guest = Guest { swap: Path::new("/proc/swaps").exists(), x32: crate::sys::has_x32() };
     let Localized { spec, sysctls, own_pids } =
         localize(spec, Path::new(&request.rootfs), cgroup.within_hierarchy(), guest)?;
     crate::guest::set_sysctls(sysctls.iter())?;
