@@ -31,11 +31,11 @@ impl Ended {
 pub(super) fn tail(console: &str) -> String {
     const LINES: usize = 40;
     let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
-    let (before, last) = lines.split_at(lines.len().saturating_sub(LINES));
-    let is_reason = |line: &&&str| line.contains("Kernel panic - ");
-    match before.iter().rfind(is_reason).filter(|_| !last.iter().any(|line| is_reason(&line))) {
-        Some(reason) => format!("{reason}\n…\n{}", last.join("\n")),
-        None => last.join("\n"),
+    let shown = lines.len().saturating_sub(LINES);
+    let last = lines[shown..].join("\n");
+    match lines.iter().rposition(|line| line.contains("Kernel panic - ")) {
+        Some(reason) if reason < shown => format!("{}\n…\n{last}", lines[reason]),
+        _ => last,
     }
 }
 
