@@ -10,6 +10,7 @@
 //! attach), `boot`, `vcpu`, `kvm`.
 
 pub mod config;
+pub mod descriptors;
 pub mod handle;
 
 mod acpi;

@@ -68,6 +68,7 @@ struct Prepared {
 }
 
 fn prepare(arguments: &Arguments) -> Outcome<Prepared> {
+    kiai_vmm::descriptors::reserve();
     // Fails only for a session leader, which then is what we want to be.
     let _ = rustix::process::setsid();
     log(arguments.debug);

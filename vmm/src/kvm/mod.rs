@@ -11,4 +11,5 @@ pub(crate) use doorbell::KvmDoorbells;
 pub(crate) use interrupt::KvmInterrupts;
 pub(crate) use vfio::KvmVfio;
 pub use vm::KvmError;
-pub(crate) use vm::create;
+pub(crate) use vm::equip;
+pub(crate) use vm::open;

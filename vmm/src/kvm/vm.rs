@@ -1,4 +1,4 @@
-//! Creates the VM file descriptor in the order that costs least.
+//! Makes the VM in the order that costs least.
 //!
 //! Memory slots come before the interrupt controller: with it in place each slot waits for a grace period of
 //! its bus readers (milliseconds). No PIT, no PIC: a kernel with kvmclock and the TSC deadline timer needs
@@ -41,8 +41,11 @@ impl KvmError {
     }
 }
 
-/// A VM with `ram` (guest address, host address, length) in its slots and a split interrupt controller.
-pub(crate) fn create(ram: &[(u64, u64, u64)]) -> Result<(Kvm, Arc<VmFd>, Slots), KvmError> {
+/// KVM, and a VM that has nothing yet.
+///
+/// The kernel starts a thread for each VM and waits until that has joined the caller's cgroups, which takes a grace
+/// period of RCU: milliseconds in which the caller sleeps. Whoever has something else to do calls this from a thread.
+pub(crate) fn open() -> Result<(Kvm, Arc<VmFd>), KvmError> {
     let kvm = Kvm::new().map_err(|e| KvmError::Open(std::io::Error::from_raw_os_error(e.errno())))?;
     for (capability, name) in [
         (Cap::SplitIrqchip, "split irqchip"),
@@ -56,6 +59,12 @@ pub(crate) fn create(ram: &[(u64, u64, u64)]) -> Result<(Kvm, Arc<VmFd>, Slots),
         }
     }
     let vm = Arc::new(kvm.create_vm().map_err(KvmError::at("create VM"))?);
+    Ok((kvm, vm))
+}
+
+/// Gives a VM `ram` (guest address, host address, length), in the slots that are returned, and a split interrupt
+/// controller. Once for each VM.
+pub(crate) fn equip(vm: &Arc<VmFd>, ram: &[(u64, u64, u64)]) -> Result<Slots, KvmError> {
     let slots = Slots::new(vm.clone());
     for &(guest, host, length) in ram {
         slots
@@ -67,5 +76,5 @@ pub(crate) fn create(ram: &[(u64, u64, u64)]) -> Result<(Kvm, Arc<VmFd>, Slots),
     let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     split.args[0] = u64::from(layout::FIRST_MSI_GSI);
     vm.enable_cap(&split).map_err(KvmError::at("enable split irqchip"))?;
-    Ok((kvm, vm, slots))
+    Ok(slots)
 }

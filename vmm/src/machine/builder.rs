@@ -8,6 +8,7 @@ use kiai_devices::bus::InsertError;
 use kiai_devices::ioapic::IoApic;
 use kiai_devices::pci::segment::PciSegment;
 use kiai_devices::pci::segment::Windows;
+use kiai_devices::platform::GuestMemory;
 use kiai_devices::platform::Interrupts;
 use kiai_devices::platform::Platform;
 use kiai_devices::serial::Serial;
@@ -75,10 +76,16 @@ impl Machine {
         vcpu::install_signal_handler().map_err(host("vCPU signal handler"))?;
         seccomp::prepare().map_err(host("system call filters"))?;
 
-        let (memory, boot_ram) = memory::allocate(config.memory_mib, config.huge_pages)?;
+        crate::descriptors::reserve();
+        let (opened, loaded) = std::thread::scope(|scope| {
+            let opening = std::thread::Builder::new().name("kvm-open".into()).spawn_scoped(scope, kvm::open);
+            (opening.map(|opening| opening.join().expect("opening KVM does not panic")), load(&mut config))
+        });
+        let (kvm, vm) = opened.map_err(host("thread that opens KVM"))??;
+        let Loaded { memory, boot_ram, entry } = loaded?;
         let ram = memory.memory();
         let regions = memory::regions(&ram);
-        let (kvm, vm, slots) = kvm::create(&regions)?;
+        let slots = kvm::equip(&vm, &regions)?;
         let platform = Platform {
             interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
             doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
@@ -92,17 +99,6 @@ impl Machine {
                 .map(|hotplug| (region, hotplug))
         });
         let hotplug = hotplug.transpose()?;
-
-        let rsdp = acpi::write(&ram, config.max_vcpus).map_err(|e| BootError::Acpi(e.to_string()))?;
-        let command_line = boot::command_line::build(config.vcpus, &config.command_line)?;
-        let entry = boot::load(
-            &ram,
-            config.memory_mib,
-            &mut config.kernel,
-            config.initrd.as_mut(),
-            &command_line,
-            rsdp,
-        )?;
 
         let control = vcpu::Control::new();
         let console = Console::new(config.console.take());
@@ -143,6 +139,24 @@ impl Machine {
         }
         Ok(machine)
     }
+}
+
+/// Guest RAM with all that is in it when the guest starts.
+struct Loaded {
+    memory: GuestMemory,
+    boot_ram: memory::Reservation,
+    entry: boot::Entry,
+}
+
+/// Allocates guest RAM and puts the ACPI tables, the kernel and the initrd into it. Needs no KVM.
+fn load(config: &mut VmConfig) -> Result<Loaded, BootError> {
+    let (memory, boot_ram) = memory::allocate(config.memory_mib, config.huge_pages)?;
+    let ram = memory.memory();
+    let rsdp = acpi::write(&ram, config.max_vcpus).map_err(|e| BootError::Acpi(e.to_string()))?;
+    let command_line = boot::command_line::build(config.vcpus, &config.command_line)?;
+    let (kernel, initrd) = (&mut config.kernel, config.initrd.as_mut());
+    let entry = boot::load(&ram, config.memory_mib, kernel, initrd, &command_line, rsdp)?;
+    Ok(Loaded { memory, boot_ram, entry })
 }
 
 /// The I/O APIC, COM1 and the power registers.

@@ -185,7 +185,8 @@ mod tests {
         seccomp::prepare().unwrap();
         let (memory, reservation) = memory::allocate(32, false).unwrap();
         let ram = memory.memory();
-        let (kvm, vm, _slots) = kvm::create(&memory::regions(&ram)).unwrap();
+        let (kvm, vm) = kvm::open().unwrap();
+        let _slots = kvm::equip(&vm, &memory::regions(&ram)).unwrap();
         let buses = Buses {
             mmio: Arc::new(Bus::new("MMIO")),
             pio: Arc::new(Bus::new("PIO")),
