@@ -112,7 +112,7 @@ impl Host {
             Channel::Here { stdin, .. } => stdin.write_all(line.as_bytes()),
         };
         loop {
-            match self.line(deadline)? {
+            match self.line(deadline, told)? {
                 Ok(line) => {
                     let event: Event = serde_json::from_slice(&line).with_context(|| {
                         format!("what runs the tests says {:?}", String::from_utf8_lossy(&line))
@@ -132,7 +132,7 @@ impl Host {
     }
 
     /// The next whole line of standard output. Standard error is passed on: nothing is expected there.
-    fn line(&mut self, deadline: Instant) -> Result<Result<Vec<u8>, End>> {
+    fn line(&mut self, deadline: Instant, told: &mut dyn FnMut(Event)) -> Result<Result<Vec<u8>, End>> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let rest = self.pending.split_off(end + 1);
@@ -155,7 +155,10 @@ impl Host {
                         End::Silence(session.stop(&format!("what runs the tests ended with {status}")))
                     }
                     Told::Nothing => {
-                        End::Silence(session.stop("no word within the limit; the lab is given up"))
+                        let (said, gone) =
+                            session.stop_silent("no word within the limit; the lab is given up");
+                        told(Event::File { name: "lab-processors.txt".to_owned(), text: said });
+                        End::Silence(gone)
                     }
                 },
                 Channel::Here { child, lines, .. } => {

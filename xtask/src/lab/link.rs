@@ -13,6 +13,7 @@ use kiai_lab::{Job, Kind, read_frame, write_frame};
 
 use super::Machine;
 use super::machine::Running;
+use super::monitor;
 use crate::step;
 
 /// How much of the console's end is shown when the lab did not end as it should.
@@ -28,6 +29,9 @@ const EXPECTED_COMPLAINT: &str = "warning: TCG doesn't support requested feature
 
 /// How long a lab may take until it is ready for its command: seconds if the host is idle.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long the kernel of a silent lab may take to say what it was doing.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Something the lab told.
 #[derive(Debug, PartialEq, Eq)]
@@ -126,6 +130,17 @@ impl Session {
     /// Since when the machine is there.
     pub(crate) fn started(&self) -> Instant {
         self.running.started
+    }
+
+    /// Stops a machine that says nothing, after it was asked where it is: by QEMU's monitor, whose answers come first,
+    /// and by an interrupt that it cannot mask, to which its kernel answers on the console and ends.
+    pub(crate) fn stop_silent(&mut self, reason: &str) -> (String, Gone) {
+        let said = monitor::interrogate(&self.running.monitor);
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        while matches!(self.next(deadline), Ok(Told::Stdout(_) | Told::Stderr(_)))
+            && Instant::now() < deadline
+        {}
+        (said, gone(&mut self.running, false, reason))
     }
 
     /// Stops the machine; the end of its console.

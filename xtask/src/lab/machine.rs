@@ -48,6 +48,8 @@ pub(crate) struct Running {
     pub(crate) port: UnixStream,
     /// The kernel's console so far.
     pub(crate) console: File,
+    /// QEMU's monitor, which nobody has said a word to.
+    pub(crate) monitor: UnixStream,
     /// What QEMU itself had to say.
     pub(crate) complaints: File,
 }
@@ -70,6 +72,7 @@ impl Drop for Running {
 /// Starts the machine. Its scratch files may be unlinked once it has said the first word on its port.
 pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     let (port, qemu_port) = UnixStream::pair()?;
+    let (monitor, qemu_monitor) = UnixStream::pair()?;
     let initramfs = files.scratch.join("initramfs");
     fs::write(&initramfs, &files.initramfs)?;
     let console = files.scratch.join("console");
@@ -97,6 +100,8 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
         // Without aw-bits=48 the IOMMU has 39 address bits, fewer than where guests put 64-bit BARs.
         qemu.args(["-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"]);
     }
+    qemu.args(["-chardev", &format!("socket,id=monitor,fd={}", qemu_monitor.as_raw_fd())]);
+    qemu.args(["-mon", "chardev=monitor,mode=control"]);
     qemu.args(["-device", "virtio-serial-pci"]);
     qemu.args(["-chardev", &format!("socket,id=port,fd={}", qemu_port.as_raw_fd())]);
     qemu.args(["-device", &format!("virtserialport,chardev=port,name={PORT_NAME}")]);
@@ -126,13 +131,14 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
     qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&complaints)?);
     // A group of its own: the terminal's Ctrl-C ends this process, and that ends QEMU.
     qemu.process_group(0);
-    die_with_parent(&mut qemu, qemu_port.as_raw_fd());
+    die_with_parent(&mut qemu, [qemu_port.as_raw_fd(), qemu_monitor.as_raw_fd()]);
     let child = qemu.spawn().context("qemu-system-x86_64")?;
     Ok(Running {
         qemu: child,
         started: Instant::now(),
         port,
         console: File::open(console)?,
+        monitor,
         complaints: File::open(complaints)?,
     })
 }
@@ -146,7 +152,9 @@ fn command_line(machine: &Machine) -> String {
     // Whether the timer's interrupt arrives is tried against a delay that a busy host makes too short.
     line += " no_timer_check";
     // A CPU that is stuck for ever is the lab's end, not a test's: the kernel says where, and the machine stops.
-    line += " softlockup_panic=1 sysctl.kernel.panic_on_rcu_stall=1 ";
+    line += " softlockup_panic=1 sysctl.kernel.panic_on_rcu_stall=1";
+    // So is one that says nothing: it is asked by an interrupt of this kind.
+    line += " unknown_nmi_panic ";
     line += if machine.verbose { "ignore_loglevel" } else { "quiet loglevel=4" };
     if machine.vfio {
         line += " intel_iommu=on";
@@ -161,16 +169,18 @@ fn drive(qemu: &mut Command, id: &str, path: &std::path::Path, options: &str, de
     qemu.args(["-device", &format!("{device},drive={id}")]);
 }
 
-/// QEMU inherits `port` and is killed by the kernel when the thread that started it ends.
-fn die_with_parent(qemu: &mut Command, port: i32) {
+/// QEMU inherits `sockets` and is killed by the kernel when the thread that started it ends.
+fn die_with_parent(qemu: &mut Command, sockets: [i32; 2]) {
     #![expect(unsafe_code, reason = "Command::pre_exec is unsafe by itself")]
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // SAFETY: `port` is open in the parent until after the spawn, and this copy of it in the child is used here only.
-        let port = unsafe { std::os::fd::BorrowedFd::borrow_raw(port) };
-        rustix::io::fcntl_setfd(port, rustix::io::FdFlags::empty())?;
+        for socket in sockets {
+            // SAFETY: it is open in the parent until after the spawn, and this copy of it in the child is used here only.
+            let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket) };
+            rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
+        }
         Ok(())
     };
-    // SAFETY: the closure makes two system calls and touches no memory that another thread may hold a lock on.
+    // SAFETY: the closure makes three system calls and touches no memory that another thread may hold a lock on.
     unsafe { qemu.pre_exec(prepare) };
 }

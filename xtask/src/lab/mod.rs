@@ -8,6 +8,7 @@ mod emulator;
 pub(crate) mod iommufd;
 mod link;
 mod machine;
+mod monitor;
 pub(crate) mod root;
 
 pub(crate) use link::{Gone, Input, Session, Told};
@@ -226,7 +227,14 @@ impl Lab {
                 }
                 Told::Nothing => {
                     let reason = format!("no end after {} s", machine.timeout.as_secs());
-                    eprint!("xtask: {}", session.stop(&reason));
+                    let gone = if machine.verbose {
+                        let (said, gone) = session.stop_silent(&reason);
+                        eprint!("{said}");
+                        gone
+                    } else {
+                        session.stop(&reason)
+                    };
+                    eprint!("xtask: {gone}");
                     return Ok(ExitCode::from(TIMED_OUT));
                 }
                 Told::Gone(gone) => {
