@@ -19,6 +19,7 @@ use super::Machine;
 use super::passthrough::Passthrough;
 use super::power::AcpiPower;
 use super::power::KeyboardReset;
+use super::threads::IoThreads;
 use crate::acpi;
 use crate::boot;
 use crate::config::ConfigError;
@@ -79,19 +80,24 @@ impl Machine {
         let ram = memory.memory();
         let regions = memory::regions(&ram);
         let (kvm, vm, slots) = kvm::create(&regions)?;
-        let platform = Platform {
-            interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
-            doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
-            mapper: Arc::new(slots),
-        };
+        let mapper = Arc::new(slots);
         let plugged = memory::Ram::new(&regions);
         let region = super::memory::region(config.memory_mib, config.max_memory_mib);
         let hotplug = region.map(|region| {
-            let (mapper, plugged) = (platform.mapper.clone(), plugged.clone());
+            let (mapper, plugged) = (mapper.clone(), plugged.clone());
             memory::HotplugRam::new(region, config.huge_pages, memory.clone(), mapper, plugged)
                 .map(|hotplug| (region, hotplug))
         });
         let hotplug = hotplug.transpose()?;
+        let boot_ram = Arc::new(boot_ram);
+        let more_ram = hotplug.as_ref().map(|(_, hotplug)| hotplug.reservation());
+        let threads = Arc::new(IoThreads::new([boot_ram.clone()].into_iter().chain(more_ram).collect()));
+        let platform = Platform {
+            interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
+            doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
+            mapper,
+            threads: threads.clone(),
+        };
 
         let rsdp = acpi::write(&ram, config.max_vcpus).map_err(|e| BootError::Acpi(e.to_string()))?;
         let command_line = boot::command_line::build(config.vcpus, &config.command_line)?;
@@ -106,7 +112,6 @@ impl Machine {
 
         let control = vcpu::Control::new();
         let console = Console::new(config.console.take());
-        let boot_ram = Arc::new(boot_ram);
         let buses = fixed_devices(&platform, &control, &console, boot_ram.clone())?;
         let windows = Windows {
             ecam: layout::ECAM,
@@ -126,6 +131,7 @@ impl Machine {
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
+            threads,
             passthrough: Passthrough::new(vm, plugged.clone(), ioapic),
             console,
             memory: memory.clone(),
