@@ -6,7 +6,7 @@
 //! Filters are inherited, so no thread with a list starts another: the machine's threads are started by whoever
 //! builds it, attaches a device or asks for a vCPU. A call that is not on the list ends the process, and its number
 //! is the last thing in the log.
-#![expect(unsafe_code, reason = "handles the signal that a forbidden call raises")]
+#![expect(unsafe_code, reason = "handles the signal that a forbidden call raises, and blocks others")]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -86,7 +86,26 @@ pub(crate) fn prepare() -> io::Result<()> {
 /// Confines the calling thread, for good.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
     let filters = FILTERS.get().and_then(|filters| filters.get(&kind));
-    install(filters.ok_or_else(|| io::Error::other("the filters were not prepared"))?)
+    let filters = filters.ok_or_else(|| io::Error::other("the filters were not prepared"))?;
+    leave_signals_to_others()?;
+    install(filters)
+}
+
+/// Signals for the process are for its other threads: what a handler of the program does is on no list. Those of a
+/// fault come all the same, and so do real-time ones, which are sent to one thread.
+fn leave_signals_to_others() -> io::Result<()> {
+    const FAULTS: [libc::c_int; 7] =
+        [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGSYS, libc::SIGTRAP];
+    // SAFETY: any bits are a set of signals, and it is filled in before it is used; the numbers are valid.
+    let error = unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut blocked);
+        for signal in FAULTS.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
+            libc::sigdelset(&raw mut blocked, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut())
+    };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 fn install(filters: &Filters) -> io::Result<()> {

@@ -108,6 +108,24 @@ fn a_panic_leaves_its_thread_alive() {
 }
 
 #[test]
+fn a_signal_for_the_process_is_for_its_other_threads() {
+    extern "C" fn write_to_a_socket(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: no address is given; send may be called from a signal handler.
+        unsafe { libc::sendto(-1, std::ptr::null(), 0, 0, std::ptr::null(), 0) };
+    }
+    let act = || {
+        vmm_sys_util::signal::register_signal_handler(libc::SIGTERM, write_to_a_socket).unwrap();
+        // SAFETY: a signal that has a handler.
+        unsafe { libc::raise(libc::SIGTERM) };
+    };
+    for kind in Kind::all() {
+        let test = "a_signal_for_the_process_is_for_its_other_threads";
+        let Some((ended, said)) = in_a_child(test, kind, act) else { continue };
+        assert!(ended.success(), "{kind:?}: {said}");
+    }
+}
+
+#[test]
 fn a_devices_thread_gives_memory_back() {
     let act = || {
         // Of the thread's own arena, and enough that the C library shrinks it afterwards.
