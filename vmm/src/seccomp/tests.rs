@@ -4,16 +4,28 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
+use kiai_devices::platform::Doorbells;
+use kiai_devices::platform::Interrupts;
+use kiai_devices::platform::Mapper;
+use kiai_devices::platform::MsiMessage;
+use kiai_devices::platform::PluggableRam;
 use kiai_devices::testing::FakePlatform;
 use kiai_devices::testing::Machine;
 use kiai_devices::testing::Stage;
 use kiai_devices::testing::Subject;
 use kiai_devices::testing::random_bytes;
+use kiai_devices::virtio::mem::MemRegion;
 use kiai_fs::testing::FS;
 use libc::c_long;
+use vm_memory::GuestAddressSpace;
+use vm_memory::GuestMemoryBackend;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::kvm;
+use crate::memory;
 
 /// Says that a child of these tests is one.
 const CHILD: &str = "KIAI_TEST_CONFINED";
@@ -42,6 +54,14 @@ fn in_a_child(test: &str, kind: Kind, act: fn()) -> Option<(ExitStatus, String)>
             Some((ended.status, String::from_utf8_lossy(&ended.stderr).into_owned()))
         }
     }
+}
+
+/// Runs this test again in a process of its own, whose threads confine themselves.
+fn assert_passes_in_a_child(test: &str) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("seccomp::tests::{test}"), "--nocapture"]);
+    let ended = command.env(CHILD, "all").output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }
 
 #[test]
@@ -183,10 +203,51 @@ fn devices_under_attack_need_nothing_else() {
         under_attack(&FS);
         return;
     }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "seccomp::tests::devices_under_attack_need_nothing_else", "--nocapture"]);
-    let ended = command.env(CHILD, "all").output().unwrap();
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_passes_in_a_child("devices_under_attack_need_nothing_else");
+}
+
+/// What register writes and the driver of plugged memory make KVM do, with KVM itself.
+fn ask_kvm() {
+    const REGION: MemRegion = MemRegion { address: 4 << 30, length: 128 << 20, block: 2 << 20 };
+    let (memory, _reservation) = memory::allocate(32, false).unwrap();
+    let (_kvm, vm, slots) = kvm::create(&memory::regions(&memory.memory())).unwrap();
+    let slots = Arc::new(slots);
+    let vector = kvm::KvmInterrupts::new(vm.clone()).vectors(1).unwrap().remove(0);
+    let (doorbells, event) = (kvm::KvmDoorbells(vm), EventFd::new(0).unwrap());
+    let ram = memory::Ram::new(&[]);
+    let hotplug = memory::HotplugRam::new(REGION, false, memory.clone(), slots.clone(), ram).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            confine(Kind::Vcpu).unwrap();
+            vector.route(Some(MsiMessage { address: 0xfee0_0000, data: 0x20 })).unwrap();
+            vector.trigger().unwrap();
+            vector.route(None).unwrap();
+            doorbells.add(1 << 36, &event).unwrap();
+            doorbells.remove(1 << 36, &event).unwrap();
+            let host = memory.memory().iter().next().unwrap().as_ptr() as u64;
+            slots.map(1 << 36, host, 4096, false).unwrap();
+            slots.unmap(1 << 36, 4096).unwrap();
+        });
+        scope.spawn(|| {
+            confine(SHARED).unwrap();
+            hotplug.plug(0, 2 * REGION.block).unwrap();
+            hotplug.unplug(0, 2 * REGION.block).unwrap();
+        });
+    });
+}
+
+#[test]
+fn kvm_is_asked_for_what_devices_need() {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        kiai_skip::skip("no /dev/kvm");
+        return;
+    }
+    if std::env::var(CHILD).is_ok() {
+        prepare().unwrap();
+        ask_kvm();
+        return;
+    }
+    assert_passes_in_a_child("kvm_is_asked_for_what_devices_need");
 }
 
 /// What no list may have, with such arguments, and which may.
