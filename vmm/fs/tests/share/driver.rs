@@ -99,8 +99,9 @@ impl Driver {
         driver
     }
 
-    /// Sets the queues up afresh and activates the device.
+    /// Resets the device, sets the queues up afresh and activates it.
     pub(crate) fn activate(&mut self) {
+        self.device.reset().unwrap();
         let (events_in, events) = channel();
         self.events = events;
         self.submitted = 0;
