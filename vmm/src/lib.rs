@@ -3,8 +3,9 @@
 //! What it must not know: OCI, containerd, images, networks beyond an open tap. It is handed open things
 //! (kernel, disks, taps), never paths, and answers with typed results.
 //!
-//! Threads: one per vCPU that was made, one per active device that does I/O. No async runtime here; every method of
-//! [`VmHandle`] blocks for at most the work it names and may be called from any thread.
+//! Threads: one per vCPU that was made, one that idle devices share, one per device or queue pair that does I/O, all
+//! started by whoever builds the machine, attaches or asks for vCPUs, and each confined. No async runtime here; every
+//! method of [`VmHandle`] blocks for at most the work it names and may be called from any thread of the caller's.
 //!
 //! Reading order: [`config`] says what to build, [`handle`] what can be asked of it; then `machine` (builder,
 //! attach), `boot`, `vcpu`, `kvm`.

@@ -1,16 +1,18 @@
 //! What each thread of the machine may ask of the host's kernel: a list a kind of thread, installed on the thread
 //! itself before it looks at anything of the guest's. Whoever takes such a thread over from inside the guest can
-//! start no program, reach no network, open no namespace and touch no other process.
+//! start no program or thread, reach no network, open no namespace and touch no other process; and what it can do is
+//! what that thread is for: a vCPU's opens no file and moves no data, a disk's knows no sockets.
 //!
-//! A call that is not on the list ends the process, and its number is the last thing in the log. Filters are
-//! inherited: a device's thread, started by the vCPU that makes the device live, has that vCPU's list and its
-//! own. So the vCPUs' list holds all the others.
-#![expect(unsafe_code, reason = "handles the signal that a forbidden call raises")]
+//! Filters are inherited, so no thread with a list starts another: the machine's threads are started by whoever
+//! builds it, attaches a device or asks for a vCPU. A call that is not on the list ends the process, and its number
+//! is the last thing in the log.
+#![expect(unsafe_code, reason = "handles the signal that a forbidden call raises, and blocks others")]
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::OnceLock;
 
+use kiai_devices::platform::Role;
 use seccompiler::BpfProgram;
 use seccompiler::SeccompAction;
 use seccompiler::SeccompCmpArgLen::Dword;
@@ -21,125 +23,126 @@ use seccompiler::SeccompCondition;
 use seccompiler::SeccompFilter;
 use seccompiler::SeccompRule;
 
+use lists::Call;
+
 mod lists;
 
 /// Kinds of threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// Runs guest code and does what the guest's registers ask for.
     Vcpu,
-    /// Serves the queues of a device.
-    Device,
-    /// Serves the files of a shared directory.
-    Files,
+    /// Does the work of devices.
+    Device(Role),
+}
+
+impl From<Role> for Kind {
+    fn from(role: Role) -> Self {
+        Self::Device(role)
+    }
 }
 
 impl Kind {
-    /// The kind of a device's thread, which devices give a name.
-    fn of_device(thread: &str) -> Self {
-        if thread == "virtio-fs" { Self::Files } else { Self::Device }
+    fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Vcpu).chain(Role::ALL.map(Self::Device))
     }
 
-    fn lists(self) -> &'static [&'static [libc::c_long]] {
-        match self {
-            Self::Vcpu => &[lists::ANY, lists::DEVICE, lists::FILES, lists::VCPU],
-            Self::Device => &[lists::ANY, lists::DEVICE, lists::REFUSED],
-            Self::Files => &[lists::ANY, lists::FILES],
-        }
+    /// What it may do.
+    fn lists(self) -> [&'static [Call]; 2] {
+        let own = match self {
+            Self::Vcpu => return [lists::ANY, lists::VCPU],
+            Self::Device(Role::Shared) => lists::SHARED,
+            Self::Device(Role::Disk) => lists::DISK,
+            Self::Device(Role::Network) => lists::NETWORK,
+            Self::Device(Role::Sockets) => lists::SOCKETS,
+            Self::Device(Role::Files) => return [lists::ANY, lists::FILES],
+        };
+        [lists::ANY, own]
+    }
+
+    /// What it may try and is refused.
+    fn refused(self) -> &'static [libc::c_long] {
+        if self == Self::Device(Role::Files) { &[] } else { lists::REFUSED }
     }
 }
 
-/// The filters of this process, ready to be installed.
-struct Filters {
-    /// Has `clone3` fail as on a kernel that lacks it: its arguments cannot be looked at, and the C library then
-    /// takes `clone`.
-    no_clone3: BpfProgram,
-    /// Has what a device's thread may try and not do fail: the stricter of two filters decides.
-    refused: BpfProgram,
-    vcpu: BpfProgram,
-    device: BpfProgram,
-    files: BpfProgram,
-}
+/// The filters of a thread, in the order in which they are installed: the last one allows no further.
+type Filters = Vec<BpfProgram>;
 
-static FILTERS: OnceLock<Filters> = OnceLock::new();
+static FILTERS: OnceLock<BTreeMap<Kind, Filters>> = OnceLock::new();
 
-/// Gets everything ready, and has devices' threads confined from now on. Once a process is enough.
+/// Gets everything ready. Once a process is enough.
 pub(crate) fn prepare() -> io::Result<()> {
     if FILTERS.get().is_some() {
         return Ok(());
     }
     report_violations()?;
-    let filters = Filters {
-        no_clone3: compile(
-            BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
-        )?,
-        refused: compile(
-            lists::REFUSED.iter().map(|&call| (call, Vec::new())).collect(),
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::EACCES.cast_unsigned()),
-        )?,
-        vcpu: allow(Kind::Vcpu)?,
-        device: allow(Kind::Device)?,
-        files: allow(Kind::Files)?,
-    };
+    let filters = Kind::all().map(|kind| Ok((kind, filters(kind, SeccompAction::Trap)?)));
+    let filters = filters.collect::<io::Result<_>>()?;
     FILTERS.get_or_init(|| filters);
-    kiai_devices::virtio::worker::before_each(|name| confine(Kind::of_device(name)));
     Ok(())
 }
 
 /// Confines the calling thread, for good.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
-    let filters = FILTERS.get().ok_or_else(|| io::Error::other("the filters were not prepared"))?;
-    let programs = match kind {
-        Kind::Vcpu => &[&filters.no_clone3, &filters.vcpu][..],
-        Kind::Device => &[&filters.no_clone3, &filters.refused, &filters.device],
-        Kind::Files => &[&filters.no_clone3, &filters.files],
-    };
-    for program in programs {
-        seccompiler::apply_filter(program).map_err(io::Error::other)?;
-    }
-    Ok(())
+    let filters = FILTERS.get().and_then(|filters| filters.get(&kind));
+    let filters = filters.ok_or_else(|| io::Error::other("the filters were not prepared"))?;
+    leave_signals_to_others()?;
+    install(filters)
 }
 
-fn allow(kind: Kind) -> io::Result<BpfProgram> {
-    let mut rules: BTreeMap<libc::c_long, Vec<SeccompRule>> =
-        kind.lists().iter().flat_map(|list| list.iter()).map(|&call| (call, Vec::new())).collect();
-    for (call, conditions) in conditions()? {
-        if let Some(rules) = rules.get_mut(&call) {
-            rules.push(SeccompRule::new(vec![conditions]).map_err(io::Error::other)?);
+/// Signals for the process are for its other threads: what a handler of the program does is on no list. Those of a
+/// fault come all the same, and so do real-time ones, which are sent to one thread.
+fn leave_signals_to_others() -> io::Result<()> {
+    const FAULTS: [libc::c_int; 7] =
+        [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGSYS, libc::SIGTRAP];
+    // SAFETY: any bits are a set of signals, and it is filled in before it is used; the numbers are valid.
+    let error = unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut blocked);
+        for signal in FAULTS.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
+            libc::sigdelset(&raw mut blocked, signal);
         }
-    }
-    compile(rules, SeccompAction::Trap, SeccompAction::Allow)
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut())
+    };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
-/// What an argument must be, for calls on the lists that are harmless only then. Several of one call are
-/// alternatives.
-fn conditions() -> io::Result<Vec<(libc::c_long, SeccompCondition)>> {
-    let own = u64::from(std::process::id());
-    let number = |value: libc::c_int| u64::from(value.cast_unsigned());
-    let condition = |argument, length, operator, value| {
-        SeccompCondition::new(argument, length, operator, value).map_err(io::Error::other)
-    };
-    let thread = number(libc::CLONE_THREAD);
-    let executable = number(libc::PROT_EXEC);
-    let mut all = vec![
-        // Threads of this process, no other processes.
-        (libc::SYS_clone, condition(0, Qword, MaskedEq(thread), thread)?),
-        (libc::SYS_tgkill, condition(0, Dword, Eq, own)?),
-        // No new code.
-        (libc::SYS_mmap, condition(2, Dword, MaskedEq(executable), 0)?),
-        (libc::SYS_mprotect, condition(2, Dword, MaskedEq(executable), 0)?),
-        // The ends of a vsock stream, and nothing that leads out.
-        (libc::SYS_socketpair, condition(0, Dword, Eq, number(libc::AF_UNIX))?),
-        // A umask of one's own.
-        (libc::SYS_unshare, condition(0, Dword, Eq, number(libc::CLONE_FS))?),
-    ];
-    for option in lists::PRCTL {
-        all.push((libc::SYS_prctl, condition(0, Dword, Eq, number(*option))?));
+fn install(filters: &Filters) -> io::Result<()> {
+    filters.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(io::Error::other))
+}
+
+/// Filters that do `otherwise` with what is not on the list.
+fn filters(kind: Kind, otherwise: SeccompAction) -> io::Result<Filters> {
+    let mut filters = Vec::new();
+    let refused: BTreeMap<_, _> = kind.refused().iter().map(|&call| (call, Vec::new())).collect();
+    let mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>> = refused.clone();
+    if !refused.is_empty() {
+        // The stricter of two filters decides.
+        let refusal = SeccompAction::Errno(libc::EACCES.cast_unsigned());
+        filters.push(compile(refused, SeccompAction::Allow, refusal)?);
     }
-    Ok(all)
+    for call in kind.lists().into_iter().flatten() {
+        allowed.entry(call.number()).or_default().extend(rules(call)?);
+    }
+    filters.push(compile(allowed, otherwise, SeccompAction::Allow)?);
+    Ok(filters)
+}
+
+/// What the arguments of a call must be, as alternatives; none if they may be anything.
+fn rules(call: &Call) -> io::Result<Vec<SeccompRule>> {
+    let rule = |argument, length, operator, value| {
+        let condition = SeccompCondition::new(argument, length, operator, value).map_err(io::Error::other)?;
+        SeccompRule::new(vec![condition]).map_err(io::Error::other)
+    };
+    match *call {
+        Call::Any(_) => Ok(Vec::new()),
+        Call::OneOf(_, argument, values) => {
+            values.iter().map(|&value| rule(argument, Dword, Eq, value)).collect()
+        }
+        Call::Without(_, argument, bits) => Ok(vec![rule(argument, Qword, MaskedEq(bits), 0)?]),
+        Call::OfThisProcess(_) => Ok(vec![rule(0, Dword, Eq, std::process::id().into())?]),
+    }
 }
 
 fn compile(

@@ -4,9 +4,10 @@
 //! containers. A device gets open things (files, sockets, taps), never paths to open.
 //!
 //! Reading order: [`bus`] routes a trapped access; [`pci`] gives it a function; [`virtio`] makes the function
-//! a device, [`vfio`] makes it one of the host's.
+//! a device, [`vfio`] makes it one of the host's. What a device does by itself is done on an [`io_thread`].
 
 pub mod bus;
+pub mod io_thread;
 pub mod ioapic;
 pub mod log_limit;
 pub mod pci;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::io_thread::IoThread;
+
 /// Guest RAM as every device sees it: an address space that can change while the guest runs.
 ///
 /// Take a snapshot with `memory()` for each batch of work; never keep one across a wait.
@@ -86,6 +88,44 @@ pub trait PluggableRam: Send + Sync {
     fn unplug(&self, offset: u64, length: u64) -> io::Result<()>;
 }
 
+/// What a device's thread is for, which decides what it may ask of the host's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Devices that are idle most of the time, all on one thread: entropy, the balloon, memory, the console.
+    Shared,
+    /// The queue of a disk.
+    Disk,
+    /// A pair of queues of a network interface.
+    Network,
+    /// Streams between the guest and this process.
+    Sockets,
+    /// A directory of the host.
+    Files,
+}
+
+impl Role {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Shared, Self::Disk, Self::Network, Self::Sockets, Self::Files];
+
+    /// What such a thread is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "virtio-shared",
+            Self::Disk => "virtio-blk",
+            Self::Network => "virtio-net",
+            Self::Sockets => "virtio-vsock",
+            Self::Files => "virtio-fs",
+        }
+    }
+}
+
+/// Where devices have their work done.
+pub trait Threads: Send + Sync {
+    /// A thread for a device that is being made: the one that all share, or a new one. Not to be called from a
+    /// thread that runs the guest.
+    fn thread(&self, role: Role) -> io::Result<Arc<IoThread>>;
+}
+
 /// All of it, as a bus needs it to place its functions.
 #[derive(Clone)]
 pub struct Platform {
@@ -95,4 +135,6 @@ pub struct Platform {
     pub doorbells: Arc<dyn Doorbells>,
     /// Mappings.
     pub mapper: Arc<dyn Mapper>,
+    /// Threads.
+    pub threads: Arc<dyn Threads>,
 }

@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use kiai_devices::io_thread::Hung;
+use kiai_devices::io_thread::Work;
+use kiai_devices::platform::Role;
 use kiai_devices::virtio::device::ActivateError;
 use kiai_devices::virtio::device::Activation;
 use kiai_devices::virtio::device::VirtioDevice;
-use kiai_devices::virtio::worker::Worker;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 
-use crate::requests::FuseServer;
 use crate::requests::Requests;
 use crate::service::ServedQueue;
 use crate::service::Service;
+use crate::share;
 
 /// virtio 1.2 §5: "file system device".
 const DEVICE_ID: u16 = 26;
@@ -31,13 +33,11 @@ const QUEUE_SIZES: [u16; 2] = [128, 1024];
 /// A shared directory.
 pub struct Fs {
     config: [u8; TAG_LENGTH + 4],
-    directory: File,
-    running: Option<Running>,
-}
-
-/// The thread of an active device, and the flag that ends it between two requests.
-struct Running {
-    worker: Worker<Service>,
+    directory: Arc<File>,
+    /// How many descriptors the guest may hold; asked for when nobody is confined yet.
+    descriptors: usize,
+    work: Work<Service>,
+    /// Ends the work of an active device between two requests.
     stop: Arc<AtomicBool>,
 }
 
@@ -73,7 +73,9 @@ impl Fs {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(directory, flags, Mode::empty())
             .map_err(|errno| FsError::Directory { path: directory.to_owned(), source: errno.into() })?;
-        Ok(Fs { config, directory: directory.into(), running: None })
+        let directory = Arc::new(directory.into());
+        let descriptors = share::raise_descriptor_limit();
+        Ok(Fs { config, directory, descriptors, work: Work::default(), stop: Arc::default() })
     }
 }
 
@@ -84,6 +86,10 @@ impl VirtioDevice for Fs {
 
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
+    }
+
+    fn threads(&self) -> Vec<Role> {
+        vec![Role::Files]
     }
 
     fn features(&self) -> u64 {
@@ -98,7 +104,7 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.reset();
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
         let mut queues = Vec::new();
         for queue in activation.queues {
             let requests = Requests::new(&queue.queue).map_err(|error| ActivateError::Host {
@@ -113,28 +119,31 @@ impl VirtioDevice for Fs {
                 return Err(ActivateError::QueueMissing(index));
             }
         }
-        let host = |step| move |source| ActivateError::Host { step, source };
-        let server = FuseServer::new(&self.directory).map_err(host("start the FUSE server"))?;
-        let stop = Arc::new(AtomicBool::new(false));
         let Activation { memory, interrupt, .. } = activation;
-        let service = Service { server, queues, memory, interrupt, stop: Arc::clone(&stop) };
+        self.stop = Arc::default();
+        let service = Service {
+            directory: self.directory.clone(),
+            descriptors: self.descriptors,
+            server: None,
+            queues,
+            memory,
+            interrupt,
+            stop: self.stop.clone(),
+        };
         let descriptors = service.descriptors();
-        let worker =
-            Worker::spawn("virtio-fs", service, &descriptors).map_err(host("start the virtio-fs thread"))?;
-        self.running = Some(Running { worker, stop });
+        self.work.begin((&thread, "virtio-fs"), service, &descriptors, breaks)?;
         Ok(())
     }
 
-    fn reset(&mut self) {
-        if let Some(Running { worker, stop }) = self.running.take() {
-            stop.store(true, Ordering::Release);
-            worker.stop();
-        }
+    fn reset(&mut self) -> Result<(), Hung> {
+        self.stop.store(true, Ordering::Release);
+        self.work.end().map(drop)
     }
 }
 
 impl Drop for Fs {
     fn drop(&mut self) {
-        self.reset();
+        // That its thread hangs has been said.
+        let _ = self.reset();
     }
 }

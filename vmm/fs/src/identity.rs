@@ -14,7 +14,8 @@ use rustix::fs::Mode;
 use rustix::thread::CapabilitiesSecureBits;
 use rustix::thread::UnshareFlags;
 
-/// Prepares the calling thread, for as long as it lives. Call first thing on the serving thread.
+/// Prepares the calling thread, for as long as it lives. Call it on the serving thread before the first request; once
+/// more does no harm.
 pub(crate) fn prepare_thread() -> io::Result<()> {
     // The umask belongs to what CLONE_FS shares, and the server changes it.
     // SAFETY: only CLONE_FS is unshared; no code relies on threads sharing the umask or working directory.

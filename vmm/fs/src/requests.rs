@@ -30,9 +30,9 @@ const MESSAGE_MAX: usize = (1 << 20) + (1 << 16);
 pub(crate) struct FuseServer(Server<Share>);
 
 impl FuseServer {
-    /// Shares the open `directory`.
-    pub(crate) fn new(directory: &File) -> io::Result<FuseServer> {
-        Ok(FuseServer(Server::new(Share::new(directory)?)))
+    /// Shares the open `directory`, with at most so many descriptors in the guest's hands.
+    pub(crate) fn new(directory: &File, descriptors: usize) -> io::Result<FuseServer> {
+        Ok(FuseServer(Server::new(Share::new(directory, descriptors)?)))
     }
 }
 

@@ -1,22 +1,22 @@
-//! What happens on the device's thread: works through the queues whenever the driver notifies.
+//! What happens on the device's thread: serves the directory, and works through the queues whenever the driver notifies.
 //!
 //! File system calls block it, and only it. Nothing it opens can block for good: special files are not opened,
 //! regular ones without waiting.
 
+use std::fs::File;
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
-use std::panic::AssertUnwindSafe;
-use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use kiai_devices::io_thread::Handler;
+use kiai_devices::io_thread::Interest;
 use kiai_devices::log_limit::LogLimit;
 use kiai_devices::platform::GuestMemory;
 use kiai_devices::virtio::device::VirtioInterrupt;
-use kiai_devices::virtio::worker::Handler;
-use kiai_devices::virtio::worker::Interest;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
@@ -38,7 +38,11 @@ pub(crate) struct ServedQueue {
 
 /// All that one activation needs.
 pub(crate) struct Service {
-    pub(crate) server: FuseServer,
+    pub(crate) directory: Arc<File>,
+    /// How many descriptors the guest may hold.
+    pub(crate) descriptors: usize,
+    /// Made on the thread, as it opens files.
+    pub(crate) server: Option<FuseServer>,
     pub(crate) queues: Vec<ServedQueue>,
     pub(crate) memory: GuestMemory,
     pub(crate) interrupt: Arc<dyn VirtioInterrupt>,
@@ -59,24 +63,29 @@ enum Failure {
 
 impl Service {
     /// What to wait for: each queue's notification, by its place in `queues`.
-    pub(crate) fn descriptors(&self) -> Vec<(RawFd, u64)> {
+    pub(crate) fn descriptors(&self) -> Vec<(RawFd, u32)> {
         self.queues.iter().map(|queue| queue.notification.as_raw_fd()).zip(0..).collect()
     }
 
     /// Serves the queue at `place` until it is empty; on a failure the device asks to be reset.
     fn serve(&mut self, place: usize) -> ControlFlow<()> {
-        // The server behind us is large and not ours: should it panic, the device fails, not the machine.
-        match catch_unwind(AssertUnwindSafe(|| self.drain(place))) {
-            Ok(Ok(())) => return ControlFlow::Continue(()),
-            Ok(Err(failure)) if REPORTS.allows() => tracing::warn!(error = %failure, "virtio-fs stopped"),
-            Err(_) if REPORTS.allows() => tracing::error!("virtio-fs stopped: the FUSE server panicked"),
-            _ => {}
+        let Err(failure) = self.drain(place) else { return ControlFlow::Continue(()) };
+        if REPORTS.allows() {
+            tracing::warn!(error = %failure, "virtio-fs stopped");
         }
         self.interrupt.needs_reset();
         ControlFlow::Break(())
     }
 
+    /// Makes thread and server ready.
+    fn prepare(&mut self) -> io::Result<()> {
+        identity::prepare_thread()?;
+        self.server = Some(FuseServer::new(&self.directory, self.descriptors)?);
+        Ok(())
+    }
+
     fn drain(&mut self, place: usize) -> Result<(), Failure> {
+        let Some(server) = &self.server else { return Ok(()) };
         let queue = &mut self.queues[place];
         // Cleared before looking, so that a later notification is not lost. A spurious one leaves nothing.
         let _ = queue.notification.read();
@@ -88,7 +97,7 @@ impl Service {
                 if self.stop.load(Ordering::Acquire) {
                     return Ok(());
                 }
-                match queue.requests.serve(&self.server, &ram)? {
+                match queue.requests.serve(server, &ram)? {
                     Served::Nothing => break,
                     Served::One { notify: true } => self.interrupt.used_buffers(queue.index),
                     Served::One { notify: false } => {}
@@ -102,10 +111,10 @@ impl Service {
 }
 
 impl Handler for Service {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
-        if let Err(error) = identity::prepare_thread() {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
+        if let Err(error) = self.prepare() {
             if REPORTS.allows() {
-                tracing::error!(%error, "virtio-fs: cannot give the thread its own umask");
+                tracing::error!(%error, "virtio-fs: the directory cannot be served");
             }
             self.interrupt.needs_reset();
             return ControlFlow::Break(());
@@ -113,7 +122,12 @@ impl Handler for Service {
         (0..self.queues.len()).try_for_each(|place| self.serve(place))
     }
 
-    fn ready(&mut self, place: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, place: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve(usize::try_from(place).expect("one of the places given"))
+    }
+
+    fn stop(&mut self) {
+        // What the guest had open is closed here.
+        self.server = None;
     }
 }

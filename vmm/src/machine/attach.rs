@@ -124,6 +124,10 @@ impl Machine {
         for (id, _) in std::mem::take(&mut *devices) {
             self.segment.remove(id.0);
         }
+        if let Some(hotplug) = &self.hotplug {
+            self.segment.remove(hotplug.slot);
+        }
+        self.threads.let_go();
     }
 
     fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<dyn PciFunction>, AttachError> {

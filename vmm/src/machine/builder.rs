@@ -20,6 +20,7 @@ use super::Machine;
 use super::passthrough::Passthrough;
 use super::power::AcpiPower;
 use super::power::KeyboardReset;
+use super::threads::IoThreads;
 use crate::acpi;
 use crate::boot;
 use crate::config::ConfigError;
@@ -85,24 +86,27 @@ impl Machine {
         let Loaded { memory, boot_ram, entry } = loaded?;
         let ram = memory.memory();
         let regions = memory::regions(&ram);
-        let slots = kvm::equip(&vm, &regions)?;
-        let platform = Platform {
-            interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
-            doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
-            mapper: Arc::new(slots),
-        };
+        let mapper = Arc::new(kvm::equip(&vm, &regions)?);
         let plugged = memory::Ram::new(&regions);
         let region = super::memory::region(config.memory_mib, config.max_memory_mib);
         let hotplug = region.map(|region| {
-            let (mapper, plugged) = (platform.mapper.clone(), plugged.clone());
+            let (mapper, plugged) = (mapper.clone(), plugged.clone());
             memory::HotplugRam::new(region, config.huge_pages, memory.clone(), mapper, plugged)
                 .map(|hotplug| (region, hotplug))
         });
         let hotplug = hotplug.transpose()?;
+        let boot_ram = Arc::new(boot_ram);
+        let more_ram = hotplug.as_ref().map(|(_, hotplug)| hotplug.reservation());
+        let threads = Arc::new(IoThreads::new([boot_ram.clone()].into_iter().chain(more_ram).collect()));
+        let platform = Platform {
+            interrupts: Arc::new(kvm::KvmInterrupts::new(vm.clone())),
+            doorbells: Arc::new(kvm::KvmDoorbells(vm.clone())),
+            mapper,
+            threads: threads.clone(),
+        };
 
         let control = vcpu::Control::new();
         let console = Console::new(config.console.take());
-        let boot_ram = Arc::new(boot_ram);
         let buses = fixed_devices(&platform, &control, &console, boot_ram.clone())?;
         let windows = Windows {
             ecam: layout::ECAM,
@@ -122,6 +126,7 @@ impl Machine {
             devices: Mutex::new(BTreeMap::new()),
             segment,
             platform,
+            threads,
             passthrough: Passthrough::new(vm, plugged.clone(), ioapic),
             console,
             memory: memory.clone(),

@@ -53,6 +53,8 @@ pub enum BalloonError {
 /// Memory that is plugged, of a machine that can have more than at boot.
 pub(super) struct Hotplug {
     control: MemControl,
+    /// Where the device is.
+    pub(super) slot: u8,
     /// Holds the mappings until every device is gone.
     _ram: Arc<HotplugRam>,
 }
@@ -70,8 +72,8 @@ impl Machine {
         let ram = Arc::new(ram);
         let device = Mem::new(region, ram.clone());
         let control = device.control();
-        self.insert(Box::new(device))?;
-        self.hotplug = Some(Hotplug { control, _ram: ram });
+        let slot = self.insert(Box::new(device))?;
+        self.hotplug = Some(Hotplug { control, slot, _ram: ram });
         Ok(())
     }
 

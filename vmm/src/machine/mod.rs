@@ -5,6 +5,7 @@ mod builder;
 mod memory;
 mod passthrough;
 mod power;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(crate) struct Machine {
     devices: Mutex<BTreeMap<DeviceId, attach::Slot>>,
     segment: Arc<PciSegment>,
     platform: Platform,
+    threads: Arc<threads::IoThreads>,
     passthrough: passthrough::Passthrough,
     console: Console,
     memory: GuestMemory,

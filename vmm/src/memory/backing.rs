@@ -120,7 +120,7 @@ unsafe impl Send for Reservation {}
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
-    pub(super) fn new(length: u64) -> io::Result<Self> {
+    pub(crate) fn new(length: u64) -> io::Result<Self> {
         let length = usize::try_from(length).map_err(io::Error::other)?;
         let whole_length = length.checked_add(ALIGNMENT).ok_or(io::ErrorKind::InvalidInput)?;
         let (none, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);

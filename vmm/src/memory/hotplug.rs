@@ -48,7 +48,7 @@ pub(crate) struct HotplugRam {
     mapper: Arc<dyn Mapper>,
     ram: Arc<Ram>,
     /// Last: everything above may point into it.
-    reservation: Reservation,
+    reservation: Arc<Reservation>,
 }
 
 impl HotplugRam {
@@ -84,8 +84,13 @@ impl HotplugRam {
             memory,
             mapper,
             ram,
-            reservation,
+            reservation: Arc::new(reservation),
         })
+    }
+
+    /// The addresses it is at.
+    pub(crate) fn reservation(&self) -> Arc<Reservation> {
+        self.reservation.clone()
     }
 
     fn blocks(&self, offset: u64, length: u64) -> impl DoubleEndedIterator<Item = u64> + use<> {

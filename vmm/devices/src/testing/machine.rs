@@ -51,7 +51,11 @@ impl Machine {
 
     /// A machine with only a host bridge.
     pub fn new() -> Self {
-        let platform = FakePlatform::new();
+        Self::on(FakePlatform::new())
+    }
+
+    /// The same on a platform of the test's own.
+    pub fn on(platform: Arc<FakePlatform>) -> Self {
         let mmio = Arc::new(Bus::new("MMIO"));
         let windows = Windows { ecam: Self::ECAM, mmio32: Self::MMIO32, mmio64: Self::MMIO64 };
         let segment = PciSegment::new(mmio.clone(), platform.platform(), windows).unwrap();

@@ -45,6 +45,7 @@ pub use hostile::survives;
 pub use lines::log_lines;
 pub use machine::Machine;
 pub use plain::Plain;
+pub use platform::Confine;
 pub use platform::FakePlatform;
 pub use platform::Mapping;
 pub use subject::Plugged;

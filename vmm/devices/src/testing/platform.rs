@@ -12,12 +12,15 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::io_thread::IoThread;
 use crate::platform::Doorbells;
 use crate::platform::Interrupts;
 use crate::platform::Mapper;
 use crate::platform::MsiMessage;
 use crate::platform::MsiVector;
 use crate::platform::Platform;
+use crate::platform::Role;
+use crate::platform::Threads;
 
 /// How long a test waits for an interrupt before it gives up. No test waits this long on purpose.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,7 +36,12 @@ pub struct FakePlatform {
     vectors: Mutex<usize>,
     routes: Mutex<usize>,
     made: Mutex<Vec<Weak<FakeVector>>>,
+    shared: Mutex<Option<Arc<IoThread>>>,
+    confine: Option<Confine>,
 }
+
+/// What a thread of a device begins with.
+pub type Confine = fn(Role) -> io::Result<()>;
 
 /// Host memory in the guest's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +62,15 @@ impl FakePlatform {
         Arc::default()
     }
 
+    /// Nothing asked yet; each device's thread begins with `confine`.
+    pub fn confined(confine: Confine) -> Arc<Self> {
+        Arc::new(Self { confine: Some(confine), ..Self::default() })
+    }
+
     /// As devices see it.
     pub fn platform(self: &Arc<Self>) -> Platform {
         let interrupts = Arc::new(FakeInterrupts(self.clone()));
-        Platform { interrupts, doorbells: self.clone(), mapper: self.clone() }
+        Platform { interrupts, doorbells: self.clone(), mapper: self.clone(), threads: self.clone() }
     }
 
     /// From now on routes, doorbells and mappings are refused (or not any more).
@@ -184,6 +197,20 @@ impl Mapper for FakePlatform {
         let at = found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         mappings.remove(at);
         Ok(())
+    }
+}
+
+impl Threads for FakePlatform {
+    fn thread(&self, role: Role) -> io::Result<Arc<IoThread>> {
+        let confine = self.confine.unwrap_or(|_| Ok(()));
+        let start = || IoThread::start(role.name(), move || confine(role)).map(Arc::new);
+        if role != Role::Shared {
+            return start();
+        }
+        let mut shared = self.shared.lock();
+        let thread = shared.clone().map_or_else(start, Ok)?;
+        *shared = Some(thread.clone());
+        Ok(thread)
     }
 }
 

@@ -13,7 +13,11 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::io_thread::Gone;
+use crate::io_thread::Hung;
+use crate::io_thread::IoThread;
 use crate::platform::GuestMemory;
+use crate::platform::Role;
 
 /// A virtio device (virtio 1.2 §5). The transport calls it under a lock, one call at a time.
 pub trait VirtioDevice: Send {
@@ -27,12 +31,19 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes device configuration space; most devices have nothing writable and ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-    /// The driver is ready: take the queues and start work on a thread of the device's own. On an error the
-    /// transport sets DEVICE_NEEDS_RESET; nothing may be left running.
+    /// The threads its work is done on, in the order of [`Activation::threads`]. They are there from when the
+    /// device is made until it goes.
+    fn threads(&self) -> Vec<Role> {
+        vec![Role::Shared]
+    }
+    /// The driver is ready: hand the queues to the threads. Called in the guest's register write, on a thread that
+    /// may open and start nothing: what the host is to be asked for, the threads ask for. On an error, here or
+    /// there, DEVICE_NEEDS_RESET is set; nothing may be left running.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
     /// Stops all work. When it returns no thread and no I/O in flight touches guest memory, and the device can
-    /// be activated again. Must not wait for the guest. Called on an idle device too.
-    fn reset(&mut self);
+    /// be activated again; unless a thread hangs, in which case it will be called again. Must not wait for the guest.
+    /// Called on an idle device too.
+    fn reset(&mut self) -> Result<(), Hung>;
 }
 
 /// Everything a device needs while active, moved in at once.
@@ -45,6 +56,21 @@ pub struct Activation {
     pub queues: Vec<ActiveQueue>,
     /// How to reach the driver.
     pub interrupt: Arc<dyn VirtioInterrupt>,
+    /// One for each of [`VirtioDevice::threads`].
+    pub threads: Vec<Arc<IoThread>>,
+}
+
+impl Activation {
+    /// A thread of those the device asked for.
+    pub fn thread(&self, index: usize) -> &Arc<IoThread> {
+        self.threads.get(index).expect("the transport has one for each that the device asked for")
+    }
+
+    /// What breaks the device when its work on a thread cannot go on.
+    pub fn breaks(&self) -> impl Fn() + Send + 'static {
+        let interrupt = self.interrupt.clone();
+        move || interrupt.needs_reset()
+    }
 }
 
 /// A queue the driver enabled, valid (`Queue::is_valid`) at this moment.
@@ -73,7 +99,10 @@ pub enum ActivateError {
     /// The driver enabled too few queues, or the wrong ones.
     #[error("queue {0} is not enabled")]
     QueueMissing(u16),
-    /// The host refused a thread, an eventfd or the like.
+    /// The device's thread does not take it.
+    #[error(transparent)]
+    Thread(#[from] Gone),
+    /// The host refused something.
     #[error("{step}")]
     Host {
         /// What was being done.

@@ -7,12 +7,8 @@ pub mod console;
 pub mod device;
 pub mod mem;
 pub mod net;
-mod os;
 pub mod queue;
 pub mod rng;
 pub mod spec;
-#[cfg(test)]
-mod tests;
 pub mod transport;
 pub mod vsock;
-pub mod worker;

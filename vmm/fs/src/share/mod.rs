@@ -11,6 +11,8 @@ mod delegate;
 mod ledger;
 mod rules;
 
+pub(crate) use self::ledger::raise_descriptor_limit;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -37,8 +39,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Shares the open `directory`. Nothing is read before the guest's FUSE_INIT.
-    pub(crate) fn new(directory: &File) -> io::Result<Share> {
+    /// Shares the open `directory`, with at most so many descriptors in the guest's hands. Nothing is read before the
+    /// guest's FUSE_INIT.
+    pub(crate) fn new(directory: &File, descriptors: usize) -> io::Result<Share> {
         let directory = directory.as_fd().try_clone_to_owned()?;
         let config = Config {
             // A path through the descriptor: whatever happens to the name it was opened by, this is the one.
@@ -58,7 +61,7 @@ impl Share {
         };
         Ok(Share {
             passthrough: PassthroughFs::new(config)?,
-            ledger: Ledger::new(&ledger::HELD, ledger::raise_descriptor_limit()),
+            ledger: Ledger::new(&ledger::HELD, descriptors),
             _directory: directory,
         })
     }

@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use kiai_devices::io_thread::IoThread;
 use kiai_devices::virtio::device::Activation;
 use kiai_devices::virtio::device::ActiveQueue;
 use kiai_devices::virtio::device::VirtioDevice;
@@ -62,6 +63,7 @@ impl VirtioInterrupt for Line {
 pub(crate) struct Driver {
     pub(crate) device: Fs,
     pub(crate) memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    thread: Arc<IoThread>,
     events: Receiver<Event>,
     notification: Arc<EventFd>,
     submitted: u16,
@@ -79,6 +81,7 @@ impl Driver {
         let mut driver = Driver {
             device,
             memory: GuestMemoryAtomic::new(memory),
+            thread: Arc::new(IoThread::start("virtio-fs", || Ok(())).unwrap()),
             events: channel().1,
             notification: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             submitted: 0,
@@ -96,8 +99,9 @@ impl Driver {
         driver
     }
 
-    /// Sets the queues up afresh and activates the device.
+    /// Resets the device, sets the queues up afresh and activates it.
     pub(crate) fn activate(&mut self) {
+        self.device.reset().unwrap();
         let (events_in, events) = channel();
         self.events = events;
         self.submitted = 0;
@@ -124,6 +128,7 @@ impl Driver {
                 features: 1 << 32,
                 queues,
                 interrupt: Arc::new(Line(events_in)),
+                threads: vec![self.thread.clone()],
             })
             .unwrap();
     }

@@ -222,8 +222,8 @@ fn a_reset_device_starts_anew() {
     let directory = tempfile::tempdir().unwrap();
     let mut driver = Driver::new(directory.path());
     let (file, _) = driver.create(ROOT, "a", libc::O_RDWR, 0o100_644).unwrap();
-    driver.device.reset();
-    driver.device.reset();
+    driver.device.reset().unwrap();
+    driver.device.reset().unwrap();
     driver.activate();
     driver.init().unwrap();
     assert_eq!(driver.getattr(file.node, None), Err(libc::EBADF));

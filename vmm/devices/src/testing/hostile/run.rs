@@ -40,7 +40,11 @@ pub struct Stage<'s> {
 impl<'s> Stage<'s> {
     /// Plugs both in.
     pub fn set(subject: &'s Subject) -> Self {
-        let machine = Machine::new();
+        Self::set_on(Machine::new(), subject)
+    }
+
+    /// Plugs both into that machine.
+    pub fn set_on(machine: Machine, subject: &'s Subject) -> Self {
         let other = machine.beside();
         let others_slot = other.plug(Rng::new());
         Driver::negotiate(&other, others_slot, 0);

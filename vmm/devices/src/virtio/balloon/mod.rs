@@ -21,7 +21,8 @@ use std::sync::Arc;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
-use super::worker::Worker;
+use crate::io_thread::Hung;
+use crate::io_thread::Work;
 use crate::platform::Discards;
 use worker::Pages;
 
@@ -50,7 +51,7 @@ pub struct Balloon {
     control: BalloonControl,
     /// Who says when pages may go; always, if nobody does.
     discards: Option<Arc<dyn Discards>>,
-    worker: Option<Worker<Pages>>,
+    work: Work<Pages>,
 }
 
 impl Balloon {
@@ -61,7 +62,7 @@ impl Balloon {
 
     /// An empty balloon of a machine whose RAM may be pinned.
     pub fn unless_pinned(discards: Arc<dyn Discards>) -> Self {
-        Self { control: BalloonControl::default(), discards: Some(discards), worker: None }
+        Self { control: BalloonControl::default(), discards: Some(discards), work: Work::default() }
     }
 
     /// The host's end. It outlives the device.
@@ -105,20 +106,20 @@ impl VirtioDevice for Balloon {
             }
         }
         let descriptors: Vec<_> =
-            queues.iter().map(|queue| (queue.notification.as_raw_fd(), u64::from(queue.index))).collect();
+            queues.iter().map(|queue| (queue.notification.as_raw_fd(), u32::from(queue.index))).collect();
         let interrupt = activation.interrupt.clone();
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
         let pages = Pages::new(queues, activation, self.control.clone(), self.discards.clone());
-        let worker = Worker::spawn("virtio-balloon", pages, &descriptors)
-            .map_err(|source| ActivateError::Host { step: "spawn the balloon thread", source })?;
-        self.worker = Some(worker);
+        self.work.begin((&thread, "virtio-balloon"), pages, &descriptors, breaks)?;
         self.control.connect(Some(interrupt));
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), Hung> {
         self.control.connect(None);
+        self.work.end()?;
         self.control.set_actual(0);
-        self.worker = None;
+        Ok(())
     }
 }
 

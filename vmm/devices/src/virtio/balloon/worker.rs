@@ -5,9 +5,9 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use super::BalloonControl;
 use super::DEFLATE;
@@ -17,6 +17,8 @@ use super::PAGE;
 use super::blocks::Blocks;
 use super::blocks::Run;
 use super::reclaim::reclaim;
+use crate::io_thread::Handler;
+use crate::io_thread::Interest;
 use crate::log_limit::LogLimit;
 use crate::platform::Discards;
 use crate::virtio::device::Activation;
@@ -24,8 +26,6 @@ use crate::virtio::device::ActiveQueue;
 use crate::virtio::queue;
 use crate::virtio::queue::Chain;
 use crate::virtio::queue::ChainError;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
 /// Most page numbers in one request: a bound on the work it can ask for. Linux sends 256.
 const MOST: usize = 4096;
@@ -167,12 +167,12 @@ impl Host {
 }
 
 impl Handler for Pages {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
         let indices: Vec<_> = self.queues.iter().map(|queue| queue.index).collect();
         indices.into_iter().try_for_each(|index| self.serve(index))
     }
 
-    fn ready(&mut self, token: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, token: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         u16::try_from(token).map_or(ControlFlow::Continue(()), |index| self.serve(index))
     }
 }

@@ -79,7 +79,7 @@ impl Backend {
         match Ring::new(depth) {
             Ok(ring) => Self::Ring(Box::new(ring)),
             Err(e) => {
-                // Each time a driver starts the device.
+                // Each time a disk is attached.
                 static REPORTS: LogLimit = LogLimit::new();
                 if REPORTS.allows() {
                     tracing::info!("virtio-blk: no io_uring here ({e}), using pread and pwrite");
@@ -118,6 +118,14 @@ impl Backend {
         match self {
             Self::Ring(ring) => ring.completed(disk),
             Self::Synchronous => Vec::new(),
+        }
+    }
+
+    /// Waits for all that was started, of which nobody wants to hear any more.
+    pub(super) fn drain(&mut self) {
+        match self {
+            Self::Ring(ring) => ring.drain(),
+            Self::Synchronous => {}
         }
     }
 

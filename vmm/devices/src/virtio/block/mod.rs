@@ -21,7 +21,9 @@ use std::sync::Arc;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
-use super::worker::Worker;
+use crate::io_thread::Hung;
+use crate::io_thread::Work;
+use crate::platform::Role;
 use backend::Backend;
 use request::SECTOR;
 use worker::Requests;
@@ -91,9 +93,10 @@ pub(crate) struct Disk {
 /// The device.
 pub struct Block {
     disk: Arc<Disk>,
-    /// Makes a backend of a depth, each time the driver is ready.
-    backend: fn(u16) -> Backend,
-    worker: Option<Worker<Requests>>,
+    /// With nothing under way, while the device is idle. Made with the device: the guest's register writes make
+    /// none.
+    backend: Option<Backend>,
+    work: Work<Requests>,
 }
 
 impl Block {
@@ -115,7 +118,7 @@ impl Block {
         let mut id = [0; ID_LENGTH];
         id[..serial.len()].copy_from_slice(serial.as_bytes());
         let disk = Arc::new(Disk { file, sectors, read_only, id });
-        Ok(Self { disk, backend: Backend::new, worker: None })
+        Ok(Self { disk, backend: Some(Backend::new(QUEUE_SIZES[0])), work: Work::default() })
     }
 
     /// Device configuration (virtio 1.2 §5.2.4), up to and with the write-zeroes fields.
@@ -145,6 +148,10 @@ impl VirtioDevice for Block {
         QUEUE_SIZES
     }
 
+    fn threads(&self) -> Vec<Role> {
+        vec![Role::Disk]
+    }
+
     fn features(&self) -> u64 {
         let common = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
         common | if self.disk.read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
@@ -161,18 +168,20 @@ impl VirtioDevice for Block {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.queues.pop().ok_or(ActivateError::QueueMissing(0))?;
         let notification = queue.notification.as_raw_fd();
-        let backend = (self.backend)(QUEUE_SIZES[0]);
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
+        // A ring that went with a handler that panicked is not made again.
+        let backend = self.backend.take().unwrap_or(Backend::Synchronous);
         let requests = Requests::new(self.disk.clone(), backend, queue, activation);
         let mut descriptors = vec![(notification, worker::NOTIFICATION)];
         descriptors.extend(requests.completions().map(|fd| (fd, worker::COMPLETION)));
-        let worker = Worker::spawn("virtio-blk", requests, &descriptors)
-            .map_err(|source| ActivateError::Host { step: "spawn the block thread", source })?;
-        self.worker = Some(worker);
+        self.work.begin((&thread, "virtio-blk"), requests, &descriptors, breaks)?;
         Ok(())
     }
 
-    fn reset(&mut self) {
-        // The requests drain what is in flight as they are dropped.
-        self.worker = None;
+    fn reset(&mut self) -> Result<(), Hung> {
+        if let Some(requests) = self.work.end()? {
+            self.backend = Some(requests.into_backend());
+        }
+        Ok(())
     }
 }

@@ -113,8 +113,9 @@ fn outcome(disk: &Disk, work: &Work, result: i32) -> io::Result<()> {
     }
 }
 
-impl Drop for Ring {
-    fn drop(&mut self) {
+impl Ring {
+    /// Waits for all that was submitted.
+    pub(super) fn drain(&mut self) {
         // The kernel may still write to guest memory: wait for all of it.
         while !self.in_flight.is_empty() {
             match self.ring.submit_and_wait(1) {
@@ -133,6 +134,12 @@ impl Drop for Ring {
                 }
             }
         }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.drain();
     }
 }
 

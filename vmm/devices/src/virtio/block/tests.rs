@@ -15,8 +15,12 @@ use super::F_DISCARD;
 use super::F_FLUSH;
 use super::F_RO;
 use super::F_WRITE_ZEROES;
+use super::QUEUE_SIZES;
 use super::backend::Backend;
 use super::worker::Requests;
+use crate::io_thread::Handler;
+use crate::io_thread::Hung;
+use crate::io_thread::tests::alone::Alone;
 use crate::testing::Buffer;
 use crate::testing::Buffer::Read as R;
 use crate::testing::Buffer::Write as W;
@@ -30,8 +34,6 @@ use crate::virtio::device::Activation;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::spec::feature;
 use crate::virtio::spec::status;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -73,7 +75,7 @@ fn with_disk(read_only: bool, test: impl Fn(&Machine, u8, &File)) {
         let file = image();
         let mut block =
             Block::new(file.try_clone().unwrap(), "disk".into(), read_only, "serial-0".into()).unwrap();
-        block.backend = backend;
+        block.backend = Some(backend(QUEUE_SIZES[0]));
         let machine = Machine::new();
         let slot = machine.plug(block);
         test(&machine, slot, &file);
@@ -255,7 +257,7 @@ fn with_large_disk(test: impl Fn(&Machine, u8, &File)) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 30).unwrap();
         let mut block = Block::new(file.try_clone().unwrap(), "disk".into(), false, "large".into()).unwrap();
-        block.backend = backend;
+        block.backend = Some(backend(QUEUE_SIZES[0]));
         let machine = Machine::new();
         let slot = machine.plug(block);
         test(&machine, slot, &file);
@@ -293,7 +295,9 @@ impl VirtioDevice for Idle {
         *self.0.lock() = Some(activation);
         Ok(())
     }
-    fn reset(&mut self) {}
+    fn reset(&mut self) -> Result<(), Hung> {
+        Ok(())
+    }
 }
 
 #[expect(unsafe_code, reason = "waits for a descriptor it is told of by number")]
@@ -324,7 +328,7 @@ fn a_reset_waits_for_little_however_much_was_asked_for() {
         let mut activation = caught.lock().take().unwrap();
         let active = activation.queues.remove(0);
         let mut requests = Requests::new(block.disk.clone(), backend(256), active, activation);
-        assert!(requests.start(&Interest::new().unwrap()).is_continue());
+        assert!(Alone::new().with(|interest| requests.start(interest)).is_continue());
         let (mut steps, mut done) = (1, 0);
         loop {
             assert!(requests.under_way() <= super::MOST_UNDER_WAY + u64::from(super::MOST_DATA));
@@ -361,7 +365,7 @@ fn a_read_only_disk_is_not_written() {
 fn a_driver_that_cannot_flush_writes_through() {
     for backend in BACKENDS {
         let mut block = Block::new(image(), "disk".into(), false, "s".into()).unwrap();
-        block.backend = backend;
+        block.backend = Some(backend(QUEUE_SIZES[0]));
         let machine = Machine::new();
         let slot = machine.plug(block);
         let driver = Driver::negotiate_exactly(&machine, slot, feature::VERSION_1);

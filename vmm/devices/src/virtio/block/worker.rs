@@ -6,12 +6,12 @@ use std::ops::ControlFlow;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use virtio_queue::QueueT;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use super::Disk;
 use super::F_FLUSH;
@@ -25,15 +25,15 @@ use super::request::Request;
 use super::request::Status;
 use super::transfer::Direction;
 use super::transfer::Transfer;
+use crate::io_thread::Handler;
+use crate::io_thread::Interest;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::queue;
 use crate::virtio::queue::ChainError;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
-pub(super) const NOTIFICATION: u64 = 0;
-pub(super) const COMPLETION: u64 = 1;
+pub(super) const NOTIFICATION: u32 = 0;
+pub(super) const COMPLETION: u32 = 1;
 
 /// What is on the device's thread. Field order: the backend drains before the rest goes.
 pub(super) struct Requests {
@@ -63,6 +63,11 @@ impl Requests {
 
     pub(super) fn completions(&self) -> Option<RawFd> {
         self.backend.completions()
+    }
+
+    /// To be called when the work has ended.
+    pub(super) fn into_backend(self) -> Backend {
+        self.backend
     }
 
     /// Bytes of all that was started and has not ended.
@@ -180,15 +185,21 @@ impl Requests {
 }
 
 impl Handler for Requests {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve(false)
     }
 
-    fn ready(&mut self, token: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, token: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         if token == NOTIFICATION {
             queue::clear(&self.queue);
         }
         self.serve(token == COMPLETION)
+    }
+
+    fn stop(&mut self) {
+        self.backend.drain();
+        self.pending.clear();
+        self.under_way = 0;
     }
 }
 

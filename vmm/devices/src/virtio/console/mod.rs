@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use parking_lot::Mutex;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
 
 use super::device::ActivateError;
 use super::device::Activation;
@@ -19,9 +19,10 @@ use super::device::ActiveQueue;
 use super::device::VirtioDevice;
 use super::queue;
 use super::queue::ChainError;
-use super::worker::Handler;
-use super::worker::Interest;
-use super::worker::Worker;
+use crate::io_thread::Handler;
+use crate::io_thread::Hung;
+use crate::io_thread::Interest;
+use crate::io_thread::Work;
 
 #[cfg(test)]
 mod tests;
@@ -45,13 +46,13 @@ type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
 /// The device.
 pub struct Console {
     sink: Sink,
-    worker: Option<Worker<Output>>,
+    work: Work<Output>,
 }
 
 impl Console {
     /// Output goes to `sink`, which must neither block for long nor fail for good.
     pub fn new(sink: Box<dyn Write + Send>) -> Self {
-        Self { sink: Arc::new(Mutex::new(sink)), worker: None }
+        Self { sink: Arc::new(Mutex::new(sink)), work: Work::default() }
     }
 }
 
@@ -82,15 +83,14 @@ impl VirtioDevice for Console {
         let queue = queue.ok_or(ActivateError::QueueMissing(TRANSMIT))?;
         let queue = activation.queues.swap_remove(queue);
         let fd = queue.notification.as_raw_fd();
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
         let output = Output { queue, sink: self.sink.clone(), activation };
-        let worker = Worker::spawn("virtio-console", output, &[(fd, 0)])
-            .map_err(|source| ActivateError::Host { step: "spawn the console thread", source })?;
-        self.worker = Some(worker);
+        self.work.begin((&thread, "virtio-console"), output, &[(fd, 0)], breaks)?;
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn reset(&mut self) -> Result<(), Hung> {
+        self.work.end().map(drop)
     }
 }
 
@@ -122,11 +122,11 @@ impl Output {
 }
 
 impl Handler for Output {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve()
     }
 
-    fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         queue::clear(&self.queue);
         self.serve()
     }

@@ -22,7 +22,8 @@ use std::sync::Arc;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
-use super::worker::Worker;
+use crate::io_thread::Hung;
+use crate::io_thread::Work;
 use crate::platform::PluggableRam;
 use requests::Requests;
 
@@ -55,13 +56,13 @@ pub struct MemRegion {
 pub struct Mem {
     control: MemControl,
     memory: Arc<dyn PluggableRam>,
-    worker: Option<Worker<Requests>>,
+    work: Work<Requests>,
 }
 
 impl Mem {
     /// A device with nothing plugged, over `memory`, which offers the whole region.
     pub fn new(region: MemRegion, memory: Arc<dyn PluggableRam>) -> Self {
-        Self { control: MemControl::new(region), memory, worker: None }
+        Self { control: MemControl::new(region), memory, work: Work::default() }
     }
 
     /// The host's end. It outlives the device.
@@ -95,23 +96,23 @@ impl VirtioDevice for Mem {
         let queue = activation.queues.pop().ok_or(ActivateError::QueueMissing(0))?;
         let interrupt = activation.interrupt.clone();
         let descriptors = [(queue.notification.as_raw_fd(), 0)];
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
         let requests = Requests::new(queue, activation, self.control.clone(), self.memory.clone());
-        let worker = Worker::spawn("virtio-mem", requests, &descriptors)
-            .map_err(|source| ActivateError::Host { step: "spawn the memory thread", source })?;
-        self.worker = Some(worker);
+        self.work.begin((&thread, "virtio-mem"), requests, &descriptors, breaks)?;
         self.control.connect(Some(interrupt));
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), Hung> {
         self.control.connect(None);
-        self.worker = None;
+        self.work.end().map(drop)
     }
 }
 
 impl Drop for Mem {
     fn drop(&mut self) {
-        self.reset();
+        // That its thread hangs has been said.
+        let _ = self.reset();
         self.control.close();
     }
 }

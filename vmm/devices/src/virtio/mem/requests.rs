@@ -6,13 +6,15 @@ use std::ops::ControlFlow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use super::MemControl;
 use super::blocks::Blocks;
 use super::blocks::RangeState;
+use crate::io_thread::Handler;
+use crate::io_thread::Interest;
 use crate::log_limit::LogLimit;
 use crate::platform::PluggableRam;
 use crate::virtio::device::Activation;
@@ -20,8 +22,6 @@ use crate::virtio::device::ActiveQueue;
 use crate::virtio::queue;
 use crate::virtio::queue::Chain;
 use crate::virtio::queue::ChainError;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
 /// Request types: `VIRTIO_MEM_REQ_*`.
 const PLUG: u16 = 0;
@@ -81,11 +81,11 @@ impl Requests {
 }
 
 impl Handler for Requests {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve()
     }
 
-    fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve()
     }
 }

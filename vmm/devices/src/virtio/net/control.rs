@@ -5,12 +5,14 @@ use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
 
 use super::report;
 use super::taps::Taps;
+use crate::io_thread::Handler;
+use crate::io_thread::Interest;
 use crate::platform::GuestMemory;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::buffers::ChainBuffers;
@@ -18,8 +20,6 @@ use crate::virtio::device::ActiveQueue;
 use crate::virtio::device::VirtioInterrupt;
 use crate::virtio::queue;
 use crate::virtio::queue::ChainError;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
 /// `VIRTIO_NET_CTRL_MQ` and its command `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`.
 const PAIRS_SET: [u8; 2] = [4, 0];
@@ -27,7 +27,7 @@ const PAIRS_SET: [u8; 2] = [4, 0];
 const OK: u8 = 0;
 const ERROR: u8 = 1;
 
-/// What is on the control thread.
+/// What is on the first pair's thread besides that pair.
 pub(super) struct Control {
     queue: ActiveQueue,
     taps: Arc<Taps>,
@@ -48,7 +48,7 @@ impl Control {
         Self { queue, taps, pairs, memory, interrupt }
     }
 
-    pub(super) fn descriptors(&self) -> [(RawFd, u64); 1] {
+    pub(super) fn descriptors(&self) -> [(RawFd, u32); 1] {
         [(self.queue.notification.as_raw_fd(), 0)]
     }
 
@@ -81,12 +81,19 @@ fn command(request: &Buffers<'_>, taps: &Taps, most: usize) -> bool {
 }
 
 impl Handler for Control {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve()
     }
 
-    fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         queue::clear(&self.queue);
         self.serve()
+    }
+
+    fn stop(&mut self) {
+        // No frames for queues that nobody serves.
+        if let Err(e) = self.taps.use_pairs(1) {
+            report("cannot detach queues of the tap", &e);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   control queue ── how many pairs ──► Taps ── attach, detach ──► kernel
-//!   receive queue  ◄── Pair (a thread each) ◄── readv ── tap queue
+//!   receive queue  ◄── Pair (a thread each) ◄── readv ── tap queue     (the control queue has that of the first)
 //!   transmit queue ──►                      ── writev ──►
 //! ```
 //! A frame moves by one system call between the tap and guest memory. Checksums and segmentation are left to
@@ -28,8 +28,10 @@ use super::device::ActivateError;
 use super::device::Activation;
 use super::device::ActiveQueue;
 use super::device::VirtioDevice;
-use super::worker::Worker;
+use crate::io_thread::Hung;
+use crate::io_thread::Work;
 use crate::log_limit::LogLimit;
+use crate::platform::Role;
 use control::Control;
 use pair::Pair;
 use taps::Taps;
@@ -114,8 +116,8 @@ pub struct Net {
     mac: [u8; 6],
     mtu: u16,
     queue_sizes: Vec<u16>,
-    pairs: Vec<Worker<Pair>>,
-    control: Option<Worker<Control>>,
+    pairs: Vec<Work<Pair>>,
+    control: Work<Control>,
 }
 
 impl Net {
@@ -136,16 +138,16 @@ impl Net {
             queue_sizes.push(CONTROL_QUEUE_SIZE);
         }
         let taps = Arc::new(Taps::new(taps)?);
-        Ok(Self { taps, mac, mtu, queue_sizes, pairs: Vec::new(), control: None })
+        let (pairs, control) = (Vec::new(), Work::default());
+        Ok(Self { taps, mac, mtu, queue_sizes, pairs, control })
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let host = |step| move |source| ActivateError::Host { step, source };
-        let Activation { memory, features, queues, interrupt } = activation;
-        self.taps.configure(offloads(features)).map_err(host("set the tap's offloads"))?;
-        // §5.1.5: one pair until the driver asks for more.
-        self.taps.use_pairs(1).map_err(host("detach tap queues"))?;
-
+        let Activation { memory, features, queues, interrupt, threads } = activation;
+        let breaks = || {
+            let interrupt = interrupt.clone();
+            move || interrupt.needs_reset()
+        };
         let mut by_index: Vec<Option<ActiveQueue>> = self.queue_sizes.iter().map(|_| None).collect();
         for queue in queues {
             let index = usize::from(queue.index);
@@ -161,12 +163,12 @@ impl Net {
             else {
                 break;
             };
-            let name = format!("virtio-net-{index}");
             let pair =
                 Pair::new(index, &self.taps, receive, transmit, features, self.mtu, &memory, &interrupt);
             let descriptors = pair.descriptors();
-            let worker = Worker::spawn(&name, pair, &descriptors).map_err(host("spawn a network thread"))?;
-            self.pairs.push(worker);
+            let mut work = Work::default();
+            work.begin((&threads[index], "virtio-net"), pair, &descriptors, breaks())?;
+            self.pairs.push(work);
             usable += 1;
         }
         if usable == 0 {
@@ -176,11 +178,11 @@ impl Net {
             && let Some(queue) = by_index.get_mut(2 * pairs).and_then(Option::take)
         {
             let usable = if multi_queue { usable } else { 0 };
+            let breaks = breaks();
             let control = Control::new(queue, self.taps.clone(), usable, memory, interrupt);
             let descriptors = control.descriptors();
-            let control = Worker::spawn("virtio-net-ctl", control, &descriptors)
-                .map_err(host("spawn a network thread"))?;
-            self.control = Some(control);
+            // Comes after the first pair, which sets up the tap.
+            self.control.begin((&threads[0], "virtio-net"), control, &descriptors, breaks)?;
         }
         Ok(())
     }
@@ -207,6 +209,10 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
+    fn threads(&self) -> Vec<Role> {
+        vec![Role::Network; self.taps.count()]
+    }
+
     fn features(&self) -> u64 {
         let checksums = feature::CSUM | feature::GUEST_CSUM;
         let segments = feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::HOST_TSO4 | feature::HOST_TSO6;
@@ -229,16 +235,16 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let started = self.start(activation);
-        if started.is_err() {
-            self.reset();
-        }
-        started
+        self.start(activation)
     }
 
-    fn reset(&mut self) {
-        // The control thread first: it wakes the others.
-        self.control = None;
+    fn reset(&mut self) -> Result<(), Hung> {
+        // The control queue first: it wakes the others.
+        self.control.end()?;
+        for pair in &mut self.pairs {
+            pair.end()?;
+        }
         self.pairs.clear();
+        Ok(())
     }
 }

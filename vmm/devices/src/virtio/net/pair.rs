@@ -10,29 +10,31 @@ use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
 
+use super::offloads;
 use super::receive::Receive;
 use super::report;
 use super::taps::Taps;
 use super::transmit::Transmit;
+use crate::io_thread::Handler;
+use crate::io_thread::Interest;
 use crate::platform::GuestMemory;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::device::VirtioInterrupt;
 use crate::virtio::queue;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
 /// Tokens of the worker.
-const RECEIVE: u64 = 0;
-const TRANSMIT: u64 = 1;
-const TAP: u64 = 2;
-const ATTACHED: u64 = 3;
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const TAP: u32 = 2;
+const ATTACHED: u32 = 3;
 
 /// What is on the thread.
 pub(super) struct Pair {
     index: usize,
+    features: u64,
     taps: Arc<Taps>,
     receive: Receive,
     transmit: Transmit,
@@ -54,6 +56,7 @@ impl Pair {
     ) -> Self {
         Self {
             index,
+            features,
             taps: taps.clone(),
             receive: Receive::new(receive, features, mtu),
             transmit: Transmit::new(transmit),
@@ -62,7 +65,7 @@ impl Pair {
         }
     }
 
-    pub(super) fn descriptors(&self) -> [(RawFd, u64); 3] {
+    pub(super) fn descriptors(&self) -> [(RawFd, u32); 3] {
         [
             (self.receive.queue.notification.as_raw_fd(), RECEIVE),
             (self.transmit.queue.notification.as_raw_fd(), TRANSMIT),
@@ -71,7 +74,7 @@ impl Pair {
     }
 
     /// Does what can be done now, within a budget.
-    fn work(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn work(&mut self, interest: &Interest<'_>) -> ControlFlow<()> {
         let memory = self.memory.memory();
         let tap = self.taps.tap(self.index).as_fd();
         let transmitted = self.transmit.run(&memory, tap, &self.interrupt);
@@ -85,7 +88,7 @@ impl Pair {
     }
 
     /// Waits for edges of the tap. Anew for a queue that was detached: the kernel forgets who waits for one.
-    fn watch_tap(&mut self, interest: &Interest) -> io::Result<()> {
+    fn watch_tap(&mut self, interest: &mut Interest<'_>) -> io::Result<()> {
         let fd = self.taps.tap(self.index).as_fd().as_raw_fd();
         let _ = interest.remove(fd);
         interest.add(fd, TAP, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
@@ -93,24 +96,38 @@ impl Pair {
         Ok(())
     }
 
-    fn watch_and_work(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn watch_and_work(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         match self.watch_tap(interest) {
             Ok(()) => self.work(interest),
-            Err(e) => {
-                report("cannot wait for the tap", &e);
-                self.interrupt.needs_reset();
-                ControlFlow::Break(())
-            }
+            Err(e) => self.fail("cannot wait for the tap", &e),
         }
+    }
+
+    fn fail(&self, what: &str, error: &io::Error) -> ControlFlow<()> {
+        report(what, error);
+        self.interrupt.needs_reset();
+        ControlFlow::Break(())
+    }
+
+    /// What holds for the whole interface, which the first pair sees to.
+    fn set_up(&self) -> io::Result<()> {
+        self.taps.configure(offloads(self.features))?;
+        // §5.1.5: one pair until the driver asks for more.
+        self.taps.use_pairs(1)
     }
 }
 
 impl Handler for Pair {
-    fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
+        if self.index == 0
+            && let Err(e) = self.set_up()
+        {
+            return self.fail("cannot set up the tap", &e);
+        }
         self.watch_and_work(interest)
     }
 
-    fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, token: u32, events: EventSet, interest: &mut Interest<'_>) -> ControlFlow<()> {
         match token {
             RECEIVE => queue::clear(&self.receive.queue),
             TRANSMIT => queue::clear(&self.transmit.queue),
@@ -126,7 +143,7 @@ impl Handler for Pair {
         self.work(interest)
     }
 
-    fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn again(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.work(interest)
     }
 }

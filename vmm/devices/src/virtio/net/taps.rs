@@ -25,7 +25,9 @@ impl Taps {
             Ok((tap, EventFd::new(EFD_NONBLOCK).map_err(NetError::Event)?))
         };
         let queues = descriptors.into_iter().enumerate().map(queue).collect::<Result<_, NetError>>()?;
-        Ok(Self { queues, attached })
+        let taps = Self { queues, attached };
+        taps.use_pairs(1).map_err(|source| NetError::Tap { index: 0, source })?;
+        Ok(taps)
     }
 
     pub(super) fn count(&self) -> usize {

@@ -178,9 +178,11 @@ fn a_long_frame_is_merged_from_several_buffers() {
     let slot = machine.plug(Net::new(taps, MAC, JUMBO).unwrap());
     let driver = Driver::negotiate(&machine, slot, ALL);
     let mut receive = Receiver::new(&machine, driver.queue(0, None));
-    let _transmit = driver.queue(1, None);
+    let mut transmit = driver.queue(1, None);
     driver.ready();
     receive.offer(100);
+    // Who takes a frame has set up the tap.
+    send(&machine, &mut transmit, &udp(&[0]));
     for round in 0..100 {
         let payload = pattern(8000 + round);
         host.socket.send_to(&payload, "10.0.0.2:9").unwrap();

@@ -3,17 +3,18 @@
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 
+use event_manager::EventSet;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
 
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::ActiveQueue;
 use super::device::VirtioDevice;
 use super::queue;
-use super::worker::Handler;
-use super::worker::Interest;
-use super::worker::Worker;
+use crate::io_thread::Handler;
+use crate::io_thread::Hung;
+use crate::io_thread::Interest;
+use crate::io_thread::Work;
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ const MOST: usize = 4096;
 /// The device.
 #[derive(Default)]
 pub struct Rng {
-    worker: Option<Worker<Requests>>,
+    work: Work<Requests>,
 }
 
 impl Rng {
@@ -52,15 +53,14 @@ impl VirtioDevice for Rng {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.queues.pop().ok_or(ActivateError::QueueMissing(0))?;
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
         let fd = queue.notification.as_raw_fd();
-        let worker = Worker::spawn("virtio-rng", Requests { queue, activation }, &[(fd, 0)])
-            .map_err(|source| ActivateError::Host { step: "spawn the rng thread", source })?;
-        self.worker = Some(worker);
+        self.work.begin((&thread, "virtio-rng"), Requests { queue, activation }, &[(fd, 0)], breaks)?;
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn reset(&mut self) -> Result<(), Hung> {
+        self.work.end().map(drop)
     }
 }
 
@@ -86,11 +86,11 @@ impl Requests {
 }
 
 impl Handler for Requests {
-    fn start(&mut self, _: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, _: &mut Interest<'_>) -> ControlFlow<()> {
         self.serve()
     }
 
-    fn ready(&mut self, _: u64, _: EventSet, _: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Interest<'_>) -> ControlFlow<()> {
         queue::clear(&self.queue);
         self.serve()
     }

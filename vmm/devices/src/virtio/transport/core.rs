@@ -5,6 +5,9 @@
 //!     ▲                                                  │
 //!     └───────────────── status = 0 ─────────────────────┘
 //! ```
+//! A reset is over when the device's threads have let go of it. While one hangs, the status stays what it was: a
+//! driver reads it until it is 0 (§4.1.4.3.2).
+//!
 //! Queue registers can be written until the queue is enabled or the driver is ready, and never after: a
 //! device's threads use what was checked.
 
@@ -17,8 +20,10 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::io_thread::IoThread;
 use crate::log_limit::LogLimit;
 use crate::platform::GuestMemory;
+use crate::platform::Threads;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::device::VirtioDevice;
@@ -58,6 +63,9 @@ pub(super) struct Core {
     driver_features: u64,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
+    threads: Vec<Arc<IoThread>>,
+    /// The driver has asked for a reset, and a thread of the device hangs.
+    resetting: bool,
     /// Nothing can start it any more, not even a write that was under way when it left the bus.
     removed: bool,
 }
@@ -67,7 +75,10 @@ impl Core {
         device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         interrupt: Arc<dyn VirtioInterrupt>,
+        threads: &dyn Threads,
     ) -> std::io::Result<Self> {
+        let threads =
+            device.threads().into_iter().map(|role| threads.thread(role)).collect::<Result<_, _>>()?;
         let queues = device
             .queue_sizes()
             .iter()
@@ -94,6 +105,8 @@ impl Core {
             driver_features: 0,
             queue_select: 0,
             queues,
+            threads,
+            resetting: false,
             removed: false,
         })
     }
@@ -149,14 +162,16 @@ impl Core {
         }
     }
 
-    /// The driver wrote device status; 0 resets. Returns whether it was a reset.
+    /// The driver wrote device status; 0 resets. Returns whether it has been reset.
     pub(super) fn write_status(&mut self, value: u8) -> bool {
         if self.removed {
             return false;
         }
         if value == 0 {
-            self.reset();
-            return true;
+            return self.reset();
+        }
+        if self.resetting {
+            return false;
         }
         // Comes back when the driver adds a bit to what it read; only the device sets it.
         let value = value & !status::DEVICE_NEEDS_RESET;
@@ -203,10 +218,12 @@ impl Core {
             features: self.driver_features,
             queues,
             interrupt: self.interrupt.clone(),
+            threads: self.threads.clone(),
         };
         self.device.activate(activation).map_err(|e| {
             self.report(&e);
-            self.device.reset();
+            // If a thread hangs in what it got, the driver's reset asks once more.
+            let _ = self.device.reset();
         })
     }
 
@@ -224,9 +241,18 @@ impl Core {
         self.removed = true;
     }
 
-    /// Back to the state before any driver. Returns once the device has stopped.
-    pub(super) fn reset(&mut self) {
-        self.device.reset();
+    /// Whether a reset that a hanging thread has kept from its end has come to it now.
+    pub(super) fn finish_reset(&mut self) -> bool {
+        self.resetting && !self.removed && self.reset()
+    }
+
+    /// Back to the state before any driver. Returns once the device has stopped, or false if a thread of it hangs:
+    /// then nothing has changed.
+    pub(super) fn reset(&mut self) -> bool {
+        self.resetting = self.device.reset().is_err();
+        if self.resetting {
+            return false;
+        }
         // Destructured, so that a new field cannot be forgotten.
         let Self {
             device: _,
@@ -238,6 +264,8 @@ impl Core {
             driver_features,
             queue_select,
             queues,
+            threads: _,
+            resetting: _,
             removed: _,
         } = self;
         *status = 0;
@@ -249,6 +277,7 @@ impl Core {
             queue.enabled = false;
             (queue.descriptors, queue.driver, queue.device) = (0, 0, 0);
         }
+        true
     }
 
     pub(super) fn queue_select(&self) -> u16 {

@@ -105,7 +105,7 @@ impl VirtioPciFunction {
             generation: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
         });
-        let core = Core::new(device, memory, interrupt.clone())?;
+        let core = Core::new(device, memory, interrupt.clone(), platform.threads.as_ref())?;
         let doorbell = |(index, queue): (u64, &super::core::QueueRegisters)| Region::Doorbell {
             offset: NOTIFY + index * NOTIFY_MULTIPLIER,
             event: queue.notification.clone(),
@@ -146,8 +146,11 @@ impl VirtioPciFunction {
     }
 
     fn read_common(&self, register: CommonRegister) -> u64 {
-        let core = self.core.lock();
+        let mut core = self.core.lock();
         let interrupt = &self.interrupt;
+        if register == CommonRegister::DeviceStatus && core.finish_reset() {
+            interrupt.reset();
+        }
         match register {
             CommonRegister::DeviceFeatureSelect => core.device_feature_select().into(),
             CommonRegister::DeviceFeature => core.device_features().into(),

@@ -8,6 +8,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use super::pci::VirtioPciFunction;
+use crate::io_thread::Hung;
 use crate::pci::function::PciFunction;
 use crate::testing::Driver;
 use crate::testing::Function;
@@ -34,6 +35,7 @@ struct Record {
     activations: usize,
     resets: usize,
     refuse: bool,
+    hang: bool,
     config: [u8; 8],
 }
 
@@ -70,10 +72,14 @@ impl VirtioDevice for Recorder {
         record.activation = Some(activation);
         Ok(())
     }
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), Hung> {
         let mut record = self.0.lock();
+        if record.hang {
+            return Err(Hung);
+        }
         record.activation = None;
         record.resets += 1;
+        Ok(())
     }
 }
 
@@ -172,6 +178,29 @@ fn reset_forgets_negotiated_features_queues_and_vectors() {
     let driver = Driver::negotiate(&machine, slot, 0);
     driver.ready();
     assert_eq!(device.queues(), []);
+}
+
+#[test]
+fn a_reset_is_over_when_the_device_has_let_go() {
+    let (machine, device, slot) = plugged();
+    let driver = Driver::negotiate(&machine, slot, OFFERED);
+    let _queue = driver.queue(1, Some(8));
+    driver.ready();
+    let (function, ready) = (&driver.function, driver.function.status());
+    device.0.lock().hang = true;
+    function.set_status(0);
+    assert_eq!((function.status(), device.active()), (ready, true));
+    // Nothing else helps, nor can the device be started once more.
+    function.set_status(ready);
+    function.set_status(0);
+    assert_eq!((function.status(), device.0.lock().activations), (ready, 1));
+    assert_eq!(registers(function, 1)[1], 1, "the queue stays as it is");
+    device.0.lock().hang = false;
+    assert_eq!((function.status(), device.active()), (0, false));
+    assert_eq!(registers(function, 1), [64, 0, 0, 0, 0]);
+    assert_eq!((function.read_common(0x10, 2), function.read_common(0x1a, 2)), (0xffff, 0xffff));
+    Driver::negotiate(&machine, slot, 0).ready();
+    assert_eq!(device.0.lock().activations, 2);
 }
 
 #[test]

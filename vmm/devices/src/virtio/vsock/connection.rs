@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 
-use vmm_sys_util::epoll::EventSet;
+use event_manager::EventSet;
 
 use super::BUFFER_SIZE;
 use super::os::UnixStream;
@@ -73,6 +73,8 @@ pub(super) struct Connection {
     pub(super) key: Key,
     /// `None`: neither direction has a use for it any more, only the guest's last word is awaited.
     stream: Option<UnixStream>,
+    /// The socket has no use any more: its owner closes it.
+    is_unused: bool,
     phase: Phase,
     owed: Owed,
     /// Whether it is in the queue of connections with something to send; its owner's.
@@ -118,6 +120,7 @@ impl Connection {
         Self {
             key,
             stream: Some(stream),
+            is_unused: false,
             phase,
             owed,
             queued: false,
@@ -137,6 +140,16 @@ impl Connection {
 
     pub(super) fn fd(&self) -> Option<RawFd> {
         self.stream.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The socket's descriptor, when neither direction has a use for it any more.
+    pub(super) fn unused_fd(&self) -> Option<RawFd> {
+        self.fd().filter(|_| self.is_unused)
+    }
+
+    /// Closes a socket without use, for which nobody waits any more.
+    pub(super) fn forget_socket(&mut self) {
+        self.stream = None;
     }
 
     /// The guest has no part in it: its name is free.
@@ -207,7 +220,7 @@ impl Connection {
         self.told = self.forwarded;
         self.owed.remove(Owed::CREDIT_UPDATE);
         if self.said == SHUTDOWN_BOTH && !self.owed.contains(Owed::SHUTDOWN) {
-            self.stream = None;
+            self.is_unused = true;
         }
         Some(Outgoing { operation, flags, length })
     }

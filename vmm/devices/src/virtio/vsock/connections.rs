@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::EventSet;
+use event_manager::EventSet;
 
 use super::BUFFER_SIZE;
 use super::Interest;
@@ -27,12 +27,14 @@ use crate::log_limit::LogLimit;
 use crate::virtio::buffers::Buffers;
 
 /// First of the tokens given to connections.
-pub(super) const FIRST_TOKEN: u64 = 16;
+pub(super) const FIRST_TOKEN: u32 = 16;
+/// One after the last.
+const END_OF_TOKENS: u32 = u32::MAX - 1;
 /// First of the host's ports that connections are opened from.
 const FIRST_EPHEMERAL: u32 = 1 << 30;
 
-/// Names a connection for as long as the device runs; never used twice.
-type Token = u64;
+/// Names a connection for as long as it is there; the next one gets the next number that is free.
+type Token = u32;
 
 /// A RST for a packet of no connection.
 struct Refusal {
@@ -69,7 +71,7 @@ impl Connections {
     }
 
     /// Begins the connections the host has asked for.
-    pub(super) fn connect(&mut self, interest: &Interest) {
+    pub(super) fn connect(&mut self, interest: &mut Interest<'_>) {
         for (port, stream) in self.ports.take_asked() {
             if self.connections.len() < MOST_CONNECTIONS {
                 let key = (self.free_port(port), port);
@@ -95,7 +97,7 @@ impl Connections {
     }
 
     /// A packet from the guest with what follows its header. Call only if [`Connections::can_receive`].
-    pub(super) fn receive(&mut self, header: &Header, mut data: Buffers<'_>, interest: &Interest) {
+    pub(super) fn receive(&mut self, header: &Header, mut data: Buffers<'_>, interest: &mut Interest<'_>) {
         // Not for the host, or from somebody the guest is not: there is nobody to answer.
         if header.destination_cid != HOST_CID || header.source_cid != self.guest_cid {
             return;
@@ -120,7 +122,7 @@ impl Connections {
         } else {
             self.refuse(key, header.kind);
         }
-        self.settle(token);
+        self.settle(token, interest);
     }
 
     fn refuse(&mut self, key: Key, kind: u16) {
@@ -128,7 +130,7 @@ impl Connections {
     }
 
     /// The guest asks for a connection.
-    fn accept(&mut self, key: Key, header: &Header, interest: &Interest) {
+    fn accept(&mut self, key: Key, header: &Header, interest: &mut Interest<'_>) {
         let room = self.connections.len() < MOST_CONNECTIONS;
         let Some(accept) = self.ports.listener(key.0).filter(|_| room) else {
             return self.refuse(key, header.kind);
@@ -147,9 +149,20 @@ impl Connections {
         }
     }
 
-    fn add(&mut self, mut connection: Connection, interest: &Interest) -> bool {
-        let token = self.next_token;
-        self.next_token += 1;
+    /// In the place of one that is gone it cannot be taken for that: what was ready of a descriptor is forgotten when
+    /// it is removed.
+    fn free_token(&mut self) -> Token {
+        loop {
+            let token = self.next_token;
+            self.next_token = if token + 1 == END_OF_TOKENS { FIRST_TOKEN } else { token + 1 };
+            if !self.connections.contains_key(&token) {
+                return token;
+            }
+        }
+    }
+
+    fn add(&mut self, mut connection: Connection, interest: &mut Interest<'_>) -> bool {
+        let token = self.free_token();
         let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         let watched = connection.fd().is_some_and(|fd| {
             let added = interest.add(fd, token, events);
@@ -160,16 +173,15 @@ impl Connections {
         }
         self.tokens.insert(connection.key, token);
         self.connections.insert(token, connection);
-        self.settle(token);
+        self.settle(token, interest);
         watched
     }
 
     /// Something happened to the socket of the connection `token`.
-    pub(super) fn ready(&mut self, token: Token, events: EventSet) {
-        // An event may have been on its way while the connection went.
+    pub(super) fn ready(&mut self, token: Token, events: EventSet, interest: &mut Interest<'_>) {
         if let Some(connection) = self.connections.get_mut(&token) {
             connection.ready(events);
-            self.settle(token);
+            self.settle(token, interest);
         }
     }
 
@@ -179,7 +191,7 @@ impl Connections {
     }
 
     /// The next packet for the guest, its data in `room`, which is not empty.
-    pub(super) fn next(&mut self, room: &Buffers<'_>) -> Option<Header> {
+    pub(super) fn next(&mut self, room: &Buffers<'_>, interest: &mut Interest<'_>) -> Option<Header> {
         if let Some(Refusal { key, kind }) = self.refusals.pop_front() {
             return Some(Header { kind, ..self.header(key, Operation::Reset) });
         }
@@ -188,7 +200,7 @@ impl Connections {
             connection.queued = false;
             let packet = connection.next(room);
             let (key, credit) = (connection.key, connection.buffer_and_forwarded());
-            self.settle(token);
+            self.settle(token, interest);
             if let Some(packet) = packet {
                 return Some(Header {
                     flags: packet.flags,
@@ -218,8 +230,12 @@ impl Connections {
     }
 
     /// Draws the consequences of whatever happened to a connection.
-    fn settle(&mut self, token: Token) {
+    fn settle(&mut self, token: Token, interest: &mut Interest<'_>) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
+        if let Some(fd) = connection.unused_fd() {
+            let _ = interest.remove(fd);
+            connection.forget_socket();
+        }
         if connection.is_detached() && self.tokens.get(&connection.key) == Some(&token) {
             self.tokens.remove(&connection.key);
         }
@@ -228,6 +244,10 @@ impl Connections {
                 self.turn.retain(|&t| t != token);
             }
             if let Some(connection) = self.connections.remove(&token) {
+                if let Some(fd) = connection.fd() {
+                    // One that could not be added is not there.
+                    let _ = interest.remove(fd);
+                }
                 connection.close();
             }
         } else if connection.has_output() && !connection.queued {
@@ -236,7 +256,8 @@ impl Connections {
         }
     }
 
-    /// Ends all connections without a word to the guest; what is kept and fits goes to the callers.
+    /// Ends all connections without a word to the guest; what is kept and fits goes to the callers. Nobody waits for
+    /// their sockets any more.
     pub(super) fn close(&mut self) {
         self.tokens.clear();
         self.turn.clear();

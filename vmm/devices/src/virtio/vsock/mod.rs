@@ -25,9 +25,11 @@ use std::sync::Arc;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::VirtioDevice;
-use super::os;
-use super::worker::Interest;
-use super::worker::Worker;
+use crate::io_thread::Hung;
+use crate::io_thread::Interest;
+use crate::io_thread::Work;
+use crate::io_thread::os;
+use crate::platform::Role;
 use worker::Packets;
 
 pub use ports::Accept;
@@ -49,14 +51,14 @@ const MOST_REFUSALS: usize = 64;
 pub struct Vsock {
     guest_cid: u64,
     ports: Arc<VsockPorts>,
-    worker: Option<Worker<Packets>>,
+    work: Work<Packets>,
 }
 
 impl Vsock {
     /// A device whose guest has context identifier `guest_cid` (3 or more) and whose host side is `ports`.
     pub fn new(guest_cid: u64, ports: Arc<VsockPorts>) -> Self {
         ports.open();
-        Self { guest_cid, ports, worker: None }
+        Self { guest_cid, ports, work: Work::default() }
     }
 }
 
@@ -67,6 +69,10 @@ impl VirtioDevice for Vsock {
 
     fn queue_sizes(&self) -> &[u16] {
         QUEUE_SIZES
+    }
+
+    fn threads(&self) -> Vec<Role> {
+        vec![Role::Sockets]
     }
 
     fn features(&self) -> u64 {
@@ -87,25 +93,23 @@ impl VirtioDevice for Vsock {
             |index: u16| queues.next().filter(|q| q.index == index).ok_or(ActivateError::QueueMissing(index));
         // The event queue stays unused: the context identifier never changes under a running guest.
         let (receive, transmit) = (next(0)?, next(1)?);
+        let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
         let packets = Packets::new(self.guest_cid, self.ports.clone(), receive, transmit, activation);
         let descriptors = packets.descriptors();
-        let worker = Worker::spawn("virtio-vsock", packets, &descriptors)
-            .map_err(|source| ActivateError::Host { step: "spawn the vsock thread", source })?;
-        self.worker = Some(worker);
+        self.work.begin((&thread, "virtio-vsock"), packets, &descriptors, breaks)?;
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), Hung> {
         // Closes every stream; listeners stay, and so does what was asked for and not begun.
-        if let Some(mut packets) = self.worker.take().and_then(Worker::stop) {
-            packets.close();
-        }
+        self.work.end().map(drop)
     }
 }
 
 impl Drop for Vsock {
     fn drop(&mut self) {
-        self.reset();
+        // That its thread hangs has been said.
+        let _ = self.reset();
         self.ports.close();
     }
 }

@@ -5,28 +5,28 @@ use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use virtio_queue::QueueOwnedT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use super::connections::Connections;
 use super::packet::HEADER_SIZE;
 use super::packet::Header;
 use super::ports::VsockPorts;
+use crate::io_thread::Handler;
+use crate::io_thread::Interest;
 use crate::virtio::buffers::ChainBuffers;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::queue;
 use crate::virtio::queue::ChainError;
-use crate::virtio::worker::Handler;
-use crate::virtio::worker::Interest;
 
 /// Tokens of the worker; connections have larger ones.
-const RECEIVE: u64 = 0;
-const TRANSMIT: u64 = 1;
-const PORTS: u64 = 2;
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const PORTS: u32 = 2;
 
 /// Packets moved in one direction before the other has its turn.
 const BUDGET: usize = 128;
@@ -65,7 +65,7 @@ impl Packets {
         Self { connections, ports, receive, transmit, activation }
     }
 
-    pub(super) fn descriptors(&self) -> [(RawFd, u64); 3] {
+    pub(super) fn descriptors(&self) -> [(RawFd, u32); 3] {
         [
             (self.receive.notification.as_raw_fd(), RECEIVE),
             (self.transmit.notification.as_raw_fd(), TRANSMIT),
@@ -73,26 +73,16 @@ impl Packets {
         ]
     }
 
-    /// Closes all streams.
-    pub(super) fn close(&mut self) {
-        self.connections.close();
-    }
-
     /// Does what can be done now, within a budget.
-    fn work(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn work(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         let memory = self.activation.memory.memory();
         let done = self.exchange(&memory, interest);
-        let flow = queue::stop_if_malformed("virtio-vsock", done, &self.activation.interrupt);
-        if flow.is_break() {
-            // Nobody serves them any more.
-            self.close();
-        }
-        flow
+        queue::stop_if_malformed("virtio-vsock", done, &self.activation.interrupt)
     }
 
-    fn exchange(&mut self, memory: &GuestMemoryMmap, interest: &Interest) -> Result<(), ChainError> {
+    fn exchange(&mut self, memory: &GuestMemoryMmap, interest: &mut Interest<'_>) -> Result<(), ChainError> {
         let transmit = self.take(memory, interest)?;
-        let receive = self.fill(memory)?;
+        let receive = self.fill(memory, interest)?;
         let resume = transmit == Left::Full && self.connections.can_receive();
         if transmit == Left::More || receive == Left::More || resume {
             interest.again();
@@ -101,7 +91,7 @@ impl Packets {
     }
 
     /// The transmit queue: packets from the guest (§5.10.6.1).
-    fn take(&mut self, memory: &GuestMemoryMmap, interest: &Interest) -> Result<Left, ChainError> {
+    fn take(&mut self, memory: &GuestMemoryMmap, interest: &mut Interest<'_>) -> Result<Left, ChainError> {
         let mut budget = BUDGET;
         let left = loop {
             self.transmit.queue.disable_notification(memory)?;
@@ -137,7 +127,7 @@ impl Packets {
     }
 
     /// The receive queue: packets for the guest, as long as it has buffers for them.
-    fn fill(&mut self, memory: &GuestMemoryMmap) -> Result<Left, ChainError> {
+    fn fill(&mut self, memory: &GuestMemoryMmap, interest: &mut Interest<'_>) -> Result<Left, ChainError> {
         let mut budget = BUDGET;
         while budget > 0 && self.connections.has_output() {
             self.receive.queue.disable_notification(memory)?;
@@ -152,7 +142,7 @@ impl Packets {
                 return Err(ChainError::Layout("a receive buffer without room for data"));
             }
             let header_room = chain.writable.take_front(HEADER_SIZE);
-            let Some(header) = self.connections.next(&chain.writable) else {
+            let Some(header) = self.connections.next(&chain.writable, interest) else {
                 self.receive.queue.go_to_previous_position();
                 break;
             };
@@ -172,22 +162,27 @@ impl Packets {
 }
 
 impl Handler for Packets {
-    fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.connections.connect(interest);
         self.work(interest)
     }
 
-    fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, token: u32, events: EventSet, interest: &mut Interest<'_>) -> ControlFlow<()> {
         match token {
             RECEIVE => queue::clear(&self.receive),
             TRANSMIT => queue::clear(&self.transmit),
             PORTS => self.connections.connect(interest),
-            _ => self.connections.ready(token, events),
+            _ => self.connections.ready(token, events, interest),
         }
         self.work(interest)
     }
 
-    fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn again(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.work(interest)
+    }
+
+    fn stop(&mut self) {
+        // Nobody serves them any more.
+        self.connections.close();
     }
 }

@@ -7,32 +7,34 @@ use parking_lot::Mutex;
 
 use super::guest::CID;
 use super::guest::packet;
+use crate::io_thread::tests::alone::Alone;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::vsock::VsockPorts;
 use crate::virtio::vsock::connections::Connections;
 use crate::virtio::vsock::packet::Header;
 use crate::virtio::vsock::packet::Operation;
 use crate::virtio::vsock::packet::SHUTDOWN_SEND;
-use crate::virtio::worker::Interest;
 
 #[test]
 fn a_stream_the_guest_has_half_closed_wakes_nobody() {
-    let (ports, interest) = (VsockPorts::new().unwrap(), Interest::new().unwrap());
+    let (ports, mut alone) = (VsockPorts::new().unwrap(), Alone::new());
     let (accepted, callers) = channel::<UnixStream>();
     let accepted = Mutex::new(accepted);
     ports.listen(1, Box::new(move |stream| accepted.lock().send(stream).unwrap())).unwrap();
     let mut connections = Connections::new(CID, ports);
     for (operation, flags) in [(Operation::Request, 0), (Operation::Shutdown, SHUTDOWN_SEND)] {
         let header = Header { flags, ..packet((1, 1), operation, 1000) };
-        connections.receive(&header, Buffers::from_bytes(&mut []), &interest);
+        alone.with(|interest| connections.receive(&header, Buffers::from_bytes(&mut []), interest));
     }
     let _caller = callers.recv().unwrap();
     for _ in 0..10 {
-        let events = interest.poll().unwrap();
+        let events = alone.poll();
         if events.is_empty() {
             return;
         }
-        events.into_iter().for_each(|(token, events)| connections.ready(token, events));
+        for (token, events) in events {
+            alone.with(|interest| connections.ready(token, events, interest));
+        }
     }
     panic!("there is always one event more");
 }

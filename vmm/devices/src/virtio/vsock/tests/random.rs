@@ -16,6 +16,7 @@ use super::bytes;
 use super::check;
 use super::guest::CID;
 use super::guest::packet;
+use crate::io_thread::tests::alone::Alone;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::vsock::BUFFER_SIZE;
 use crate::virtio::vsock::MOST_REFUSALS;
@@ -26,7 +27,6 @@ use crate::virtio::vsock::packet::HOST_CID;
 use crate::virtio::vsock::packet::Header;
 use crate::virtio::vsock::packet::Operation;
 use crate::virtio::vsock::packet::TYPE_STREAM;
-use crate::virtio::worker::Interest;
 
 const OPERATIONS: [Option<Operation>; 8] = [
     Some(Operation::Request),
@@ -100,7 +100,7 @@ struct Caller {
 struct World {
     connections: Connections,
     ports: Arc<VsockPorts>,
-    interest: Interest,
+    alone: Alone,
     accepted: Arc<Mutex<Vec<UnixStream>>>,
     callers: Vec<Caller>,
     /// The names used: on listening ports, on one that is not, and those the host has chosen.
@@ -121,7 +121,7 @@ impl World {
         Self {
             connections: Connections::new(CID, ports.clone()),
             ports,
-            interest: Interest::new().unwrap(),
+            alone: Alone::new(),
             accepted,
             callers: Vec::new(),
             names: vec![(1, 1), (1, 2), (2, 1), (3, 1)],
@@ -164,7 +164,8 @@ impl World {
             Step::Connect => {
                 let stream = self.ports.connect(7).unwrap();
                 self.add_caller(stream);
-                self.connections.connect(&self.interest);
+                let Self { connections, alone, .. } = self;
+                alone.with(|interest| connections.connect(interest));
             }
             Step::Write { caller, length } => {
                 if let Some(caller) = self.caller(caller)
@@ -206,7 +207,8 @@ impl World {
         let key = (header.destination_port, header.source_port);
         let from = self.sent.get(&key).copied().unwrap_or(0);
         let mut data = bytes(from, length);
-        self.connections.receive(header, Buffers::from_bytes(&mut data), &self.interest);
+        let Self { connections, alone, .. } = self;
+        alone.with(|interest| connections.receive(header, Buffers::from_bytes(&mut data), interest));
         if header.kind == TYPE_STREAM && header.source_cid == CID && header.destination_cid == HOST_CID {
             *self.sent.entry(key).or_default() += length;
         }
@@ -220,7 +222,9 @@ impl World {
     /// Takes a packet for the guest; false if there is none.
     fn take(&mut self, room: usize, answer: bool) -> bool {
         let mut data = vec![0; room];
-        let Some(header) = self.connections.next(&Buffers::from_bytes(&mut data)) else { return false };
+        let Self { connections, alone, .. } = self;
+        let next = alone.with(|interest| connections.next(&Buffers::from_bytes(&mut data), interest));
+        let Some(header) = next else { return false };
         let key = (header.source_port, header.destination_port);
         match header.operation.unwrap() {
             Operation::Request => {
@@ -244,9 +248,10 @@ impl World {
 
     /// The worker's part: what the sockets say. False if they say nothing.
     fn settle(&mut self) -> bool {
-        let events = self.interest.poll().unwrap();
+        let Self { connections, alone, .. } = self;
+        let events = alone.poll();
         for &(token, events) in &events {
-            self.connections.ready(token, events);
+            alone.with(|interest| connections.ready(token, events, interest));
         }
         let count = self.connections.count();
         assert!(self.connections.waiting() <= count + MOST_REFUSALS);

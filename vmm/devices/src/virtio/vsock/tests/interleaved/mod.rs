@@ -9,10 +9,9 @@ mod ports_checks;
 mod stream_checks;
 mod world;
 
-use crate::virtio::tests::interleaved::os;
-use crate::virtio::tests::interleaved::worker;
+use crate::io_thread::tests::interleaved::Interest;
+use crate::io_thread::tests::interleaved::os;
 use crate::virtio::vsock::packet;
-use worker::Interest;
 
 const BUFFER_SIZE: u32 = 4;
 const MOST_CONNECTIONS: usize = 2;

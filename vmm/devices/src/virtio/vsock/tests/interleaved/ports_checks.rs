@@ -23,7 +23,7 @@ fn ends(stream: &UnixStream) {
 fn every_connection_asked_for_is_begun_or_refused_and_ends_with_the_device() {
     check(|| {
         let (ports, queues) = (VsockPorts::new().unwrap(), Queues::new());
-        let device = Device::spawn(&ports, &queues);
+        let device = Device::begin(&ports, &queues);
         let asking = (0..2).map(|_| {
             let ports = ports.clone();
             thread::spawn(move || ports.connect(7))
@@ -43,7 +43,7 @@ fn every_connection_asked_for_is_begun_or_refused_and_ends_with_the_device() {
 fn a_device_that_sleeps_hears_of_every_connection_asked_for() {
     check(|| {
         let (ports, queues) = (VsockPorts::new().unwrap(), Queues::new());
-        let _device = Device::spawn(&ports, &queues);
+        let _device = Device::begin(&ports, &queues);
         let asking = (0..2).map(|_| {
             let ports = ports.clone();
             thread::spawn(move || ports.connect(7).unwrap())

@@ -20,6 +20,7 @@ use super::os::wait_for;
 use super::ports::VsockPorts;
 use super::world::Device;
 use super::world::Queues;
+use crate::io_thread::tests::interleaved::Running;
 
 /// Bytes in each direction: several times what each buffer takes, and more packets than fit into a socket.
 const LENGTH: u32 = 10;
@@ -67,11 +68,9 @@ fn read_all(stream: &UnixStream) -> (u32, io::Result<()>) {
 
 /// A device, a guest on its own thread that sends so many bytes, and the caller's end of their connection, which
 /// either of them asks for.
-fn connected(
-    length: u32,
-) -> (super::worker::Worker<Device>, Arc<VsockPorts>, thread::JoinHandle<Ended>, UnixStream) {
+fn connected(length: u32) -> (Running<Device>, Arc<VsockPorts>, thread::JoinHandle<Ended>, UnixStream) {
     let (ports, queues) = (VsockPorts::new().unwrap(), Queues::new());
-    let device = Device::spawn(&ports, &queues);
+    let device = Device::begin(&ports, &queues);
     if thread_rng().gen_bool(0.5) {
         let (accepted, streams) = mpsc::channel();
         // Called on the device's thread alone, but the type does not say so.
@@ -126,7 +125,7 @@ fn a_caller_that_goes_ends_the_connection_and_what_it_wrote_arrives() {
 fn a_device_that_is_reset_lets_go_of_its_callers() {
     check(|| {
         let (ports, queues) = (VsockPorts::new().unwrap(), Queues::new());
-        let device = Device::spawn(&ports, &queues);
+        let device = Device::begin(&ports, &queues);
         let stream = Arc::new(ports.connect(PORT).unwrap());
         let reading = stream.clone();
         let reader = thread::spawn(move || read_all(&reading));

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::EventSet;
+use event_manager::EventSet;
 
 use super::Interest;
 use super::connections::Connections;
@@ -13,8 +13,8 @@ use super::os::EventFd;
 use super::os::Mutex;
 use super::packet::Header;
 use super::ports::VsockPorts;
-use super::worker::Handler;
-use super::worker::Worker;
+use crate::io_thread::tests::interleaved::Handler;
+use crate::io_thread::tests::interleaved::Running;
 use crate::virtio::buffers::Buffers;
 
 pub(super) const CID: u64 = 3;
@@ -24,8 +24,8 @@ const ROOM: usize = 2;
 /// Events of sockets in a scenario. With more, they are made by the device for itself.
 const MOST_EVENTS: usize = 100;
 
-const QUEUES: u64 = 0;
-const PORTS: u64 = 1;
+const QUEUES: u32 = 0;
+const PORTS: u32 = 1;
 
 pub(super) type Packet = (Header, Vec<u8>);
 
@@ -72,22 +72,24 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn spawn(ports: &Arc<VsockPorts>, queues: &Arc<Queues>) -> Worker<Self> {
+    pub(super) fn begin(ports: &Arc<VsockPorts>, queues: &Arc<Queues>) -> Running<Self> {
         let connections = Connections::new(CID, ports.clone());
         let descriptors = [(queues.notification.as_raw_fd(), QUEUES), (ports.wake_fd(), PORTS)];
         let device = Self { connections, ports: ports.clone(), queues: queues.clone(), events: 0 };
-        Worker::spawn("virtio-vsock", device, &descriptors).unwrap()
+        Running::begin(device, &descriptors)
     }
 
     /// As the worker of the device does, with other queues.
-    fn work(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn work(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         while self.connections.can_receive() {
             let Some((header, mut data)) = self.queues.transmit.lock().pop_front() else { break };
             self.connections.receive(&header, Buffers::from_bytes(&mut data), interest);
         }
         while self.connections.has_output() && self.queues.receive.lock().len() < RECEIVE_BUFFERS {
             let mut data = vec![0; ROOM];
-            let Some(header) = self.connections.next(&Buffers::from_bytes(&mut data)) else { break };
+            let Some(header) = self.connections.next(&Buffers::from_bytes(&mut data), interest) else {
+                break;
+            };
             data.truncate(header.length as usize);
             self.queues.receive.lock().push_back((header, data));
             self.queues.interrupt.write(1).unwrap();
@@ -98,25 +100,25 @@ impl Device {
 }
 
 impl Handler for Device {
-    fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.connections.connect(interest);
         self.work(interest)
     }
 
-    fn ready(&mut self, token: u64, events: EventSet, interest: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, token: u32, events: EventSet, interest: &mut Interest<'_>) -> ControlFlow<()> {
         match token {
             QUEUES => drop(self.queues.notification.read()),
             PORTS => self.connections.connect(interest),
             _ => {
                 self.events += 1;
                 assert!(self.events < MOST_EVENTS, "the thread does not come to rest");
-                self.connections.ready(token, events);
+                self.connections.ready(token, events, interest);
             }
         }
         self.work(interest)
     }
 
-    fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn again(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.work(interest)
     }
 }

@@ -8,39 +8,41 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
+use event_manager::EventManager;
+use event_manager::MutEventSubscriber;
 use kiai_interleave::shuttle::sync::atomic::AtomicBool;
 use kiai_interleave::shuttle::sync::atomic::Ordering;
-use vmm_sys_util::epoll::ControlOperation;
-use vmm_sys_util::epoll::EpollEvent;
 
-pub(in crate::virtio) use kiai_interleave::parking_lot::Mutex;
-pub(in crate::virtio) use kiai_interleave::shuttle::thread;
+pub(crate) use kiai_interleave::parking_lot::Mutex;
+pub(crate) use kiai_interleave::shuttle::sync::mpsc;
+pub(crate) use kiai_interleave::shuttle::thread;
 
 /// Another thread may go on here.
-pub(in crate::virtio) fn point() {
+pub(crate) fn point() {
     AtomicBool::new(false).load(Ordering::SeqCst);
 }
 
-pub(in crate::virtio) struct EventFd(vmm_sys_util::eventfd::EventFd);
+pub(crate) struct EventFd(vmm_sys_util::eventfd::EventFd);
 
 impl EventFd {
-    pub(in crate::virtio) fn new(flags: i32) -> io::Result<Self> {
+    pub(crate) fn new(flags: i32) -> io::Result<Self> {
         Ok(Self(vmm_sys_util::eventfd::EventFd::new(flags | vmm_sys_util::eventfd::EFD_NONBLOCK)?))
     }
 
-    pub(in crate::virtio) fn write(&self, value: u64) -> io::Result<()> {
+    pub(crate) fn write(&self, value: u64) -> io::Result<()> {
         point();
         self.0.write(value)
     }
 
-    pub(in crate::virtio) fn read(&self) -> io::Result<u64> {
+    pub(crate) fn read(&self) -> io::Result<u64> {
         point();
         self.0.read()
     }
 
     /// Waits until it can be read.
-    pub(in crate::virtio) fn wait(&self) -> u64 {
+    pub(crate) fn wait(&self) -> u64 {
         wait_for(|| self.0.read())
     }
 }
@@ -52,7 +54,7 @@ impl AsRawFd for EventFd {
 }
 
 /// Tries again, the others running meanwhile, as long as it would block.
-pub(in crate::virtio) fn wait_for<T>(mut call: impl FnMut() -> io::Result<T>) -> T {
+pub(crate) fn wait_for<T>(mut call: impl FnMut() -> io::Result<T>) -> T {
     loop {
         point();
         match call() {
@@ -62,39 +64,27 @@ pub(in crate::virtio) fn wait_for<T>(mut call: impl FnMut() -> io::Result<T>) ->
     }
 }
 
-pub(in crate::virtio) struct Epoll(vmm_sys_util::epoll::Epoll);
-
-impl Epoll {
-    pub(in crate::virtio) fn new() -> io::Result<Self> {
-        Ok(Self(vmm_sys_util::epoll::Epoll::new()?))
-    }
-
-    pub(in crate::virtio) fn ctl(
-        &self,
-        operation: ControlOperation,
-        fd: RawFd,
-        event: EpollEvent,
-    ) -> io::Result<()> {
+/// As the kernel would, but the others run meanwhile.
+pub(crate) fn run<S: MutEventSubscriber>(manager: &mut EventManager<S>) -> event_manager::Result<usize> {
+    loop {
         point();
-        self.0.ctl(operation, fd, event)
-    }
-
-    pub(in crate::virtio) fn wait(&self, timeout: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
-        loop {
-            point();
-            match self.0.wait(0, events)? {
-                0 if timeout != 0 => thread::yield_now(),
-                count => return Ok(count),
-            }
+        match manager.run_with_timeout(0)? {
+            0 => thread::yield_now(),
+            count => return Ok(count),
         }
     }
 }
 
+/// Nobody's patience ends here: who hangs is found by the check.
+pub(crate) fn receive<T>(answer: &mpsc::Receiver<T>, _: Duration) -> Result<T, mpsc::RecvTimeoutError> {
+    answer.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+}
+
 /// One end of a pair whose buffers take a few small messages.
-pub(in crate::virtio) struct UnixStream(std::os::unix::net::UnixStream);
+pub(crate) struct UnixStream(std::os::unix::net::UnixStream);
 
 impl UnixStream {
-    pub(in crate::virtio) fn pair() -> io::Result<(Self, Self)> {
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
         let (one, other) = std::os::unix::net::UnixStream::pair()?;
         for end in [&one, &other] {
             end.set_nonblocking(true)?;
@@ -105,11 +95,11 @@ impl UnixStream {
     }
 
     /// They are all so.
-    pub(in crate::virtio) fn set_nonblocking(&self, _: bool) -> io::Result<()> {
+    pub(crate) fn set_nonblocking(&self, _: bool) -> io::Result<()> {
         Ok(())
     }
 
-    pub(in crate::virtio) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         point();
         self.0.shutdown(how)
     }

@@ -4,21 +4,22 @@ use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use event_manager::EventSet;
 use kiai_interleave::check;
 use kiai_interleave::shuttle::rand::Rng;
 use kiai_interleave::shuttle::rand::thread_rng;
 use kiai_interleave::shuttle::sync::atomic::AtomicBool;
 use kiai_interleave::shuttle::sync::atomic::AtomicUsize;
 use kiai_interleave::shuttle::sync::atomic::Ordering::SeqCst;
-use vmm_sys_util::epoll::EventSet;
 
+use super::Handler;
+use super::Interest;
+use super::IoThread;
+use super::Running;
 use super::os::EventFd;
 use super::os::thread;
-use super::worker::Handler;
-use super::worker::Interest;
-use super::worker::Worker;
 
-const INPUT: u64 = 0;
+const INPUT: u32 = 0;
 
 /// A queue in shared memory: how much was put in and taken out, and who is told.
 struct Queue {
@@ -51,23 +52,38 @@ struct Device {
     budget: usize,
     /// It is broken after this many entries.
     fails_after: usize,
+    /// It panics over this one.
+    panics_over: usize,
     gone: Arc<AtomicBool>,
 }
 
 impl Device {
     fn new(queue: &Arc<Queue>, budget: usize) -> Self {
-        Self { queue: queue.clone(), taken: 0, budget, fails_after: usize::MAX, gone: Arc::default() }
+        Self {
+            queue: queue.clone(),
+            taken: 0,
+            budget,
+            fails_after: usize::MAX,
+            panics_over: usize::MAX,
+            gone: Arc::default(),
+        }
     }
 
-    fn spawn(self) -> Worker<Self> {
+    fn begin(self) -> Running<Self> {
         let notification = self.queue.notification.as_raw_fd();
-        Worker::spawn("device", self, &[(notification, INPUT)]).unwrap()
+        Running::begin(self, &[(notification, INPUT)])
     }
 
-    fn work(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn on(self, thread: &Arc<IoThread>) -> Running<Self> {
+        let notification = self.queue.notification.as_raw_fd();
+        Running::on(thread, self, &[(notification, INPUT)])
+    }
+
+    fn work(&mut self, interest: &Interest<'_>) -> ControlFlow<()> {
         let available = self.queue.available.load(SeqCst);
         let count = self.budget.min(available - self.taken);
         self.taken += count;
+        assert!(self.taken < self.panics_over, "told to");
         if self.taken < available {
             interest.again();
         }
@@ -80,17 +96,17 @@ impl Device {
 }
 
 impl Handler for Device {
-    fn start(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.work(interest)
     }
 
-    fn ready(&mut self, token: u64, _: EventSet, interest: &Interest) -> ControlFlow<()> {
+    fn ready(&mut self, token: u32, _: EventSet, interest: &mut Interest<'_>) -> ControlFlow<()> {
         assert_eq!(token, INPUT);
         let _ = self.queue.notification.read();
         self.work(interest)
     }
 
-    fn again(&mut self, interest: &Interest) -> ControlFlow<()> {
+    fn again(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.work(interest)
     }
 }
@@ -105,14 +121,14 @@ impl Drop for Device {
 fn what_was_notified_of_before_the_stop_is_taken() {
     check(|| {
         let queue = Queue::new();
-        let worker = Device::new(&queue, usize::MAX).spawn();
+        let running = Device::new(&queue, usize::MAX).begin();
         let other = queue.clone();
         let driver = thread::spawn(move || (0..2).for_each(|_| other.offer()));
         for _ in 0..2 {
             queue.offer();
         }
         // As a vCPU does that notifies of the guest's last words and then resets the device.
-        let device = worker.stop().unwrap();
+        let device = running.stop().unwrap();
         assert!(device.taken >= 2, "{} of 2", device.taken);
         driver.join().unwrap();
     });
@@ -123,14 +139,14 @@ fn a_queue_is_emptied_a_part_at_a_time_without_a_further_word_of_the_driver() {
     check(|| {
         let queue = Queue::new();
         queue.offer();
-        let worker = Device::new(&queue, 1).spawn();
+        let running = Device::new(&queue, 1).begin();
         let other = queue.clone();
         let driver = thread::spawn(move || (0..3).for_each(|_| other.offer()));
         while queue.used.load(SeqCst) < 4 {
             queue.interrupt.wait();
         }
         driver.join().unwrap();
-        assert!(worker.stop().is_some());
+        assert!(running.stop().is_some());
     });
 }
 
@@ -142,16 +158,65 @@ fn a_thread_can_be_stopped_whenever_and_is_gone_then() {
         let fails_after = thread_rng().gen_range(0..4);
         let mut device = Device::new(&queue, 1);
         (device.fails_after, device.gone) = (fails_after, gone.clone());
-        let worker = device.spawn();
+        let running = device.begin();
         let other = queue.clone();
         let driver = thread::spawn(move || (0..2).for_each(|_| other.offer()));
         if thread_rng().gen_bool(0.5) {
-            let device = worker.stop().unwrap();
+            let device = running.stop().unwrap();
             assert!(device.taken <= 2 && !gone.load(SeqCst));
         } else {
-            drop(worker);
+            drop(running);
             assert!(gone.load(SeqCst));
         }
         driver.join().unwrap();
+    });
+}
+
+#[test]
+fn devices_of_one_thread_come_and_go_without_each_other() {
+    check(|| {
+        let io = Arc::new(IoThread::start("shared", || Ok(())).unwrap());
+        let (queue, neighbours) = (Queue::new(), Queue::new());
+        let neighbour = Device::new(&neighbours, 1).on(&io);
+        let mut device = Device::new(&queue, 1);
+        device.fails_after = thread_rng().gen_range(1..4);
+        let running = device.on(&io);
+        let other = queue.clone();
+        let driver = thread::spawn(move || {
+            (0..2).for_each(|_| other.offer());
+            assert!(running.stop().is_some());
+        });
+        for count in 1..3 {
+            neighbours.offer();
+            while neighbours.used.load(SeqCst) < count {
+                neighbours.interrupt.wait();
+            }
+        }
+        driver.join().unwrap();
+        assert_eq!(neighbour.stop().unwrap().taken, 2);
+    });
+}
+
+#[test]
+fn a_panic_is_the_end_of_one_device_of_a_thread() {
+    check(|| {
+        let io = Arc::new(IoThread::start("shared", || Ok(())).unwrap());
+        let (queue, neighbours) = (Queue::new(), Queue::new());
+        let mut device = Device::new(&queue, 1);
+        let gone = device.gone.clone();
+        device.panics_over = 1;
+        let running = device.on(&io);
+        let neighbour = Device::new(&neighbours, 1).on(&io);
+        let driver = thread::spawn(move || {
+            queue.offer();
+            assert!(running.stop().is_none());
+            assert!(gone.load(SeqCst));
+        });
+        neighbours.offer();
+        while neighbours.used.load(SeqCst) < 1 {
+            neighbours.interrupt.wait();
+        }
+        driver.join().unwrap();
+        assert!(neighbour.stop().is_some());
     });
 }
