@@ -22,6 +22,8 @@ pub mod reaper;
 pub mod sandbox;
 pub mod server;
 pub mod storage;
+pub mod stream;
 pub mod uevent;
+pub mod vsock;
 
 mod sys;

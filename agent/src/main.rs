@@ -10,14 +10,15 @@ use kiai_agent::oci::RoleProcess;
 use kiai_agent::reaper::Reaper;
 use kiai_agent::sandbox::Sandbox;
 use kiai_agent::server::Server;
-use kiai_agent::{init, log, oci};
-use kiai_protocol::ports::{AGENT_PORT, HOST_CID, READY_MAGIC, READY_PORT};
+use kiai_agent::{init, log, oci, vsock};
+use kiai_protocol::ports::{AGENT_PORT, HOST_CID, READY_MAGIC, READY_PORT, STREAM_PORT};
 use kiai_protocol::service::create_agent;
 use rustix::system::{RebootCommand, reboot};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio_vsock::{VsockAddr, VsockStream};
 use tracing::Level;
+use ttrpc::r#async::transport::Listener;
 
 /// How long the host may take to hang up after the last answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -54,10 +55,11 @@ async fn serve(level: Level) -> anyhow::Result<()> {
     let reaper = Reaper::start().context("watch for children that end")?;
     let sandbox = Sandbox::new(RoleProcess { program: "/proc/self/exe".into(), level, reaper });
     let over = Arc::new(Notify::new());
+    let listen = |port| vsock::listen(port).with_context(|| format!("listen on vsock port {port}"));
+    tokio::spawn(sandbox.streams.clone().serve(listen(STREAM_PORT)?));
     let service = create_agent(Arc::new(Server { sandbox, over: over.clone() }));
     let mut server = ttrpc::r#async::Server::new()
-        .bind(&format!("vsock://-1:{AGENT_PORT}"))
-        .with_context(|| format!("listen on vsock port {AGENT_PORT}"))?
+        .add_listener(Listener::new(listen(AGENT_PORT)?))
         .register_service(service);
     server.start().await.context("serve")?;
     report_ready().await.with_context(|| format!("connect to port {READY_PORT} of the host"))?;

@@ -14,6 +14,7 @@ use crate::fault::{Fault, Result};
 use crate::memory::FreedMemory;
 use crate::oci::RoleProcess;
 use crate::storage::Storages;
+use crate::stream::StreamTable;
 use crate::uevent::Uevents;
 use crate::{guest, net};
 
@@ -26,6 +27,8 @@ pub struct Sandbox {
     pub uevents: Arc<Uevents>,
     /// Mounts made for the host.
     pub storages: Storages,
+    /// Who waits for which standard stream.
+    pub streams: StreamTable,
     /// What the host is told unasked.
     pub events: Events,
     /// Tells of memory that was freed.
@@ -54,6 +57,7 @@ impl Sandbox {
             helper,
             storages: Storages::new(uevents.clone()),
             uevents,
+            streams: StreamTable::default(),
             events: Events::default(),
             freed_memory: FreedMemory::default(),
             life: Mutex::new(Life::Fresh),

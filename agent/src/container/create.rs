@@ -33,8 +33,7 @@ pub async fn create(sandbox: &Arc<Sandbox>, request: CreateContainerRequest) -> 
     let place = sandbox.reserve(&request.container_id)?;
     let spec = serde_json::from_slice(&request.spec)
         .map_err(|error| Fault::InvalidArgument(format!("OCI spec: {error}")))?;
-    // First of all, so that the host's end of each stream hears of every later failure.
-    let streams = Streams::connect(&request.stdio).await?;
+    let streams = Streams::reserve(&request.stdio, &sandbox.streams)?;
     let storages = sandbox.storages.mount(&request.storages).await?;
     let cgroup = Cgroup::of(&request.container_id);
     let directory = Path::new(RUN).join(&request.container_id);

@@ -36,6 +36,11 @@ const SANDBOX_ERROR: &str = "sandbox-error.txt";
 /// File in the bundle that says that memory ran out.
 const OOM: &str = "oom";
 
+/// How long a process that was killed may take to end, where nobody has asked for its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+
 /// A container of a sandbox.
 pub struct Container {
     /// Its id.
@@ -153,8 +158,7 @@ impl Container {
     async fn ask_for(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
         let sandbox = self.guest()?;
-        let (streams, stdio) =
-            Streams::open(&process.uris, process.terminal, &sandbox.ports, &sandbox.port_numbers)?;
+        let (mut streams, stdio) = Streams::open(&process.uris, process.terminal)?;
         let mut request = ExecProcessRequest::new();
         request.container_id.clone_from(&self.id);
         request.exec_id.clone_from(&process.id.exec_id);
@@ -166,8 +170,29 @@ impl Container {
             request.columns = u32::try_from(size.width()).unwrap_or(0);
         }
         sandbox.agent.exec_process(request).await?;
+        if let Err(error) = streams.connect(&sandbox.ports).await {
+            self.undo_start(process, sandbox).await;
+            return Err(error.into());
+        }
         process.set_streams(streams);
         Ok(())
+    }
+
+    /// Ends a process that runs in the guest and was not started for its client.
+    async fn undo_start(&self, process: &Process, sandbox: &Sandbox) {
+        let (agent, id) = (&sandbox.agent, &process.id);
+        let undo = async {
+            agent.signal(id, SIGKILL, false).await?;
+            agent.wait_process(id).await?;
+            agent.remove_process(id).await
+        };
+        match tokio::time::timeout(PATIENCE, undo).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "undo");
+            }
+            Err(_) => tracing::warn!(process = process.name(), "a process does not end"),
+        }
     }
 
     /// Waits for a process's end and tells it, once its output is handed on.
@@ -283,7 +308,6 @@ impl Container {
     /// started. The container is gone, which killed them; a guest that does not say so is not waited for longer
     /// than this.
     async fn exec_ends(&self) {
-        const PATIENCE: Duration = Duration::from_secs(10);
         let execs = self.execs.all();
         let ends = futures::future::join_all(execs.iter().map(|exec| exec.process.lifecycle.over()));
         if tokio::time::timeout(PATIENCE, ends).await.is_err() {

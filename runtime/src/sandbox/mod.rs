@@ -1,7 +1,7 @@
 //! The microVM of a pod: booted, asked through its agent, ended. One per process.
 //!
-//! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent,
-//! and hands out vsock ports. Names no KVM type.
+//! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent
+//! and its vsock ports. Names no KVM type.
 
 mod boot;
 mod bus;
@@ -26,7 +26,6 @@ use kiai_vmm::vsock::VsockPorts;
 use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::message;
-use crate::container::io::PortNumbers;
 use crate::host::Network;
 use crate::host::NetworkError;
 use crate::host::network;
@@ -50,8 +49,6 @@ pub struct Sandbox {
     pub agent: Agent,
     /// The host's side of its vsock.
     pub ports: Arc<VsockPorts>,
-    /// Ports for streams.
-    pub port_numbers: PortNumbers,
     /// Its end, when that comes.
     pub endings: Endings,
     /// How large it can be.

@@ -17,11 +17,11 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// Copies what the guest writes until it ends. `progress` counts the bytes handed on.
 pub(super) async fn output(
     stream_name: &'static str,
-    accepted: oneshot::Receiver<std::os::unix::net::UnixStream>,
+    connected: oneshot::Receiver<UnixStream>,
     mut sink: Sink,
     progress: Arc<AtomicU64>,
 ) {
-    let Ok(mut stream) = accept(accepted).await else { return };
+    let Ok(mut stream) = connected.await else { return };
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut broken = false;
     loop {
@@ -45,11 +45,8 @@ pub(super) async fn output(
 }
 
 /// Copies what clients write until the last of them has closed, then tells the guest.
-pub(super) async fn input(
-    accepted: oneshot::Receiver<std::os::unix::net::UnixStream>,
-    mut source: impl AsyncRead + Unpin,
-) {
-    let Ok(mut stream) = accept(accepted).await else { return };
+pub(super) async fn input(connected: oneshot::Receiver<UnixStream>, mut source: impl AsyncRead + Unpin) {
+    let Ok(mut stream) = connected.await else { return };
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = match source.read(&mut buffer).await {
@@ -69,12 +66,4 @@ pub(super) async fn input(
     if stream.shutdown().await.is_ok() {
         let _ = stream.read(&mut [0]).await;
     }
-}
-
-async fn accept(
-    accepted: oneshot::Receiver<std::os::unix::net::UnixStream>,
-) -> Result<UnixStream, Box<dyn std::error::Error>> {
-    let stream = accepted.await?;
-    stream.set_nonblocking(true)?;
-    Ok(UnixStream::from_std(stream)?)
 }

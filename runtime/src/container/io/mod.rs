@@ -13,13 +13,14 @@ mod streams;
 mod tests;
 mod uri;
 
-pub use streams::PortNumbers;
 pub use streams::Streams;
 pub use uri::StdioUri;
 pub use uri::Uris;
 
 use std::io;
 use std::path::PathBuf;
+
+use crate::agent::StreamError;
 
 /// A standard stream that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +44,16 @@ pub enum StdioError {
         #[source]
         source: io::Error,
     },
-    /// No vsock port.
-    #[error("{stream}: {source}")]
-    Port {
+    /// The kernel has no random numbers.
+    #[error("a secret for the standard streams")]
+    Secret(#[source] io::Error),
+    /// The agent does not take it.
+    #[error("{stream}")]
+    Connect {
         /// stdin, stdout or stderr.
         stream: &'static str,
         /// The reason.
-        source: kiai_vmm::vsock::PortInUse,
+        #[source]
+        source: StreamError,
     },
 }
