@@ -18,6 +18,7 @@ pub mod log;
 pub mod memory;
 pub mod net;
 pub mod oci;
+pub mod panics;
 pub mod reaper;
 pub mod sandbox;
 pub mod server;

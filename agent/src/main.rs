@@ -10,7 +10,7 @@ use kiai_agent::oci::RoleProcess;
 use kiai_agent::reaper::Reaper;
 use kiai_agent::sandbox::Sandbox;
 use kiai_agent::server::Server;
-use kiai_agent::{init, log, oci, vsock};
+use kiai_agent::{init, log, oci, panics, vsock};
 use kiai_protocol::ports::{AGENT_PORT, HOST_CID, READY_MAGIC, READY_PORT, STREAM_PORT};
 use kiai_protocol::service::create_agent;
 use rustix::system::{RebootCommand, reboot};
@@ -56,7 +56,7 @@ async fn serve(level: Level) -> anyhow::Result<()> {
     let sandbox = Sandbox::new(RoleProcess { program: "/proc/self/exe".into(), level, reaper });
     let over = Arc::new(Notify::new());
     let listen = |port| vsock::listen(port).with_context(|| format!("listen on vsock port {port}"));
-    tokio::spawn(sandbox.streams.clone().serve(listen(STREAM_PORT)?));
+    panics::spawn_vital("streams", sandbox.streams.clone().serve(listen(STREAM_PORT)?));
     let service = create_agent(Arc::new(Server { sandbox, over: over.clone() }));
     let mut server = ttrpc::r#async::Server::new()
         .add_listener(Listener::new(listen(AGENT_PORT)?))

@@ -24,6 +24,7 @@ use super::{Answer, Request, channel, plug};
 ///
 /// Descriptors 0 to 2 are the container's later on, so neither is kept there.
 pub fn main(level: tracing::Level) -> anyhow::Result<()> {
+    crate::panics::abort_on_panic();
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take the helper channel")?;
     let log = std::io::stderr().as_fd().try_clone_to_owned().context("take the log")?;
     let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
