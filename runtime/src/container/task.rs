@@ -259,7 +259,12 @@ impl Container {
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
         let process = self.process(exec_id)?;
         process.alive("kill")?;
-        self.guest()?.agent.signal(&process.id, signal, all).await.map_err(|error| match error.answer() {
+        let sandbox = self.guest()?;
+        let call = sandbox.agent.signal(&process.id, signal, all);
+        let answer = if signal == SIGKILL { sandbox.unless_dead(call).await } else { Ok(call.await) };
+        // The machine's end is that of all its processes.
+        let Ok(answer) = answer else { return Ok(()) };
+        answer.map_err(|error| match error.answer() {
             Some(ttrpc::Code::NOT_FOUND) => TaskError::Finished(process.name()),
             _ => error.into(),
         })
@@ -290,7 +295,7 @@ impl Container {
         let work = async |state| {
             if state != ProcessState::Created
                 && let Ok(sandbox) = self.guest()
-                && let Err(error) = sandbox.agent.remove_process(&process.id).await
+                && let Ok(Err(error)) = sandbox.unless_dead(sandbox.agent.remove_process(&process.id)).await
             {
                 tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "remove");
             }
@@ -317,7 +322,7 @@ impl Container {
 
     async fn remove(&self, force: bool) {
         if let Ok(sandbox) = self.guest()
-            && let Err(error) = sandbox.agent.remove_container(&self.id, force).await
+            && let Ok(Err(error)) = sandbox.unless_dead(sandbox.agent.remove_container(&self.id, force)).await
         {
             // What the host lent goes all the same; the guest's remains end with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");

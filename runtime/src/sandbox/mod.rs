@@ -3,6 +3,7 @@
 //! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent
 //! and its vsock ports. Names no KVM type.
 
+mod alive;
 mod boot;
 mod bus;
 mod desk;
@@ -32,6 +33,7 @@ use crate::host::network;
 use crate::plan::Bounds;
 use crate::plan::Limits;
 
+pub use alive::DeadGuest;
 pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
@@ -160,7 +162,7 @@ impl Sandbox {
     pub async fn shut_down(&self) {
         self.endings.expect();
         if self.endings.ended().is_none()
-            && let Err(error) = self.agent.destroy_sandbox().await
+            && let Ok(Err(error)) = self.unless_dead(self.agent.destroy_sandbox()).await
         {
             tracing::warn!(error = %crate::failure::chain(&error), "the guest did not end in good order");
         }
