@@ -169,6 +169,8 @@ methods! {
             exited_at_seconds: ended.exit.at.tv_sec,
             exited_at_nanoseconds: ended.exit.at.tv_nsec,
             out_of_memory: ended.out_of_memory,
+            stdout_bytes: ended.stdout_bytes,
+            stderr_bytes: ended.stderr_bytes,
             ..Default::default()
         })
     }

@@ -139,7 +139,7 @@ impl Plumbing {
         rows: u32,
         columns: u32,
     ) -> anyhow::Result<Fresh> {
-        let (terminal, (copying, drained)) = match self {
+        let (terminal, (copying, whole)) = match self {
             Self::Pipes(pipes) => (None, pipes.start(&exit)),
             Self::Terminal(streams) => {
                 let master = master.context("a process with a terminal is built with its master side")?;
@@ -149,7 +149,7 @@ impl Plumbing {
                 (Some(terminal), copying)
             }
         };
-        Ok(Fresh { pid, exit, terminal, copying, drained })
+        Ok(Fresh { pid, exit, terminal, copying, whole })
     }
 }
 

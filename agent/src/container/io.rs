@@ -6,9 +6,9 @@
 //! not die of a lost client; if the process closes its input, the connection is closed. The host connects once it
 //! knows that the process is built: until then output waits in the pipe.
 //!
-//! When is output whole? When the process has ended, what its pipe holds at that moment is still to be
-//! handed over, and then it is (`Drained`). A child of the process can keep the pipe open and go on writing:
-//! that goes on being copied, but nobody waits for it.
+//! When is output whole? When what the pipe held at the process's end has been handed over: the host is told how many
+//! bytes that is in all (`Whole`). A child of the process can keep the pipe open and go on writing: that goes on being
+//! copied, but nobody waits for it.
 
 mod copy;
 
@@ -67,7 +67,8 @@ impl Streams {
 #[derive(Debug)]
 pub(super) struct Pipes {
     stdin: Option<(pipe::Sender, StreamSlot)>,
-    outputs: Vec<(pipe::Receiver, StreamSlot)>,
+    stdout: Option<(pipe::Receiver, StreamSlot)>,
+    stderr: Option<(pipe::Receiver, StreamSlot)>,
 }
 
 /// Makes the pipes of a process without a terminal. Returns its three descriptors beside them.
@@ -76,7 +77,7 @@ pub(super) struct Pipes {
 pub(super) fn pipes(streams: Streams, owner: u32) -> anyhow::Result<(Vec<OwnedFd>, Pipes)> {
     let null = || File::options().read(true).write(true).open("/dev/null").context("open /dev/null");
     let mut theirs = Vec::with_capacity(3);
-    let mut pipes = Pipes { stdin: None, outputs: Vec::new() };
+    let mut pipes = Pipes { stdin: None, stdout: None, stderr: None };
     match streams.stdin {
         None => theirs.push(null()?.into()),
         Some(stream) => {
@@ -85,13 +86,13 @@ pub(super) fn pipes(streams: Streams, owner: u32) -> anyhow::Result<(Vec<OwnedFd
             pipes.stdin = Some((pipe::Sender::from_owned_fd(writer)?, stream));
         }
     }
-    for stream in [streams.stdout, streams.stderr] {
+    for (stream, output) in [(streams.stdout, &mut pipes.stdout), (streams.stderr, &mut pipes.stderr)] {
         match stream {
             None => theirs.push(null()?.into()),
             Some(stream) => {
                 let (reader, writer) = new_pipe(owner)?;
                 theirs.push(writer);
-                pipes.outputs.push((pipe::Receiver::from_owned_fd(reader)?, stream));
+                *output = Some((pipe::Receiver::from_owned_fd(reader)?, stream));
             }
         }
     }
@@ -153,8 +154,12 @@ impl Terminal {
     }
 }
 
-/// Tells that the output present at a process's end has been handed over, one for each output.
-pub(super) type Drained = Vec<oneshot::Receiver<()>>;
+/// How many bytes had been written to each output that is copied when the process ended.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    pub(super) stdout: Option<oneshot::Receiver<u64>>,
+    pub(super) stderr: Option<oneshot::Receiver<u64>>,
+}
 
 /// Copying under way; dropping it ends it.
 #[derive(Debug, Default)]
@@ -164,18 +169,19 @@ pub(super) struct Copying(
 
 impl Pipes {
     /// Starts to copy for the process that `exit` tells the end of.
-    pub(super) fn start(self, exit: &ExitWatch) -> (Copying, Drained) {
+    pub(super) fn start(self, exit: &ExitWatch) -> (Copying, Whole) {
         let mut tasks = JoinSet::new();
         if let Some((pipe, stream)) = self.stdin {
             tasks.spawn(copy::input(stream, pipe));
         }
-        let mut drained = Drained::new();
-        for (pipe, stream) in self.outputs {
-            let (done, waits) = oneshot::channel();
-            tasks.spawn(copy::output(Output::Pipe(pipe), Some(stream), exit.clone(), done));
-            drained.push(waits);
-        }
-        (Copying(tasks), drained)
+        let mut start = |output: Option<(pipe::Receiver, StreamSlot)>| {
+            let (pipe, stream) = output?;
+            let (whole, told) = oneshot::channel();
+            tasks.spawn(copy::output(Output::Pipe(pipe), Some(stream), exit.clone(), whole));
+            Some(told)
+        };
+        let whole = Whole { stdout: start(self.stdout), stderr: start(self.stderr) };
+        (Copying(tasks), whole)
     }
 }
 
@@ -184,13 +190,13 @@ pub(super) fn start_terminal(
     streams: Streams,
     terminal: &Arc<Terminal>,
     exit: &ExitWatch,
-) -> (Copying, Drained) {
+) -> (Copying, Whole) {
     let mut tasks = JoinSet::new();
     if let Some(stream) = streams.stdin {
         tasks.spawn(copy::typed(stream, terminal.clone()));
     }
-    let (done, waits) = oneshot::channel();
+    let (whole, told) = oneshot::channel();
     let output = Output::Terminal(terminal.clone());
-    tasks.spawn(copy::output(output, streams.stdout, exit.clone(), done));
-    (Copying(tasks), vec![waits])
+    tasks.spawn(copy::output(output, streams.stdout, exit.clone(), whole));
+    (Copying(tasks), Whole { stdout: Some(told), stderr: None })
 }

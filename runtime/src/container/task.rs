@@ -20,6 +20,7 @@ use super::Reporter;
 use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
+use super::io::Written;
 use super::lend::Lent;
 use super::lifecycle::NotRemoved;
 use super::limits::Applied;
@@ -199,8 +200,8 @@ impl Container {
     pub(super) fn watch(self: &Arc<Self>, process: Arc<Process>) {
         let container = self.clone();
         tokio::spawn(async move {
-            let (exit, out_of_memory) = container.end(&process).await;
-            process.drain().await;
+            let (exit, out_of_memory, written) = container.end(&process).await;
+            process.drain(written).await;
             let tell = || {
                 if out_of_memory {
                     container.out_of_memory();
@@ -213,22 +214,27 @@ impl Container {
         });
     }
 
-    /// How the process ended, and whether memory ran out.
-    async fn end(&self, process: &Process) -> (Exit, bool) {
+    /// How the process ended, whether memory ran out, and how much it had written.
+    async fn end(&self, process: &Process) -> (Exit, bool, Written) {
         let endings = &self.sandbox.endings;
         let answer = tokio::select! {
             answer = self.sandbox.agent.wait_process(&process.id) => answer,
-            ended = endings.wait() => return (self.sandbox_ended(&ended), false),
+            ended = endings.wait() => return (self.sandbox_ended(&ended), false, Written::UNKNOWN),
         };
         match answer {
             // The guest's clock says when, but a client compares with the host's.
-            Ok(answer) => (Exit::now(answer.exit_status & 0xff), answer.out_of_memory),
+            Ok(answer) => {
+                let written = Written { stdout: answer.stdout_bytes, stderr: answer.stderr_bytes };
+                (Exit::now(answer.exit_status & 0xff), answer.out_of_memory, written)
+            }
             // The agent's answer would have come: the guest is going, or gone.
-            Err(error) if error.answer().is_none() => (self.sandbox_ended(&endings.wait().await), false),
+            Err(error) if error.answer().is_none() => {
+                (self.sandbox_ended(&endings.wait().await), false, Written::UNKNOWN)
+            }
             Err(error) => {
                 // Its container was removed under it.
                 tracing::debug!(process = process.name(), error = %crate::failure::chain(&error), "wait");
-                (Exit::now(137), false)
+                (Exit::now(137), false, Written::UNKNOWN)
             }
         }
     }

@@ -1,10 +1,10 @@
 //! The copying itself: one task a stream.
 
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -16,9 +16,8 @@ use crate::stream::StreamSlot;
 /// Bytes moved at once. A pipe holds as many.
 const CHUNK: usize = 64 * 1024;
 
-/// How long the output of a process that has ended is kept for a host that does not connect, which it does right
-/// after the process is built.
-const UNCONNECTED: Duration = Duration::from_secs(20);
+/// More than the kernel holds between the two sides of a terminal (TTYB_DEFAULT_MEM_LIMIT and a line's buffer).
+const MOST_OF_TERMINAL: usize = 1 << 20;
 
 /// Where output comes from.
 pub(super) enum Output {
@@ -34,46 +33,102 @@ impl Output {
         }
     }
 
-    /// Bytes that can be read now.
-    fn waiting(&self) -> u64 {
+    fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Pipe(pipe) => rustix::io::ioctl_fionread(pipe.as_fd()),
-            Self::Terminal(terminal) => rustix::io::ioctl_fionread(terminal.0.get_ref()),
+            Self::Pipe(pipe) => pipe.as_fd(),
+            Self::Terminal(terminal) => terminal.0.get_ref().as_fd(),
         }
-        .unwrap_or(0)
+    }
+
+    /// Bytes that were written and not yet read. Of a terminal they are read into `rest`: part of them is where the
+    /// kernel does not count, and a read that finds nothing is all that shows the end.
+    fn waiting(&self, rest: &mut Vec<u8>) -> u64 {
+        if let Self::Terminal(_) = self {
+            let mut buffer = [0; 4096];
+            while rest.len() < MOST_OF_TERMINAL {
+                match rustix::io::read(self.fd(), &mut buffer) {
+                    Ok(0) => break,
+                    Ok(length) => rest.extend_from_slice(&buffer[..length]),
+                    Err(Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+            return rest.len() as u64;
+        }
+        rustix::io::ioctl_fionread(self.fd()).unwrap_or(0)
     }
 }
 
-/// Copies until end of file. Dropping `drained` tells as well that nothing is left.
+/// A process's output, and how much of it there was at the process's end.
+struct Source {
+    from: Output,
+    exit: ExitWatch,
+    /// Told once, at the process's end or, before that, at the output's.
+    whole: Option<oneshot::Sender<u64>>,
+    /// Bytes read so far.
+    taken: u64,
+    /// Read, and not yet given out.
+    rest: Vec<u8>,
+}
+
+impl Source {
+    /// The next bytes; none at the end of the output.
+    async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            if !self.rest.is_empty() {
+                let length = self.rest.len().min(buffer.len());
+                buffer[..length].copy_from_slice(&self.rest[..length]);
+                self.rest.drain(..length);
+                return Ok(length);
+            }
+            tokio::select! {
+                biased;
+                _ = ended(&mut self.exit), if self.whole.is_some() => self.tell(),
+                read = self.from.read(buffer) => {
+                    self.taken += *read.as_ref().unwrap_or(&0) as u64;
+                    return read;
+                }
+            }
+        }
+    }
+
+    /// Does `work`, which may take as long as the host likes. The process's end is told meanwhile.
+    async fn while_telling<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        if self.whole.is_some() {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = ended(&mut self.exit) => self.tell(),
+            }
+        }
+        work.await
+    }
+
+    fn tell(&mut self) {
+        if let Some(whole) = self.whole.take() {
+            let waiting = self.from.waiting(&mut self.rest);
+            let _ = whole.send(self.taken + waiting);
+            self.taken += self.rest.len() as u64;
+        }
+    }
+}
+
+/// Copies until end of file. `whole` is told how many bytes had been written when the process ended.
 pub(super) async fn output<S: AsyncRead + AsyncWrite + Unpin>(
-    mut from: Output,
+    from: Output,
     to: Option<StreamSlot<S>>,
-    mut exit: ExitWatch,
-    drained: oneshot::Sender<()>,
+    exit: ExitWatch,
+    whole: oneshot::Sender<u64>,
 ) {
+    let mut source = Source { from, exit, whole: Some(whole), taken: 0, rest: Vec::new() };
     let mut to = match to {
-        Some(slot) => connected(slot, &mut exit).await,
+        Some(slot) => source.while_telling(slot.connected()).await,
         None => None,
     };
     let mut buffer = vec![0; CHUNK];
-    let mut drained = Some(drained);
-    // Bytes still to be handed over since the process has ended.
-    let mut owed = None;
     loop {
-        if owed == Some(0)
-            && let Some(drained) = drained.take()
-        {
-            let _ = drained.send(());
-        }
-        let read = tokio::select! {
-            biased;
-            _ = ended(&mut exit), if owed.is_none() => {
-                owed = Some(from.waiting());
-                continue;
-            }
-            read = from.read(&mut buffer) => read,
-        };
-        let length = match read {
+        let length = match source.read(&mut buffer).await {
             Ok(0) => break,
             Ok(length) => length,
             Err(error) => {
@@ -82,31 +137,15 @@ pub(super) async fn output<S: AsyncRead + AsyncWrite + Unpin>(
             }
         };
         if let Some(stream) = &mut to
-            && let Err(error) = stream.write_all(&buffer[..length]).await
+            && let Err(error) = source.while_telling(stream.write_all(&buffer[..length])).await
         {
             tracing::debug!("the host has left an output: {error}");
             to = None;
         }
-        owed = owed.map(|owed: u64| owed.saturating_sub(length as u64));
     }
+    source.tell();
     if let Some(mut stream) = to {
         let _ = stream.shutdown().await;
-    }
-}
-
-/// The host's connection, unless the process ends and the host still does not connect.
-async fn connected<S>(slot: StreamSlot<S>, exit: &mut ExitWatch) -> Option<S> {
-    let given_up = async {
-        ended(exit).await;
-        tokio::time::sleep(UNCONNECTED).await;
-    };
-    tokio::select! {
-        biased;
-        connection = slot.connected() => connection,
-        () = given_up => {
-            tracing::warn!("the host does not connect to an output, which is dropped");
-            None
-        }
     }
 }
 
@@ -151,3 +190,6 @@ pub(super) async fn typed<S: AsyncRead + AsyncWrite + Unpin>(from: StreamSlot<S>
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

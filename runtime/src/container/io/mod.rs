@@ -1,8 +1,8 @@
 //! Standard streams: containerd's URIs on one side, vsock streams on the other, bytes copied between.
 //!
 //! No end ever blocks a thread, end of file crosses both ways, and a slow reader slows the guest's writer down
-//! (full pipe -> unread stream -> no vsock credit). What the process wrote is handed on whole before its exit is
-//! told, unless nobody reads it.
+//! (full pipe -> unread stream -> no vsock credit). What the process itself wrote is handed on whole before its exit
+//! is told, unless nobody reads it.
 
 mod copy;
 mod fifo;
@@ -14,6 +14,7 @@ mod tests;
 mod uri;
 
 pub use streams::Streams;
+pub use streams::Written;
 pub use uri::StdioUri;
 pub use uri::Uris;
 

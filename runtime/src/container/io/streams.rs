@@ -14,13 +14,14 @@ use kiai_vmm::vsock::VsockPorts;
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::task::JoinHandle;
 
 use super::StdioError;
 use super::StdioUri;
 use super::Uris;
 use super::copy;
+use super::copy::Meter;
 use super::fifo;
 use super::fifo::Kept;
 use super::sink::Sink;
@@ -38,12 +39,33 @@ fn stream_name(stream: StandardStream) -> &'static str {
     }
 }
 
+/// How many bytes make a process's outputs whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Of standard output, or of a terminal.
+    pub stdout: u64,
+    /// Of standard error.
+    pub stderr: u64,
+}
+
+impl Written {
+    /// Nobody knows: whole is what comes until the end.
+    pub const UNKNOWN: Self = Self { stdout: u64::MAX, stderr: u64::MAX };
+}
+
+/// An output that is copied, and how its being whole is learned.
+struct Copied {
+    stream: StandardStream,
+    owed: watch::Sender<Option<u64>>,
+    whole: oneshot::Receiver<()>,
+}
+
 /// One process's streams. Dropping them ends every copy.
 pub struct Streams {
     secret: Secret,
     /// Where the connections are awaited.
     unconnected: Vec<(StandardStream, oneshot::Sender<UnixStream>)>,
-    outputs: Mutex<Vec<JoinHandle<()>>>,
+    outputs: Mutex<Vec<Copied>>,
     /// All tasks, for the end.
     tasks: Vec<AbortHandle>,
     /// Readers of ours on the output fifos.
@@ -114,9 +136,10 @@ impl Streams {
         }
         let connected = self.expect(stream);
         self.readers.lock().extend(reader);
-        let task = tokio::spawn(copy::output(name, connected, sink, self.progress.clone()));
-        self.tasks.push(task.abort_handle());
-        self.outputs.lock().push(task);
+        let ((owed, told), (done, whole)) = (watch::channel(None), oneshot::channel());
+        let meter = Meter { progress: self.progress.clone(), owed: told, whole: done };
+        self.tasks.push(tokio::spawn(copy::output(name, connected, sink, meter)).abort_handle());
+        self.outputs.lock().push(Copied { stream, owed, whole });
         Ok(true)
     }
 
@@ -131,14 +154,19 @@ impl Streams {
         self.writer.lock().take();
     }
 
-    /// To be called when the process has exited: returns once its output is handed on whole. With nobody to read
-    /// it that is at once; a reader that is there but takes nothing for ten seconds is not waited for, though the
-    /// copying goes on behind its back.
-    pub async fn drain(&self) {
+    /// To be called when the process has exited: returns once its own output is handed on whole. With nobody to read
+    /// it that is at once; a reader that is there but takes nothing for ten seconds is not waited for. Then the copying
+    /// goes on behind its back, as it does for what children of the process still write.
+    pub async fn drain(&self, written: Written) {
         self.close_input();
         self.readers.lock().clear();
         let outputs = std::mem::take(&mut *self.outputs.lock());
-        let mut outputs = futures::future::join_all(outputs);
+        for output in &outputs {
+            let bytes = if output.stream == StandardStream::Stderr { written.stderr } else { written.stdout };
+            output.owed.send_replace(Some(bytes));
+        }
+        // An error is the end of the output, which is as good.
+        let mut outputs = futures::future::join_all(outputs.into_iter().map(|output| output.whole));
         let mut before = self.progress.load(Ordering::Relaxed);
         loop {
             match tokio::time::timeout(STALLED_READER, &mut outputs).await {
