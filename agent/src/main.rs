@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use kiai_agent::oci::RoleProcess;
+use kiai_agent::oci::{RoleProcess, pod_init};
 use kiai_agent::reaper::Reaper;
 use kiai_agent::sandbox::Sandbox;
 use kiai_agent::server::Server;
@@ -28,6 +28,9 @@ fn main() -> anyhow::Result<()> {
     if arguments.next().as_deref() == Some("oci") {
         let level = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(Level::INFO);
         return oci::main(level);
+    }
+    if std::env::args().nth(1).as_deref() == Some(pod_init::ARGUMENT) {
+        return pod_init::main();
     }
     // The kernel hands PID 1 whatever it does not understand of its command line: no other argument counts.
     if std::process::id() != 1 {

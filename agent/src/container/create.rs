@@ -14,7 +14,7 @@ use super::assign::wait_for_all;
 use super::devices::Devices;
 use super::inventory::Inventory;
 use super::io::{Streams, Terminal, pipes, start_terminal};
-use super::localize::{Guest, LocalizeError, Localized, localize};
+use super::localize::{Guest, LocalizeError, Localized, join_pids, localize};
 use super::process::{Fresh, Process};
 use super::state::{Container, Phase};
 use super::{RUN, check_id};
@@ -74,9 +74,12 @@ async fn build(
         inventory = inventory.with_guest_entries(&spec)?;
     }
     let guest = Guest { swap: Path::new("/proc/swaps").exists() };
-    let Localized { spec, sysctls, own_pids } =
+    let Localized { mut spec, sysctls, own_pids } =
         localize(spec, Path::new(&request.rootfs), cgroup.within_hierarchy(), guest)?;
     crate::guest::set_sysctls(sysctls.iter())?;
+    if !own_pids {
+        join_pids(&mut spec, sandbox.shared_pids().await?);
+    }
 
     let process = spec.process().as_ref().ok_or(LocalizeError::Missing("process"))?;
     let (owner, terminal) = (process.user().uid(), process.terminal().unwrap_or(false));
