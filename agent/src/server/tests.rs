@@ -1,3 +1,5 @@
+//! Calls over a real connection to an agent with mistakes in it.
+
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use kiai_protocol::service::{AgentClient, create_agent};

@@ -1,3 +1,5 @@
+//! Connections as the host and others would make them, over pipes in memory.
+
 use kiai_protocol::stream::{Secret, StandardStream};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;

@@ -1,3 +1,5 @@
+//! Copying from real pipes and terminals to a host that connects, reads and does not read.
+
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
