@@ -18,10 +18,13 @@ pub mod log;
 pub mod memory;
 pub mod net;
 pub mod oci;
+pub mod panics;
 pub mod reaper;
 pub mod sandbox;
 pub mod server;
 pub mod storage;
+pub mod stream;
 pub mod uevent;
+pub mod vsock;
 
 mod sys;

@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use kiai_agent::oci::RoleProcess;
+use kiai_agent::oci::{RoleProcess, pod_init};
 use kiai_agent::reaper::Reaper;
 use kiai_agent::sandbox::Sandbox;
 use kiai_agent::server::Server;
-use kiai_agent::{init, log, oci};
-use kiai_protocol::ports::{AGENT_PORT, HOST_CID, READY_MAGIC, READY_PORT};
+use kiai_agent::{init, log, oci, panics, vsock};
+use kiai_protocol::ports::{AGENT_PORT, HOST_CID, READY_MAGIC, READY_PORT, STREAM_PORT};
 use kiai_protocol::service::create_agent;
 use rustix::system::{RebootCommand, reboot};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio_vsock::{VsockAddr, VsockStream};
 use tracing::Level;
+use ttrpc::r#async::transport::Listener;
 
 /// How long the host may take to hang up after the last answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -27,6 +28,9 @@ fn main() -> anyhow::Result<()> {
     if arguments.next().as_deref() == Some("oci") {
         let level = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(Level::INFO);
         return oci::main(level);
+    }
+    if std::env::args().nth(1).as_deref() == Some(pod_init::ARGUMENT) {
+        return pod_init::main();
     }
     // The kernel hands PID 1 whatever it does not understand of its command line: no other argument counts.
     if std::process::id() != 1 {
@@ -54,10 +58,11 @@ async fn serve(level: Level) -> anyhow::Result<()> {
     let reaper = Reaper::start().context("watch for children that end")?;
     let sandbox = Sandbox::new(RoleProcess { program: "/proc/self/exe".into(), level, reaper });
     let over = Arc::new(Notify::new());
+    let listen = |port| vsock::listen(port).with_context(|| format!("listen on vsock port {port}"));
+    panics::spawn_vital("streams", sandbox.streams.clone().serve(listen(STREAM_PORT)?));
     let service = create_agent(Arc::new(Server { sandbox, over: over.clone() }));
     let mut server = ttrpc::r#async::Server::new()
-        .bind(&format!("vsock://-1:{AGENT_PORT}"))
-        .with_context(|| format!("listen on vsock port {AGENT_PORT}"))?
+        .add_listener(Listener::new(listen(AGENT_PORT)?))
         .register_service(service);
     server.start().await.context("serve")?;
     report_ready().await.with_context(|| format!("connect to port {READY_PORT} of the host"))?;

@@ -13,6 +13,8 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::panics;
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
@@ -55,7 +57,7 @@ impl Reaper {
     pub fn start() -> std::io::Result<Arc<Self>> {
         let reaper = Arc::new(Self::default());
         let children = signal(SignalKind::child())?;
-        tokio::spawn(reaper.clone().run(children));
+        panics::spawn_vital("reaper", reaper.clone().run(children));
         Ok(reaper)
     }
 

@@ -12,8 +12,9 @@ use crate::container::Container;
 use crate::events::Events;
 use crate::fault::{Fault, Result};
 use crate::memory::FreedMemory;
-use crate::oci::RoleProcess;
+use crate::oci::{Built, RoleProcess};
 use crate::storage::Storages;
+use crate::stream::StreamTable;
 use crate::uevent::Uevents;
 use crate::{guest, net};
 
@@ -26,10 +27,14 @@ pub struct Sandbox {
     pub uevents: Arc<Uevents>,
     /// Mounts made for the host.
     pub storages: Storages,
+    /// Who waits for which standard stream.
+    pub streams: StreamTable,
     /// What the host is told unasked.
     pub events: Events,
     /// Tells of memory that was freed.
     pub freed_memory: FreedMemory,
+    /// The init of the pid namespace that containers share, once one does.
+    pod_init: tokio::sync::Mutex<Option<Built>>,
     life: Mutex<Life>,
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
 }
@@ -54,8 +59,10 @@ impl Sandbox {
             helper,
             storages: Storages::new(uevents.clone()),
             uevents,
+            streams: StreamTable::default(),
             events: Events::default(),
             freed_memory: FreedMemory::default(),
+            pod_init: tokio::sync::Mutex::default(),
             life: Mutex::new(Life::Fresh),
             containers: Mutex::default(),
         })
@@ -123,6 +130,16 @@ impl Sandbox {
             });
         }
         Ok(std::mem::replace(&mut life, Life::Changing))
+    }
+
+    /// The pid namespace of containers that have none of their own.
+    pub async fn shared_pids(&self) -> Result<PathBuf> {
+        let mut init = self.pod_init.lock().await;
+        let pid = match &*init {
+            Some(running) if running.exit.borrow().is_none() => running.pid,
+            _ => init.insert(self.helper.pod_init().await?).pid,
+        };
+        Ok(format!("/proc/{pid}/ns/pid").into())
     }
 
     /// Takes a container id; see [`Place`].

@@ -1,7 +1,7 @@
 //! The agent's service: decode, call, encode; no logic.
 //!
 //! A call whose connection breaks is dropped by ttrpc wherever it waits. What must not be left half done
-//! therefore runs in a task of its own, which goes on ([`whole`]).
+//! therefore runs in a task of its own, which goes on ([`whole`]). A call that panics fails; the others go on.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::events::Event;
 use crate::fault::{Fault, Result};
 use crate::memory::Free;
 use crate::sandbox::Sandbox;
-use crate::{guest, net};
+use crate::{guest, net, panics};
 
 /// Serves the host.
 #[derive(Debug)]
@@ -54,8 +54,10 @@ fn pid_of(process: &Process) -> ProcessResponse {
     ProcessResponse { pid: process.pid.unsigned_abs(), ..Default::default() }
 }
 
-/// Logs why a call failed, once, and hands it on.
-fn answer<T>(call: &str, result: Result<T>) -> ttrpc::Result<T> {
+/// Does the work of a call. Logs why it failed, once, and hands that on.
+async fn answer<T>(call: &str, work: impl Future<Output = Result<T>>) -> ttrpc::Result<T> {
+    let result =
+        panics::caught(work).await.unwrap_or_else(|panic| Err(Fault::Internal(anyhow::anyhow!(panic))));
     result.map_err(|fault| {
         match &fault {
             Fault::Internal(_) => tracing::error!("{call}: {fault}"),
@@ -72,7 +74,7 @@ macro_rules! methods {
         impl Agent for Server {
             $(async fn $name(&self, _: &TtrpcContext, $request: $Request) -> ttrpc::Result<$Response> {
                 let $server = self;
-                answer(stringify!($name), async move { $body }.await)
+                answer(stringify!($name), async move { $body }).await
             })*
         }
     };
@@ -167,6 +169,8 @@ methods! {
             exited_at_seconds: ended.exit.at.tv_sec,
             exited_at_nanoseconds: ended.exit.at.tv_nsec,
             out_of_memory: ended.out_of_memory,
+            stdout_bytes: ended.stdout_bytes,
+            stderr_bytes: ended.stderr_bytes,
             ..Default::default()
         })
     }
@@ -264,3 +268,6 @@ methods! {
         Ok(OnlineCpusResponse { online, ..Default::default() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,12 @@ pub(crate) fn restore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Has the kernel reap the children of this process by itself.
+pub(crate) fn reap_by_kernel() {
+    // SAFETY: SIG_IGN is no function of ours, so nothing can run in the middle of other code.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Has the runtime watch a descriptor. Within a tokio runtime only.
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, stays so, and is always the same one as long as it is owned; `AsyncFd`

@@ -5,6 +5,7 @@
 
 pub mod pci_path;
 pub mod ports;
+pub mod stream;
 
 /// Messages of the agent service.
 #[allow(

@@ -13,11 +13,10 @@ pub const AGENT_PORT: u32 = 1024;
 pub const READY_PORT: u32 = 1024;
 
 /// What the agent writes to [`READY_PORT`]: the name and the version of the contract.
-pub const READY_MAGIC: &[u8; 8] = b"KIAI\x00\x00\x00\x01";
+pub const READY_MAGIC: &[u8; 8] = b"KIAI\x00\x00\x00\x02";
 
-/// First of the host ports on which standard streams are listened for ([`crate::agent::Stdio`]); each
-/// stream takes the next free one.
-pub const FIRST_STREAM_PORT: u32 = 0x1_0000;
+/// The agent listens here, in the guest, for the connections of standard streams ([`crate::stream`]).
+pub const STREAM_PORT: u32 = 1025;
 
 /// Where the agent mounts the sandbox's shared directory, a virtio-fs device of tag [`SHARED_TAG`].
 pub const SHARED_MOUNT: &str = "/run/kiai/shared";

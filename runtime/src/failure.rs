@@ -222,7 +222,7 @@ impl Coded for StdioError {
         match self {
             Self::Uri { .. } => Code::INVALID_ARGUMENT,
             Self::Open { source, .. } => of_io(source),
-            Self::Port { .. } => Code::INTERNAL,
+            Self::Secret(_) | Self::Connect { .. } => Code::INTERNAL,
         }
     }
 }

@@ -101,6 +101,11 @@ impl Running {
         self.stdout.until(text, self.deadline)
     }
 
+    /// Waits for standard error to contain `text`; all of it so far.
+    pub fn until_error(&self, text: &str) -> String {
+        self.stderr.until(text, self.deadline)
+    }
+
     /// Sends a signal to the command itself.
     pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(self.pid(), signal).unwrap();

@@ -14,7 +14,7 @@ use super::assign::wait_for_all;
 use super::devices::Devices;
 use super::inventory::Inventory;
 use super::io::{Streams, Terminal, pipes, start_terminal};
-use super::localize::{Guest, LocalizeError, Localized, localize};
+use super::localize::{Guest, LocalizeError, Localized, join_pids, localize};
 use super::process::{Fresh, Process};
 use super::state::{Container, Phase};
 use super::{RUN, check_id};
@@ -33,8 +33,7 @@ pub async fn create(sandbox: &Arc<Sandbox>, request: CreateContainerRequest) -> 
     let place = sandbox.reserve(&request.container_id)?;
     let spec = serde_json::from_slice(&request.spec)
         .map_err(|error| Fault::InvalidArgument(format!("OCI spec: {error}")))?;
-    // First of all, so that the host's end of each stream hears of every later failure.
-    let streams = Streams::connect(&request.stdio).await?;
+    let streams = Streams::reserve(&request.stdio, &sandbox.streams)?;
     let storages = sandbox.storages.mount(&request.storages).await?;
     let cgroup = Cgroup::of(&request.container_id);
     let directory = Path::new(RUN).join(&request.container_id);
@@ -75,9 +74,12 @@ async fn build(
         inventory = inventory.with_guest_entries(&spec)?;
     }
     let guest = Guest { swap: Path::new("/proc/swaps").exists(), x32: crate::sys::has_x32() };
-    let Localized { spec, sysctls, own_pids } =
+    let Localized { mut spec, sysctls, own_pids } =
         localize(spec, Path::new(&request.rootfs), cgroup.within_hierarchy(), guest)?;
     crate::guest::set_sysctls(sysctls.iter())?;
+    if !own_pids {
+        join_pids(&mut spec, sandbox.shared_pids().await?);
+    }
 
     let process = spec.process().as_ref().ok_or(LocalizeError::Missing("process"))?;
     let (owner, terminal) = (process.user().uid(), process.terminal().unwrap_or(false));
@@ -140,7 +142,7 @@ impl Plumbing {
         rows: u32,
         columns: u32,
     ) -> anyhow::Result<Fresh> {
-        let (terminal, (copying, drained)) = match self {
+        let (terminal, (copying, whole)) = match self {
             Self::Pipes(pipes) => (None, pipes.start(&exit)),
             Self::Terminal(streams) => {
                 let master = master.context("a process with a terminal is built with its master side")?;
@@ -150,7 +152,7 @@ impl Plumbing {
                 (Some(terminal), copying)
             }
         };
-        Ok(Fresh { pid, exit, terminal, copying, drained })
+        Ok(Fresh { pid, exit, terminal, copying, whole })
     }
 }
 

@@ -51,7 +51,7 @@ async fn build(
     let file = scratch.join("process.json");
     std::fs::write(&file, serde_json::to_vec(&process).context("encode the process")?)
         .with_context(|| format!("write {file:?}"))?;
-    let streams = Streams::connect(&request.stdio).await?;
+    let streams = Streams::reserve(&request.stdio, &sandbox.streams)?;
 
     let build =
         Request::Exec { id: container.id.clone(), state: scratch.to_owned(), process: file, terminal };

@@ -1,72 +1,74 @@
-//! Standard streams: between a process's pipes or terminal and vsock connections to the host.
+//! Standard streams: between a process's pipes or terminal and the host's vsock connections.
 //!
 //! Each stream has a connection of its own, so a full one holds back only itself: the process blocks on its
 //! pipe until the host has taken what came before (vsock credit), and the other way round. End of file is
 //! passed on in both directions. If the host goes away, output is read and dropped, for a container must
-//! not die of a lost client; if the process closes its input, the connection is closed.
+//! not die of a lost client; if the process closes its input, the connection is closed. The host connects once it
+//! knows that the process is built: until then output waits in the pipe.
 //!
-//! When is output whole? When the process has ended, what its pipe holds at that moment is still to be
-//! handed over, and then it is (`Drained`). A child of the process can keep the pipe open and go on writing:
-//! that goes on being copied, but nobody waits for it.
+//! When is output whole? When what the pipe held at the process's end has been handed over: the host is told how many
+//! bytes that is in all (`Whole`). A child of the process can keep the pipe open and go on writing: that goes on being
+//! copied, but nobody waits for it.
+
+mod copy;
 
 use std::fs::File;
-use std::io::ErrorKind;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
 use kiai_protocol::agent::Stdio;
-use kiai_protocol::ports::HOST_CID;
+use kiai_protocol::stream::{Secret, StandardStream, StreamName};
 use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio_vsock::{VsockAddr, VsockStream};
 
+use self::copy::Output;
 use crate::fault::{Fault, Result};
-use crate::reaper::{ExitWatch, ended};
+use crate::reaper::ExitWatch;
+use crate::stream::{StreamSlot, StreamTable};
 use crate::sys;
 
-/// Bytes moved at once. A pipe holds as many.
-const CHUNK: usize = 64 * 1024;
-
-/// Connections to the host, one for each stream it wants.
+/// The connections the host will open, one for each stream it wants.
 #[derive(Debug)]
 pub(super) struct Streams {
-    stdin: Option<VsockStream>,
-    stdout: Option<VsockStream>,
-    stderr: Option<VsockStream>,
+    stdin: Option<StreamSlot>,
+    stdout: Option<StreamSlot>,
+    stderr: Option<StreamSlot>,
 }
 
 impl Streams {
-    /// Connects to the ports the host has named.
-    pub(super) async fn connect(stdio: &Stdio) -> Result<Self> {
+    /// Waits for the streams the host has named.
+    pub(super) fn reserve(stdio: &Stdio, table: &StreamTable) -> Result<Self> {
+        let reserve = |wanted: bool, stream| -> Result<_> {
+            if !wanted {
+                return Ok(None);
+            }
+            let secret = stdio.secret[..].try_into().map_err(|_| {
+                Fault::InvalidArgument(format!(
+                    "a secret of streams has 16 bytes, not {}",
+                    stdio.secret.len()
+                ))
+            })?;
+            table.reserve(StreamName { secret: Secret(secret), stream }).map(Some)
+        };
         Ok(Self {
-            stdin: connect("stdin", stdio.stdin_port).await?,
-            stdout: connect("stdout", stdio.stdout_port).await?,
-            stderr: connect("stderr", stdio.stderr_port).await?,
+            stdin: reserve(stdio.stdin, StandardStream::Stdin)?,
+            stdout: reserve(stdio.stdout, StandardStream::Stdout)?,
+            stderr: reserve(stdio.stderr, StandardStream::Stderr)?,
         })
-    }
-}
-
-async fn connect(name: &str, port: u32) -> Result<Option<VsockStream>> {
-    if port == 0 {
-        return Ok(None);
-    }
-    match VsockStream::connect(VsockAddr::new(HOST_CID, port)).await {
-        Ok(stream) => Ok(Some(stream)),
-        Err(error) => Err(Fault::FailedPrecondition(format!("connect {name} to host port {port}: {error}"))),
     }
 }
 
 /// What the process gets, and the other ends that wait for it to be built.
 #[derive(Debug)]
 pub(super) struct Pipes {
-    stdin: Option<(pipe::Sender, VsockStream)>,
-    outputs: Vec<(pipe::Receiver, VsockStream)>,
+    stdin: Option<(pipe::Sender, StreamSlot)>,
+    stdout: Option<(pipe::Receiver, StreamSlot)>,
+    stderr: Option<(pipe::Receiver, StreamSlot)>,
 }
 
 /// Makes the pipes of a process without a terminal. Returns its three descriptors beside them.
@@ -75,7 +77,7 @@ pub(super) struct Pipes {
 pub(super) fn pipes(streams: Streams, owner: u32) -> anyhow::Result<(Vec<OwnedFd>, Pipes)> {
     let null = || File::options().read(true).write(true).open("/dev/null").context("open /dev/null");
     let mut theirs = Vec::with_capacity(3);
-    let mut pipes = Pipes { stdin: None, outputs: Vec::new() };
+    let mut pipes = Pipes { stdin: None, stdout: None, stderr: None };
     match streams.stdin {
         None => theirs.push(null()?.into()),
         Some(stream) => {
@@ -84,13 +86,13 @@ pub(super) fn pipes(streams: Streams, owner: u32) -> anyhow::Result<(Vec<OwnedFd
             pipes.stdin = Some((pipe::Sender::from_owned_fd(writer)?, stream));
         }
     }
-    for stream in [streams.stdout, streams.stderr] {
+    for (stream, output) in [(streams.stdout, &mut pipes.stdout), (streams.stderr, &mut pipes.stderr)] {
         match stream {
             None => theirs.push(null()?.into()),
             Some(stream) => {
                 let (reader, writer) = new_pipe(owner)?;
                 theirs.push(writer);
-                pipes.outputs.push((pipe::Receiver::from_owned_fd(reader)?, stream));
+                *output = Some((pipe::Receiver::from_owned_fd(reader)?, stream));
             }
         }
     }
@@ -152,8 +154,12 @@ impl Terminal {
     }
 }
 
-/// Tells that the output present at a process's end has been handed over, one for each output.
-pub(super) type Drained = Vec<oneshot::Receiver<()>>;
+/// How many bytes had been written to each output that is copied when the process ended.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    pub(super) stdout: Option<oneshot::Receiver<u64>>,
+    pub(super) stderr: Option<oneshot::Receiver<u64>>,
+}
 
 /// Copying under way; dropping it ends it.
 #[derive(Debug, Default)]
@@ -163,18 +169,19 @@ pub(super) struct Copying(
 
 impl Pipes {
     /// Starts to copy for the process that `exit` tells the end of.
-    pub(super) fn start(self, exit: &ExitWatch) -> (Copying, Drained) {
+    pub(super) fn start(self, exit: &ExitWatch) -> (Copying, Whole) {
         let mut tasks = JoinSet::new();
         if let Some((pipe, stream)) = self.stdin {
-            tasks.spawn(copy_input(stream, pipe));
+            tasks.spawn(copy::input(stream, pipe));
         }
-        let mut drained = Drained::new();
-        for (pipe, stream) in self.outputs {
-            let (done, waits) = oneshot::channel();
-            tasks.spawn(copy_output(Output::Pipe(pipe), Some(stream), exit.clone(), done));
-            drained.push(waits);
-        }
-        (Copying(tasks), drained)
+        let mut start = |output: Option<(pipe::Receiver, StreamSlot)>| {
+            let (pipe, stream) = output?;
+            let (whole, told) = oneshot::channel();
+            tasks.spawn(copy::output(Output::Pipe(pipe), Some(stream), exit.clone(), whole));
+            Some(told)
+        };
+        let whole = Whole { stdout: start(self.stdout), stderr: start(self.stderr) };
+        (Copying(tasks), whole)
     }
 }
 
@@ -183,123 +190,13 @@ pub(super) fn start_terminal(
     streams: Streams,
     terminal: &Arc<Terminal>,
     exit: &ExitWatch,
-) -> (Copying, Drained) {
+) -> (Copying, Whole) {
     let mut tasks = JoinSet::new();
     if let Some(stream) = streams.stdin {
-        tasks.spawn(type_input(stream, terminal.clone()));
+        tasks.spawn(copy::typed(stream, terminal.clone()));
     }
-    let (done, waits) = oneshot::channel();
+    let (whole, told) = oneshot::channel();
     let output = Output::Terminal(terminal.clone());
-    tasks.spawn(copy_output(output, streams.stdout, exit.clone(), done));
-    (Copying(tasks), vec![waits])
-}
-
-/// Where output comes from.
-enum Output {
-    Pipe(pipe::Receiver),
-    Terminal(Arc<Terminal>),
-}
-
-impl Output {
-    async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self {
-            Self::Pipe(pipe) => pipe.read(buffer).await,
-            Self::Terminal(terminal) => terminal.read(buffer).await,
-        }
-    }
-
-    /// Bytes that can be read now.
-    fn waiting(&self) -> u64 {
-        match self {
-            Self::Pipe(pipe) => rustix::io::ioctl_fionread(pipe.as_fd()),
-            Self::Terminal(terminal) => rustix::io::ioctl_fionread(terminal.0.get_ref()),
-        }
-        .unwrap_or(0)
-    }
-}
-
-/// Copies until end of file. Dropping `drained` tells as well that nothing is left.
-async fn copy_output(
-    mut from: Output,
-    mut to: Option<VsockStream>,
-    mut exit: ExitWatch,
-    drained: oneshot::Sender<()>,
-) {
-    let mut buffer = vec![0; CHUNK];
-    let mut drained = Some(drained);
-    // Bytes still to be handed over since the process has ended.
-    let mut owed = None;
-    loop {
-        if owed == Some(0)
-            && let Some(drained) = drained.take()
-        {
-            let _ = drained.send(());
-        }
-        let read = tokio::select! {
-            biased;
-            _ = ended(&mut exit), if owed.is_none() => {
-                owed = Some(from.waiting());
-                continue;
-            }
-            read = from.read(&mut buffer) => read,
-        };
-        let length = match read {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) => {
-                tracing::error!("read output: {error}");
-                break;
-            }
-        };
-        if let Some(stream) = &mut to
-            && let Err(error) = stream.write_all(&buffer[..length]).await
-        {
-            tracing::debug!("the host has left an output: {error}");
-            to = None;
-        }
-        owed = owed.map(|owed: u64| owed.saturating_sub(length as u64));
-    }
-    if let Some(stream) = to {
-        let _ = stream.shutdown(Shutdown::Write);
-    }
-}
-
-/// Copies the host's bytes into the process's input until either side ends.
-async fn copy_input(mut from: VsockStream, mut to: pipe::Sender) {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let length = tokio::select! {
-            read = from.read(&mut buffer) => match read {
-                Ok(0) => return,
-                Ok(length) => length,
-                Err(error) => {
-                    tracing::debug!("the host has left an input: {error}");
-                    return;
-                }
-            },
-            // The process and all who share its input have closed it.
-            _ = to.ready(Interest::ERROR) => {
-                tracing::debug!("a process has closed its input");
-                return;
-            }
-        };
-        match to.write_all(&buffer[..length]).await {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return,
-            Err(error) => {
-                tracing::error!("write input: {error}");
-                return;
-            }
-        }
-    }
-}
-
-/// Types the host's bytes into a terminal. Their end means nothing: a terminal is hung up, not closed.
-async fn type_input(mut from: VsockStream, to: Arc<Terminal>) {
-    let mut buffer = vec![0; CHUNK];
-    while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if to.write_all(&buffer[..length]).await.is_err() {
-            return;
-        }
-    }
+    tasks.spawn(copy::output(output, streams.stdout, exit.clone(), whole));
+    (Copying(tasks), Whole { stdout: Some(told), stderr: None })
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Arch, Hooks, LinuxNamespaceType, Process, RootBuilder, Spec};
+use oci_spec::runtime::{Arch, Hooks, LinuxNamespace, LinuxNamespaceType, Process, RootBuilder, Spec};
 
 /// A spec the guest can run, and what of it belongs to the whole sandbox.
 #[derive(Debug)]
@@ -16,7 +16,8 @@ pub(super) struct Localized {
     pub spec: Spec,
     /// `net.*` kernel parameters: the network namespace is the guest's, shared by all containers.
     pub sysctls: BTreeMap<String, String>,
-    /// The container has a pid namespace of its own, so the end of its init ends all of it.
+    /// The container has a pid namespace of its own, so the end of its init ends all of it. Otherwise it is to join
+    /// the pod's ([`join_pids`]).
     pub own_pids: bool,
 }
 
@@ -101,11 +102,8 @@ pub(super) fn localize(
                 !shared
             }
             LinuxNamespaceType::Pid => {
-                if shared {
-                    tracing::warn!("a shared pid namespace is not supported yet: the container gets its own");
-                }
-                own_pids = true;
-                true
+                own_pids = !shared;
+                own_pids
             }
             _ => true,
         }
@@ -126,6 +124,16 @@ pub(super) fn localize(
         spec.set_hostname(None).set_domainname(None);
     }
     Ok(Localized { spec, sysctls: sandbox, own_pids })
+}
+
+/// Has the container join the pod's pid namespace: without one in its spec it would be in the guest's.
+pub(super) fn join_pids(spec: &mut Spec, namespace: PathBuf) {
+    let Some(linux) = spec.linux_mut() else { return };
+    let mut pids = LinuxNamespace::default();
+    pids.set_typ(LinuxNamespaceType::Pid).set_path(Some(namespace));
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    namespaces.push(pids);
+    linux.set_namespaces(Some(namespaces));
 }
 
 /// Drops what is the host's from a process; also for `exec`.
@@ -198,6 +206,22 @@ mod tests {
         let namespaces = local.spec.linux().clone().unwrap().namespaces().clone().unwrap();
         let kept: Vec<_> = namespaces.iter().map(|n| (n.typ(), n.path().clone())).collect();
         assert_eq!(kept, [(LinuxNamespaceType::Mount, None), (LinuxNamespaceType::Pid, None)]);
+    }
+
+    #[test]
+    fn a_container_without_pids_of_its_own_joins_the_pods() {
+        for namespaces in
+            [serde_json::json!([]), serde_json::json!([{"type": "pid", "path": "/proc/12/ns/pid"}])]
+        {
+            let mut json = minimal();
+            json["linux"]["namespaces"] = namespaces;
+            let Localized { mut spec, own_pids, .. } = local(json).unwrap();
+            assert!(!own_pids);
+            join_pids(&mut spec, "/proc/7/ns/pid".into());
+            let namespaces = spec.linux().clone().unwrap().namespaces().clone().unwrap();
+            let kept: Vec<_> = namespaces.iter().map(|n| (n.typ(), n.path().clone())).collect();
+            assert_eq!(kept, [(LinuxNamespaceType::Pid, Some(PathBuf::from("/proc/7/ns/pid")))]);
+        }
     }
 
     #[test]

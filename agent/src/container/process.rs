@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use super::io::{Copying, Drained, Terminal};
+use super::io::{Copying, Terminal, Whole};
 use crate::cgroup::Cgroup;
 use crate::fault::{Fault, Result};
 use crate::reaper::{Exit, ExitWatch, ended};
 
-/// How a process ended, once its output has been handed over.
+/// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
     /// Status and time.
     pub exit: Exit,
     /// The OOM killer struck in the container's cgroup while the process ran.
     pub out_of_memory: bool,
+    /// Bytes that had been written to standard output, or shown by the terminal, by then.
+    pub stdout_bytes: u64,
+    /// Bytes that had been written to standard error.
+    pub stderr_bytes: u64,
 }
 
 /// A process that was started for the host: a container's init or one of `exec`.
@@ -36,11 +40,11 @@ pub(super) struct Fresh {
     pub(super) exit: ExitWatch,
     pub(super) terminal: Option<Arc<Terminal>>,
     pub(super) copying: Copying,
-    pub(super) drained: Drained,
+    pub(super) whole: Whole,
 }
 
 impl Process {
-    /// Follows a process to its end. `last` is done when it has ended, before its output is waited for.
+    /// Follows a process to its end. `last` is done when it has ended, before that is told.
     pub(super) fn follow(fresh: Fresh, cgroup: Cgroup, last: impl FnOnce() + Send + 'static) -> Arc<Self> {
         let (sender, receiver) = watch::channel(None);
         let mut exit = fresh.exit.clone();
@@ -49,11 +53,9 @@ impl Process {
             let exit = ended(&mut exit).await;
             let out_of_memory = cgroup.oom_kills() > kills_before;
             last();
-            for drained in fresh.drained {
-                // An error is the end of the copying, which is as good.
-                let _ = drained.await;
-            }
-            sender.send_replace(Some(Ended { exit, out_of_memory }));
+            let stdout_bytes = written(fresh.whole.stdout).await;
+            let stderr_bytes = written(fresh.whole.stderr).await;
+            sender.send_replace(Some(Ended { exit, out_of_memory, stdout_bytes, stderr_bytes }));
         });
         Arc::new(Self {
             pid: fresh.pid,
@@ -64,7 +66,7 @@ impl Process {
         })
     }
 
-    /// It has ended, though perhaps not all of its output has been handed over.
+    /// It has ended.
     pub fn has_exited(&self) -> bool {
         self.exit.borrow().is_some()
     }
@@ -74,7 +76,7 @@ impl Process {
         ended(&mut self.exit.clone()).await
     }
 
-    /// Waits for its end and until its output has been handed over.
+    /// Waits for its end, and tells how much it had written.
     pub async fn wait(&self) -> Result<Ended> {
         let mut ended = self.ended.clone();
         let ended = ended.wait_for(Option::is_some).await.map(|ended| *ended).ok().flatten();
@@ -105,5 +107,13 @@ impl Process {
     /// Ends the copying of its streams, whatever is left in them.
     pub fn hang_up(&self) {
         *self.copying.lock() = Copying::default();
+    }
+}
+
+/// Of an output that is not copied, or not any more, nothing has to arrive.
+async fn written(whole: Option<oneshot::Receiver<u64>>) -> u64 {
+    match whole {
+        Some(whole) => whole.await.unwrap_or(0),
+        None => 0,
     }
 }

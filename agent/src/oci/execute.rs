@@ -69,6 +69,11 @@ impl RoleProcess {
         self.build(request, &descriptors).await
     }
 
+    /// Starts the init of a pid namespace.
+    pub async fn pod_init(&self) -> Result<Built, OciError> {
+        self.build(Request::PodInit, &[]).await
+    }
+
     /// Changes what is in the container whose init is `container`, a pidfd.
     pub async fn change(&self, request: Request, container: &OwnedFd) -> Result<(), OciError> {
         self.ask(request, &[container.as_fd()]).await.map(drop)

@@ -11,6 +11,7 @@ mod execute;
 mod payload;
 mod place;
 mod plug;
+pub mod pod_init;
 mod role;
 
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ pub enum Request {
         /// The process asks for a terminal.
         terminal: bool,
     },
+    /// Make a pid namespace for containers that share one, with an init of its own ([`pod_init`]). No descriptors.
+    PodInit,
     /// Make device nodes and mount volumes in a container, in this order, all or none.
     ///
     /// Descriptors: the container's init, a pidfd.

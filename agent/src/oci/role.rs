@@ -18,12 +18,13 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::payload::Payload;
-use super::{Answer, Request, channel, plug};
+use super::{Answer, Request, channel, plug, pod_init};
 
 /// Runs the helper: the channel is descriptor 0, messages for the log go to descriptor 2.
 ///
 /// Descriptors 0 to 2 are the container's later on, so neither is kept there.
 pub fn main(level: tracing::Level) -> anyhow::Result<()> {
+    crate::panics::abort_on_panic();
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take the helper channel")?;
     let log = std::io::stderr().as_fd().try_clone_to_owned().context("take the log")?;
     let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
@@ -52,6 +53,7 @@ fn serve(request: Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<(Answer,
     let (pid, master) = match request {
         Request::Create { id, bundle, state, terminal } => create(id, &bundle, &state, terminal, descriptors),
         Request::Exec { id, state, process, terminal } => exec(id, &state, &process, terminal, descriptors),
+        Request::PodInit => pod_init::start().map(|pid| (pid, None)),
         Request::Plug(changes) => return done(plug::plug(&changes, &descriptors)),
         Request::Unplug(changes) => return done(plug::unplug(&changes, &descriptors)),
     }?;

@@ -112,6 +112,17 @@ impl Agent {
         bounded("DestroySandbox", self.0.destroy_sandbox(Context::default(), &Empty::new())).await.map(drop)
     }
 
+    /// Returns once the agent has answered a call that costs it nothing, be it with an error.
+    pub async fn is_alive(&self) {
+        match self.0.guest_details(Context::default(), &Empty::new()).await {
+            Ok(_) | Err(ttrpc::Error::RpcStatus(_)) => {}
+            Err(error) => {
+                tracing::debug!(%error, "no sign of life");
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Gives the guest the host's wall clock.
     pub async fn set_clock(&self) -> Result<(), AgentError> {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);

@@ -1,4 +1,5 @@
-//! The host's end of the agent protocol: one ttrpc connection over vsock (`protocol/proto/agent.proto`).
+//! The host's end of the agent protocol: one ttrpc connection over vsock (`protocol/proto/agent.proto`), and one
+//! connection for each standard stream.
 //!
 //! Typed calls with typed errors; decides nothing. `convert` is the only place where our types become the
 //! protocol's.
@@ -6,12 +7,16 @@
 mod client;
 mod convert;
 mod ready;
+mod stream;
 
 pub use client::Agent;
 pub use client::AgentError;
 pub use convert::stats;
 pub use ready::Ready;
 pub use ready::ReadyError;
+pub use stream::StreamError;
+pub use stream::new_secret;
+pub use stream::open_stream;
 
 /// Messages of the protocol, for those who fill them in.
 pub use kiai_protocol::agent as message;

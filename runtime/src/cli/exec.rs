@@ -59,7 +59,7 @@ impl Exec {
         let directory = streams::directory(&container.bundle(), &exec_id);
         let streams = Streams::create(directory, options.interactive, options.tty)?;
         let result = self.attend(&task, &exec_id, &process, &streams, &mut signals).await;
-        // The container may have ended and been removed meanwhile, fifos and all.
+        // If it has not been attended to its end. The container may have been removed meanwhile, fifos and all.
         let _ = task.delete(&exec_id).await;
         streams.remove()?;
         result

@@ -61,6 +61,11 @@ impl Session<'_> {
                 }
             }
         };
+        if !self.exec_id.is_empty() {
+            // Ends the fifos, which a child of the process may keep open in the container. Ended, it is forgotten, or
+            // its container was removed.
+            let _ = task.delete(self.exec_id).await;
+        }
         // What the process wrote last may still be in the fifos.
         for output in [&mut stdout, &mut stderr] {
             while output.is_some() {

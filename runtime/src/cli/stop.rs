@@ -74,8 +74,12 @@ async fn end_task(
     let wait = task.wait("");
     tokio::pin!(wait);
     if signal != signals::KILL && !patience.is_zero() {
-        ended_already(task.kill("", signal, false).await)?;
-        if let Ok(ended) = tokio::time::timeout(patience, &mut wait).await {
+        // A guest that hangs does not answer.
+        let asked = async {
+            ended_already(task.kill("", signal, false).await)?;
+            (&mut wait).await
+        };
+        if let Ok(ended) = tokio::time::timeout(patience, asked).await {
             return ended;
         }
     }

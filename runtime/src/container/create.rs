@@ -133,8 +133,7 @@ async fn ask(
     sandbox: &Sandbox,
     devices: Vec<message::Device>,
 ) -> Result<Streams, CreateError> {
-    let (streams, stdio) =
-        Streams::open(&options.uris, options.terminal, &sandbox.ports, &sandbox.port_numbers)?;
+    let (mut streams, stdio) = Streams::open(&options.uris, options.terminal)?;
 
     let mut request = CreateContainerRequest::new();
     request.container_id.clone_from(&options.id);
@@ -146,6 +145,12 @@ async fn ask(
     request.stdio = Some(stdio).into();
     (request.rows, request.columns) = plan.terminal_size;
     let answer = sandbox.agent.create_container(request).await?;
+    if let Err(error) = streams.connect(&sandbox.ports).await {
+        if let Err(error) = sandbox.agent.remove_container(&options.id, true).await {
+            tracing::warn!(container = options.id, error = %crate::failure::chain(&error), "undo");
+        }
+        return Err(error.into());
+    }
     if let Err(error) = devices::record(&options.bundle, DeviceMap::of_plan(plan), &devices, answer) {
         // The container is there all the same; only `kiai inspect --devices` will know nothing of it.
         tracing::warn!(error = %crate::failure::chain(&error), "the devices cannot be written down");

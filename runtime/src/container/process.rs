@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
+use super::io::Written;
 use super::lifecycle::Lifecycle;
 use super::lifecycle::Unchanged;
 
@@ -101,11 +102,11 @@ impl Process {
         self.streams.lock().take();
     }
 
-    /// Returns once the output of an exited process is handed on.
-    pub(super) async fn drain(&self) {
+    /// Returns once the output of an exited process is handed on, which had written so much.
+    pub(super) async fn drain(&self, written: Written) {
         let streams = self.streams.lock().clone();
         if let Some(streams) = streams {
-            streams.drain().await;
+            streams.drain(written).await;
         }
     }
 

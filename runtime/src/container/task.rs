@@ -20,6 +20,7 @@ use super::Reporter;
 use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
+use super::io::Written;
 use super::lend::Lent;
 use super::lifecycle::NotRemoved;
 use super::limits::Applied;
@@ -35,6 +36,11 @@ use crate::sandbox::Sandbox;
 const SANDBOX_ERROR: &str = "sandbox-error.txt";
 /// File in the bundle that says that memory ran out.
 const OOM: &str = "oom";
+
+/// How long a process that was killed may take to end, where nobody has asked for its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 
 /// A container of a sandbox.
 pub struct Container {
@@ -153,8 +159,7 @@ impl Container {
     async fn ask_for(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
         let sandbox = self.guest()?;
-        let (streams, stdio) =
-            Streams::open(&process.uris, process.terminal, &sandbox.ports, &sandbox.port_numbers)?;
+        let (mut streams, stdio) = Streams::open(&process.uris, process.terminal)?;
         let mut request = ExecProcessRequest::new();
         request.container_id.clone_from(&self.id);
         request.exec_id.clone_from(&process.id.exec_id);
@@ -166,16 +171,37 @@ impl Container {
             request.columns = u32::try_from(size.width()).unwrap_or(0);
         }
         sandbox.agent.exec_process(request).await?;
+        if let Err(error) = streams.connect(&sandbox.ports).await {
+            self.undo_start(process, sandbox).await;
+            return Err(error.into());
+        }
         process.set_streams(streams);
         Ok(())
+    }
+
+    /// Ends a process that runs in the guest and was not started for its client.
+    async fn undo_start(&self, process: &Process, sandbox: &Sandbox) {
+        let (agent, id) = (&sandbox.agent, &process.id);
+        let undo = async {
+            agent.signal(id, SIGKILL, false).await?;
+            agent.wait_process(id).await?;
+            agent.remove_process(id).await
+        };
+        match tokio::time::timeout(PATIENCE, undo).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "undo");
+            }
+            Err(_) => tracing::warn!(process = process.name(), "a process does not end"),
+        }
     }
 
     /// Waits for a process's end and tells it, once its output is handed on.
     pub(super) fn watch(self: &Arc<Self>, process: Arc<Process>) {
         let container = self.clone();
         tokio::spawn(async move {
-            let (exit, out_of_memory) = container.end(&process).await;
-            process.drain().await;
+            let (exit, out_of_memory, written) = container.end(&process).await;
+            process.drain(written).await;
             let tell = || {
                 if out_of_memory {
                     container.out_of_memory();
@@ -188,22 +214,27 @@ impl Container {
         });
     }
 
-    /// How the process ended, and whether memory ran out.
-    async fn end(&self, process: &Process) -> (Exit, bool) {
+    /// How the process ended, whether memory ran out, and how much it had written.
+    async fn end(&self, process: &Process) -> (Exit, bool, Written) {
         let endings = &self.sandbox.endings;
         let answer = tokio::select! {
             answer = self.sandbox.agent.wait_process(&process.id) => answer,
-            ended = endings.wait() => return (self.sandbox_ended(&ended), false),
+            ended = endings.wait() => return (self.sandbox_ended(&ended), false, Written::UNKNOWN),
         };
         match answer {
             // The guest's clock says when, but a client compares with the host's.
-            Ok(answer) => (Exit::now(answer.exit_status & 0xff), answer.out_of_memory),
+            Ok(answer) => {
+                let written = Written { stdout: answer.stdout_bytes, stderr: answer.stderr_bytes };
+                (Exit::now(answer.exit_status & 0xff), answer.out_of_memory, written)
+            }
             // The agent's answer would have come: the guest is going, or gone.
-            Err(error) if error.answer().is_none() => (self.sandbox_ended(&endings.wait().await), false),
+            Err(error) if error.answer().is_none() => {
+                (self.sandbox_ended(&endings.wait().await), false, Written::UNKNOWN)
+            }
             Err(error) => {
                 // Its container was removed under it.
                 tracing::debug!(process = process.name(), error = %crate::failure::chain(&error), "wait");
-                (Exit::now(137), false)
+                (Exit::now(137), false, Written::UNKNOWN)
             }
         }
     }
@@ -234,7 +265,12 @@ impl Container {
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
         let process = self.process(exec_id)?;
         process.alive("kill")?;
-        self.guest()?.agent.signal(&process.id, signal, all).await.map_err(|error| match error.answer() {
+        let sandbox = self.guest()?;
+        let call = sandbox.agent.signal(&process.id, signal, all);
+        let answer = if signal == SIGKILL { sandbox.unless_dead(call).await } else { Ok(call.await) };
+        // The machine's end is that of all its processes.
+        let Ok(answer) = answer else { return Ok(()) };
+        answer.map_err(|error| match error.answer() {
             Some(ttrpc::Code::NOT_FOUND) => TaskError::Finished(process.name()),
             _ => error.into(),
         })
@@ -265,7 +301,7 @@ impl Container {
         let work = async |state| {
             if state != ProcessState::Created
                 && let Ok(sandbox) = self.guest()
-                && let Err(error) = sandbox.agent.remove_process(&process.id).await
+                && let Ok(Err(error)) = sandbox.unless_dead(sandbox.agent.remove_process(&process.id)).await
             {
                 tracing::warn!(process = process.name(), error = %crate::failure::chain(&error), "remove");
             }
@@ -283,7 +319,6 @@ impl Container {
     /// started. The container is gone, which killed them; a guest that does not say so is not waited for longer
     /// than this.
     async fn exec_ends(&self) {
-        const PATIENCE: Duration = Duration::from_secs(10);
         let execs = self.execs.all();
         let ends = futures::future::join_all(execs.iter().map(|exec| exec.process.lifecycle.over()));
         if tokio::time::timeout(PATIENCE, ends).await.is_err() {
@@ -293,7 +328,7 @@ impl Container {
 
     async fn remove(&self, force: bool) {
         if let Ok(sandbox) = self.guest()
-            && let Err(error) = sandbox.agent.remove_container(&self.id, force).await
+            && let Ok(Err(error)) = sandbox.unless_dead(sandbox.agent.remove_container(&self.id, force)).await
         {
             // What the host lent goes all the same; the guest's remains end with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");

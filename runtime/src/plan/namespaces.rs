@@ -17,8 +17,9 @@ pub(super) fn network_path(namespaces: &[LinuxNamespace]) -> Option<PathBuf> {
         .filter(|path| !path.as_os_str().is_empty())
 }
 
-/// The namespaces the agent is to make for a container. What the containers of a pod share is the guest itself:
-/// its network always; its host name, IPC and processes where the spec points at another container's.
+/// The namespaces the agent is to make for a container. What the containers of a pod share is the guest's: its network
+/// always; its host name and IPC where the spec points at another container's. Without a pid namespace of its own a
+/// container joins that of the pod, which the agent makes and in which there is nothing of the guest.
 pub(super) fn plan_namespaces(all: &[LinuxNamespace], role: &Role) -> Result<Vec<LinuxNamespace>, PlanError> {
     let mut kept = Vec::new();
     for namespace in all {

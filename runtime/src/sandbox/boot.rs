@@ -30,7 +30,6 @@ use crate::agent::AgentError;
 use crate::agent::Ready;
 use crate::agent::ReadyError;
 use crate::agent::message;
-use crate::container::io::PortNumbers;
 use crate::host::Network;
 use crate::host::NetworkError;
 use crate::host::network;
@@ -179,10 +178,9 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         prepared = prepared => prepared?,
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
-    let (port_numbers, groups) = (PortNumbers::default(), super::pass::Groups::default());
-    let desk = Desk::default();
+    let (desk, groups) = (Desk::default(), super::pass::Groups::default());
     let network = (plan.network, queues);
-    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, network, groups, desk })
+    Ok(Sandbox { agent, ports, endings, bounds: plan.bounds, pod, vm, network, groups, desk })
 }
 
 fn machine(

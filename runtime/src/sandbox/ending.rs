@@ -42,26 +42,39 @@ pub(super) fn tail(console: &str) -> String {
 /// The end to come. Clones see the same.
 #[derive(Clone)]
 pub struct Endings {
-    end: watch::Receiver<Option<Ended>>,
+    end: std::sync::Arc<watch::Sender<Option<Ended>>>,
     expected: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Endings {
     /// Waits for the machine's end on a thread of its own.
     pub(super) fn of(vm: &VmHandle) -> std::io::Result<Self> {
-        let (told, end) = watch::channel(None);
-        let expected = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
-        let vm = vm.clone();
-        let asked = expected.clone();
+        let endings = Self { end: watch::channel(None).0.into(), expected: std::sync::Arc::default() };
+        let (vm, told) = (vm.clone(), endings.clone());
         std::thread::Builder::new().name("vm-end".into()).spawn(move || {
             let ending = vm.wait();
-            let expected = ending == Ending::Stopped || asked.load(std::sync::atomic::Ordering::Acquire);
-            let console = vm.console_tail();
-            told.send_replace(Some(Ended { ending, expected, console }));
+            told.tell(ending, &vm);
             // A guest that ended by itself leaves its devices: their going ends the streams.
             vm.stop();
         })?;
-        Ok(Self { end, expected })
+        Ok(endings)
+    }
+
+    /// A machine that was to stop has ended, whether its threads have or not.
+    pub(super) fn abandon(&self, vm: &VmHandle) {
+        self.tell(Ending::Stopped, vm);
+    }
+
+    /// The first end counts.
+    fn tell(&self, ending: Ending, vm: &VmHandle) {
+        let asked = self.expected.load(std::sync::atomic::Ordering::Acquire);
+        let expected = ending == Ending::Stopped || asked;
+        let console = vm.console_tail();
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert(Ended { ending, expected, console });
+            first
+        });
     }
 
     /// From here on an end is what was asked for.
@@ -76,10 +89,10 @@ impl Endings {
 
     /// Waits for the end.
     pub async fn wait(&self) -> Ended {
-        let mut end = self.end.clone();
+        let mut end = self.end.subscribe();
         match end.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
             Ok(Some(ended)) => ended,
-            // The thread that tells went away without a word; nobody can say more.
+            // Not while `self` holds the sender.
             _ => Ended { ending: Ending::Stopped, expected: false, console: String::new() },
         }
     }

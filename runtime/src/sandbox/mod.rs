@@ -1,8 +1,9 @@
 //! The microVM of a pod: booted, asked through its agent, ended. One per process.
 //!
-//! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent,
-//! and hands out vsock ports. Names no KVM type.
+//! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent
+//! and its vsock ports. Names no KVM type.
 
+mod alive;
 mod boot;
 mod bus;
 mod desk;
@@ -26,13 +27,13 @@ use kiai_vmm::vsock::VsockPorts;
 use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::message;
-use crate::container::io::PortNumbers;
 use crate::host::Network;
 use crate::host::NetworkError;
 use crate::host::network;
 use crate::plan::Bounds;
 use crate::plan::Limits;
 
+pub use alive::DeadGuest;
 pub use boot::BootError;
 pub use boot::boot;
 pub use ending::Ended;
@@ -50,8 +51,6 @@ pub struct Sandbox {
     pub agent: Agent,
     /// The host's side of its vsock.
     pub ports: Arc<VsockPorts>,
-    /// Ports for streams.
-    pub port_numbers: PortNumbers,
     /// Its end, when that comes.
     pub endings: Endings,
     /// How large it can be.
@@ -163,7 +162,7 @@ impl Sandbox {
     pub async fn shut_down(&self) {
         self.endings.expect();
         if self.endings.ended().is_none()
-            && let Err(error) = self.agent.destroy_sandbox().await
+            && let Ok(Err(error)) = self.unless_dead(self.agent.destroy_sandbox()).await
         {
             tracing::warn!(error = %crate::failure::chain(&error), "the guest did not end in good order");
         }

@@ -22,6 +22,25 @@ fn pause_and_resume(containerd: &Containerd, id: &str) {
     assert_eq!(containerd.ctr(&thawed).finish().success(), "thawed");
 }
 
+/// A container that shares its processes' numbers with others of the pod sees those and the pod's init, and nothing of
+/// the guest.
+fn shared_pids(containerd: &Containerd, reference: &str) {
+    let run = ["run", "-d", "--runtime", "io.containerd.kiai.v2", "--with-ns", "pid:/proc/1/ns/pid"];
+    // An orphan that has ended is reaped.
+    let script = "sh -c 'sleep 1 &'; sleep 2; for process in /proc/[0-9]*; do cat $process/comm; done; \
+                  ls -A /proc/1/root | wc -l; true > /proc/1/exe || echo refused";
+    for (name, options) in [("shared", &[][..]), ("open", &["--privileged"])] {
+        let words = [&run[..], options, &[reference, name, "sleep", "3600"]].concat();
+        containerd.ctr(&words).finish().success();
+        let words = ["task", "exec", "--exec-id", "look", name, "sh", "-c", script];
+        let seen = containerd.ctr(&words).finish().success();
+        assert_eq!(seen.lines().collect::<Vec<_>>(), ["init", "sleep", "sh", "0", "refused"], "{name}");
+        containerd.ctr(&["task", "kill", "-s", "KILL", name]).finish().success();
+        containerd.ctr(&["task", "delete", name]).finish();
+        containerd.ctr(&["container", "delete", name]).finish().success();
+    }
+}
+
 #[test]
 fn ctr_runs_containers() {
     scenario(|_| {
@@ -35,6 +54,8 @@ fn ctr_runs_containers() {
         assert_ne!(first.success(), process::run("uname", &["-r"]), "the host's kernel");
         assert!(first.stderr.contains("error"), "{first}");
         ctr(&[&reference, "second", "sh", "-c", "exit 7"]).failure(7);
+
+        shared_pids(&containerd, &reference);
 
         let words = ["run", "-d", "--runtime", "io.containerd.kiai.v2", &reference, "third", "sleep", "3600"];
         containerd.ctr(&words).finish().success();

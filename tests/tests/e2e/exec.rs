@@ -1,5 +1,8 @@
 //! `kiai exec`: another process in a container that is running.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use kiai_tests::kiai::busybox;
 use kiai_tests::scenario;
 use kiai_tests::terminal::Terminal;
@@ -18,6 +21,33 @@ fn a_process_joins_a_running_container() {
         assert!(finished.failure(127).contains("no-such-program"), "{finished}");
         let piped = kiai.call_with(&["exec", "-i", "host", "wc", "-c"], vec![b'x'; 3 << 20]);
         assert_eq!(piped.success(), (3 << 20).to_string());
+        kiai.ok(&["rm", "-f", "host"]);
+    });
+}
+
+#[test]
+fn a_process_that_leaves_a_child_behind_ends_when_it_ends() {
+    scenario(|kiai| {
+        kiai.keep_running("host", &[]);
+        let timed = |words: &[&str]| {
+            let begun = Instant::now();
+            let finished = kiai.call(&[&["exec"], words].concat());
+            (finished, begun.elapsed())
+        };
+        let (_, alone) = timed(&["host", "sh", "-c", "exit 4"]);
+        // The child has the outputs open for as long as the container lives.
+        let script = "sleep 3600 & head -c 1000000 /dev/zero; echo error >&2; exit 4";
+        let (piped, with_child) = timed(&["host", "sh", "-c", script]);
+        assert_eq!(piped.failure(4), "error\n");
+        assert_eq!(piped.stdout.len(), 1_000_000);
+        let (shown, on_terminal) = timed(&["-t", "host", "sh", "-c", "sleep 3600 & seq 10000; exit 4"]);
+        assert_eq!(shown.code, Some(4), "{shown}");
+        assert!(shown.text().ends_with("\r\n10000\r\n"), "{shown}");
+        println!("alone {alone:?}, with a child {with_child:?}, on a terminal {on_terminal:?}");
+        // Half of what a reader that takes nothing is waited for.
+        for took in [with_child, on_terminal] {
+            assert!(took < alone + Duration::from_secs(5), "{took:?}, and {alone:?} alone");
+        }
         kiai.ok(&["rm", "-f", "host"]);
     });
 }

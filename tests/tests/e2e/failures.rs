@@ -1,6 +1,8 @@
 //! When something breaks: what the user is told, and what is left.
 
 use std::fs;
+use std::time::Duration;
+use std::time::Instant;
 
 use kiai_tests::kiai::busybox;
 use kiai_tests::scenario;
@@ -39,6 +41,30 @@ fn a_panic_of_the_guests_kernel_is_told_with_the_end_of_its_console() {
         let message = finished.failure(255);
         assert!(message.contains("Kernel panic"), "the console's end: {finished}");
     });
+}
+
+#[test]
+fn a_container_of_a_dead_guest_can_be_killed() {
+    // Two seconds, and what the commands cost on an emulated machine: a third of what an answer is waited for.
+    const BOUND: Duration = Duration::from_secs(20);
+    // A kernel that panics and is not to reset the machine stays where it is, and answers nothing.
+    let script = "mkdir /mnt && mount -t proc proc /mnt && echo 0 > /mnt/sys/kernel/panic \
+                  && echo c > /mnt/sysrq-trigger; sleep 60";
+    for end in [&["rm", "-f", "dead"][..], &["stop", "-t", "1", "dead"], &["kill", "dead"]] {
+        scenario(|kiai| {
+            let image = busybox();
+            let options = ["--console", "--name", "dead", "--cap-add", "SYS_ADMIN"];
+            let waiting = kiai.start(&[&["run"], &options[..], &[&image, "sh", "-c", script]].concat());
+            waiting.until_error("end Kernel panic");
+            let begun = Instant::now();
+            kiai.ok(end);
+            let took = begun.elapsed();
+            println!("{end:?} of a container of a dead guest took {took:?}");
+            assert!(took < BOUND, "{end:?} took {took:?}");
+            assert_eq!(waiting.finish().code, Some(137));
+            kiai.ok(&["rm", "-f", "dead"]);
+        });
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use kiai_tests::fixture::digest;
 use kiai_tests::kiai::busybox;
+use kiai_tests::kiai::debian;
 use kiai_tests::scenario;
 use kiai_tests::terminal::Terminal;
 
@@ -28,6 +29,54 @@ fn sixty_four_mebibytes_arrive_whole_both_ways() {
         let echoed = kiai.call_with(&["run", "-i", "--rm", &image, "cat"], data);
         assert_eq!(echoed.code, Some(0), "{echoed}");
         assert_eq!((echoed.stdout.len(), digest(&echoed.stdout)), (64 << 20, expected));
+    });
+}
+
+/// Tries what a container could do with vsock: one line for each attempt, and how it ended.
+const VSOCK: &str = "
+import errno, socket
+def attempt(name, work):
+    try:
+        vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        work(vsock)
+        print(name, 'OPEN')
+    except OSError as error:
+        print(name, errno.errorcode.get(error.errno, error))
+attempt('socket', lambda vsock: None)
+for port in 1024, 1025:
+    for cid in 1, 3, socket.VMADDR_CID_ANY:
+        attempt(f'bind {cid} {port}', lambda vsock: vsock.bind((cid, port)))
+    for cid in 1, 3:
+        attempt(f'connect {cid} {port}', lambda vsock: vsock.connect((cid, port)))
+for port in 1024, 1025, *range(0x10000, 0x10010):
+    attempt(f'connect 2 {port}', lambda vsock: vsock.connect((2, port)))
+";
+
+#[test]
+fn a_container_with_vsock_reaches_neither_the_agent_nor_a_stream() {
+    scenario(|kiai| {
+        let image = debian();
+        let program = ["python3", "-c", VSOCK];
+        // Its streams are open while the other process tries to get at them.
+        let script = "mkfifo /go && echo up && read -r line < /go && echo $line";
+        let words = ["run", "--name", "neighbour", "--privileged", &image, "sh", "-c", script];
+        let neighbour = kiai.start(&words);
+        neighbour.until("up\n");
+        let attempts = kiai.ok(&[&["exec", "neighbour"][..], &program].concat());
+        let attempts: Vec<&str> = attempts.lines().collect();
+        assert_eq!(attempts[0], "socket OPEN", "without seccomp there is vsock");
+        assert_eq!(attempts.len(), 1 + 2 * 5 + 18, "{attempts:?}");
+        for attempt in &attempts[1..] {
+            assert!(!attempt.ends_with("OPEN"), "{attempts:?}");
+        }
+        let host = attempts.iter().filter(|attempt| attempt.starts_with("connect 2 "));
+        assert!(host.clone().all(|attempt| attempt.ends_with("ECONNRESET")), "{attempts:?}");
+        kiai.ok(&["exec", "neighbour", "sh", "-c", "echo done > /go"]);
+        assert_eq!(neighbour.finish().success(), "up\ndone");
+        kiai.ok(&["rm", "neighbour"]);
+
+        let closed = kiai.ok(&[&["run", "--rm", &image][..], &program].concat());
+        assert!(closed.lines().all(|attempt| attempt.ends_with("EPERM")), "{closed}");
     });
 }
 

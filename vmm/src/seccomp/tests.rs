@@ -210,7 +210,8 @@ fn devices_under_attack_need_nothing_else() {
 fn ask_kvm() {
     const REGION: MemRegion = MemRegion { address: 4 << 30, length: 128 << 20, block: 2 << 20 };
     let (memory, _reservation) = memory::allocate(32, false).unwrap();
-    let (_kvm, vm, slots) = kvm::create(&memory::regions(&memory.memory())).unwrap();
+    let (_kvm, vm) = kvm::open().unwrap();
+    let slots = kvm::equip(&vm, &memory::regions(&memory.memory())).unwrap();
     let slots = Arc::new(slots);
     let vector = kvm::KvmInterrupts::new(vm.clone()).vectors(1).unwrap().remove(0);
     let (doorbells, event) = (kvm::KvmDoorbells(vm), EventFd::new(0).unwrap());

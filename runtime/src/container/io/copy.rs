@@ -1,5 +1,6 @@
 //! The copying itself: one task a stream.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -9,47 +10,70 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::sink::Sink;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Copies what the guest writes until it ends. `progress` counts the bytes handed on.
+/// Who counts what is handed on, and waits for it.
+pub(super) struct Meter {
+    /// Bytes handed on, of all outputs of the process.
+    pub(super) progress: Arc<AtomicU64>,
+    /// How many bytes of this one make it whole, once that is known.
+    pub(super) owed: watch::Receiver<Option<u64>>,
+    /// Told when as many are handed on; dropped at the end.
+    pub(super) whole: oneshot::Sender<()>,
+}
+
+/// Copies what the guest writes until it ends.
 pub(super) async fn output(
     stream_name: &'static str,
-    accepted: oneshot::Receiver<std::os::unix::net::UnixStream>,
+    connected: oneshot::Receiver<UnixStream>,
     mut sink: Sink,
-    progress: Arc<AtomicU64>,
+    meter: Meter,
 ) {
-    let Ok(mut stream) = accept(accepted).await else { return };
+    let Ok(mut stream) = connected.await else { return };
+    let Meter { progress, mut owed, whole } = meter;
+    let mut whole = Some(whole);
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut broken = false;
+    let (mut broken, mut handed_on) = (false, 0);
     loop {
-        let count = match stream.read(&mut buffer).await {
-            // A guest that died resets its streams: the end like any other, and told elsewhere.
-            Ok(0) | Err(_) => break,
-            Ok(count) => count,
-        };
-        if !broken && let Err(error) = sink.write(&buffer[..count]).await {
-            // Go on reading: a client that went away must not stop the process in the guest.
-            tracing::info!(stream = stream_name, %error, "output is dropped from here on");
-            broken = true;
+        if owed.borrow_and_update().is_some_and(|owed| handed_on >= owed)
+            && let Some(whole) = whole.take()
+        {
+            report(stream_name, &mut broken, sink.finish().await);
+            let _ = whole.send(());
         }
+        let count = tokio::select! {
+            Ok(()) = owed.changed(), if whole.is_some() => continue,
+            read = stream.read(&mut buffer) => match read {
+                // A guest that died resets its streams: the end like any other, and told elsewhere.
+                Ok(0) | Err(_) => break,
+                Ok(count) => count,
+            },
+        };
+        // Go on reading: a client that went away must not stop the process in the guest.
+        if !broken {
+            report(stream_name, &mut broken, sink.write(&buffer[..count]).await);
+        }
+        handed_on += count as u64;
         progress.fetch_add(count as u64, Ordering::Relaxed);
     }
-    if let Err(error) = sink.finish().await
-        && !broken
+    report(stream_name, &mut broken, sink.finish().await);
+}
+
+fn report(stream_name: &'static str, broken: &mut bool, result: io::Result<()>) {
+    if let Err(error) = result
+        && !std::mem::replace(broken, true)
     {
-        tracing::info!(stream = stream_name, %error, "the end of the output is lost");
+        tracing::info!(stream = stream_name, %error, "output is dropped from here on");
     }
 }
 
 /// Copies what clients write until the last of them has closed, then tells the guest.
-pub(super) async fn input(
-    accepted: oneshot::Receiver<std::os::unix::net::UnixStream>,
-    mut source: impl AsyncRead + Unpin,
-) {
-    let Ok(mut stream) = accept(accepted).await else { return };
+pub(super) async fn input(connected: oneshot::Receiver<UnixStream>, mut source: impl AsyncRead + Unpin) {
+    let Ok(mut stream) = connected.await else { return };
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = match source.read(&mut buffer).await {
@@ -69,12 +93,4 @@ pub(super) async fn input(
     if stream.shutdown().await.is_ok() {
         let _ = stream.read(&mut [0]).await;
     }
-}
-
-async fn accept(
-    accepted: oneshot::Receiver<std::os::unix::net::UnixStream>,
-) -> Result<UnixStream, Box<dyn std::error::Error>> {
-    let stream = accepted.await?;
-    stream.set_nonblocking(true)?;
-    Ok(UnixStream::from_std(stream)?)
 }

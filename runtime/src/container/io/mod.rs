@@ -1,8 +1,8 @@
 //! Standard streams: containerd's URIs on one side, vsock streams on the other, bytes copied between.
 //!
 //! No end ever blocks a thread, end of file crosses both ways, and a slow reader slows the guest's writer down
-//! (full pipe -> unread stream -> no vsock credit). What the process wrote is handed on whole before its exit is
-//! told, unless nobody reads it.
+//! (full pipe -> unread stream -> no vsock credit). What the process itself wrote is handed on whole before its exit
+//! is told, unless nobody reads it.
 
 mod copy;
 mod fifo;
@@ -13,13 +13,15 @@ mod streams;
 mod tests;
 mod uri;
 
-pub use streams::PortNumbers;
 pub use streams::Streams;
+pub use streams::Written;
 pub use uri::StdioUri;
 pub use uri::Uris;
 
 use std::io;
 use std::path::PathBuf;
+
+use crate::agent::StreamError;
 
 /// A standard stream that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +45,16 @@ pub enum StdioError {
         #[source]
         source: io::Error,
     },
-    /// No vsock port.
-    #[error("{stream}: {source}")]
-    Port {
+    /// The kernel has no random numbers.
+    #[error("a secret for the standard streams")]
+    Secret(#[source] io::Error),
+    /// The agent does not take it.
+    #[error("{stream}")]
+    Connect {
         /// stdin, stdout or stderr.
         stream: &'static str,
         /// The reason.
-        source: kiai_vmm::vsock::PortInUse,
+        #[source]
+        source: StreamError,
     },
 }

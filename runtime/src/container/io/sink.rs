@@ -55,7 +55,7 @@ impl Sink {
         }
     }
 
-    /// Hands on what is still held back. Nothing may be written after.
+    /// Hands on what is still held back.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::None | Self::Fifo(_) => Ok(()),

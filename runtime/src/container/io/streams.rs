@@ -1,51 +1,71 @@
-//! The streams of one process: ports listened on before the agent is told of them, tasks that copy, their end.
+//! The streams of one process: opened before the agent is told of them, connected once it has built the process, their
+//! end.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kiai_protocol::agent::Stdio;
-use kiai_protocol::ports::FIRST_STREAM_PORT;
+use kiai_protocol::stream::Secret;
+use kiai_protocol::stream::StandardStream;
+use kiai_protocol::stream::StreamName;
 use kiai_vmm::vsock::VsockPorts;
 use parking_lot::Mutex;
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::task::JoinHandle;
 
 use super::StdioError;
 use super::StdioUri;
 use super::Uris;
 use super::copy;
+use super::copy::Meter;
 use super::fifo;
 use super::fifo::Kept;
 use super::sink::Sink;
+use crate::agent::new_secret;
+use crate::agent::open_stream;
 
 /// How long an exit waits for a reader of the output that takes nothing.
 const STALLED_READER: Duration = Duration::from_secs(10);
 
-/// Hands out vsock ports for streams, one sandbox's.
-#[derive(Debug)]
-pub struct PortNumbers(AtomicU32);
-
-impl Default for PortNumbers {
-    fn default() -> Self {
-        Self(AtomicU32::new(FIRST_STREAM_PORT))
+fn stream_name(stream: StandardStream) -> &'static str {
+    match stream {
+        StandardStream::Stdin => "stdin",
+        StandardStream::Stdout => "stdout",
+        StandardStream::Stderr => "stderr",
     }
 }
 
-impl PortNumbers {
-    fn next(&self) -> u32 {
-        self.0.fetch_add(1, Ordering::Relaxed)
-    }
+/// How many bytes make a process's outputs whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Of standard output, or of a terminal.
+    pub stdout: u64,
+    /// Of standard error.
+    pub stderr: u64,
+}
+
+impl Written {
+    /// Nobody knows: whole is what comes until the end.
+    pub const UNKNOWN: Self = Self { stdout: u64::MAX, stderr: u64::MAX };
+}
+
+/// An output that is copied, and how its being whole is learned.
+struct Copied {
+    stream: StandardStream,
+    owed: watch::Sender<Option<u64>>,
+    whole: oneshot::Receiver<()>,
 }
 
 /// One process's streams. Dropping them ends every copy.
 pub struct Streams {
-    ports: Arc<VsockPorts>,
-    listened: Vec<u32>,
-    outputs: Mutex<Vec<JoinHandle<()>>>,
+    secret: Secret,
+    /// Where the connections are awaited.
+    unconnected: Vec<(StandardStream, oneshot::Sender<UnixStream>)>,
+    outputs: Mutex<Vec<Copied>>,
     /// All tasks, for the end.
     tasks: Vec<AbortHandle>,
     /// Readers of ours on the output fifos.
@@ -56,17 +76,12 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Opens what the URIs name and listens for the guest's connections; `Stdio` tells the agent where. With a
-    /// terminal there is no stderr.
-    pub fn open(
-        uris: &Uris,
-        terminal: bool,
-        ports: &Arc<VsockPorts>,
-        numbers: &PortNumbers,
-    ) -> Result<(Self, Stdio), StdioError> {
+    /// Opens what the URIs name; `Stdio` tells the agent which streams there will be. With a terminal there is no
+    /// stderr.
+    pub fn open(uris: &Uris, terminal: bool) -> Result<(Self, Stdio), StdioError> {
         let mut streams = Self {
-            ports: ports.clone(),
-            listened: Vec::new(),
+            secret: new_secret().map_err(StdioError::Secret)?,
+            unconnected: Vec::new(),
             outputs: Mutex::default(),
             tasks: Vec::new(),
             readers: Mutex::default(),
@@ -74,72 +89,64 @@ impl Streams {
             progress: Arc::default(),
         };
         let mut stdio = Stdio::new();
-        stdio.stdin_port = streams.open_input(&StdioUri::parse("stdin", &uris.stdin)?, numbers)?;
-        stdio.stdout_port = streams.open_output("stdout", &uris.stdout, numbers)?;
+        stdio.secret = streams.secret.0.into();
+        stdio.stdin = streams.open_input(&StdioUri::parse("stdin", &uris.stdin)?)?;
+        stdio.stdout = streams.open_output(StandardStream::Stdout, &uris.stdout)?;
         if !terminal {
-            stdio.stderr_port = streams.open_output("stderr", &uris.stderr, numbers)?;
+            stdio.stderr = streams.open_output(StandardStream::Stderr, &uris.stderr)?;
         }
         Ok((streams, stdio))
     }
 
-    fn open_input(&mut self, uri: &StdioUri, numbers: &PortNumbers) -> Result<u32, StdioError> {
-        let StdioUri::Path(path) = uri else { return Ok(0) };
+    /// Connects all of them, once the agent has built the process.
+    pub async fn connect(&mut self, ports: &VsockPorts) -> Result<(), StdioError> {
+        let secret = self.secret;
+        let connecting = self.unconnected.drain(..).map(|(stream, connected)| async move {
+            let opened = open_stream(ports, StreamName { secret, stream }).await;
+            let connection =
+                opened.map_err(|source| StdioError::Connect { stream: stream_name(stream), source })?;
+            // The receiver is gone when the streams were dropped.
+            let _ = connected.send(connection);
+            Ok(())
+        });
+        futures::future::try_join_all(connecting).await.map(drop)
+    }
+
+    fn open_input(&mut self, uri: &StdioUri) -> Result<bool, StdioError> {
+        let StdioUri::Path(path) = uri else { return Ok(false) };
         let failed = |source| StdioError::Open { stream: "stdin", path: path.clone(), source };
         if fifo::is_fifo(path).map_err(failed)? {
             let (receiver, writer) = fifo::input(path).map_err(failed)?;
-            let (port, accepted) = self.listen("stdin", numbers)?;
             *self.writer.lock() = Some(writer);
-            self.tasks.push(tokio::spawn(copy::input(accepted, receiver)).abort_handle());
-            Ok(port)
+            let connected = self.expect(StandardStream::Stdin);
+            self.tasks.push(tokio::spawn(copy::input(connected, receiver)).abort_handle());
         } else {
-            let file = std::fs::File::open(path).map_err(failed)?;
-            let (port, accepted) = self.listen("stdin", numbers)?;
-            let source = tokio::fs::File::from(file);
-            self.tasks.push(tokio::spawn(copy::input(accepted, source)).abort_handle());
-            Ok(port)
+            let source = tokio::fs::File::from(std::fs::File::open(path).map_err(failed)?);
+            let connected = self.expect(StandardStream::Stdin);
+            self.tasks.push(tokio::spawn(copy::input(connected, source)).abort_handle());
         }
+        Ok(true)
     }
 
-    fn open_output(
-        &mut self,
-        stream: &'static str,
-        uri: &str,
-        numbers: &PortNumbers,
-    ) -> Result<u32, StdioError> {
-        let (sink, reader) = Sink::open(stream, &StdioUri::parse(stream, uri)?)?;
+    fn open_output(&mut self, stream: StandardStream, uri: &str) -> Result<bool, StdioError> {
+        let name = stream_name(stream);
+        let (sink, reader) = Sink::open(name, &StdioUri::parse(name, uri)?)?;
         if matches!(sink, Sink::None) {
-            return Ok(0);
+            return Ok(false);
         }
-        let (port, accepted) = self.listen(stream, numbers)?;
+        let connected = self.expect(stream);
         self.readers.lock().extend(reader);
-        let task = tokio::spawn(copy::output(stream, accepted, sink, self.progress.clone()));
-        self.tasks.push(task.abort_handle());
-        self.outputs.lock().push(task);
-        Ok(port)
+        let ((owed, told), (done, whole)) = (watch::channel(None), oneshot::channel());
+        let meter = Meter { progress: self.progress.clone(), owed: told, whole: done };
+        self.tasks.push(tokio::spawn(copy::output(name, connected, sink, meter)).abort_handle());
+        self.outputs.lock().push(Copied { stream, owed, whole });
+        Ok(true)
     }
 
-    /// A port of the host for one connection; a guest that opens more of them is refused.
-    fn listen(
-        &mut self,
-        stream: &'static str,
-        numbers: &PortNumbers,
-    ) -> Result<(u32, oneshot::Receiver<std::os::unix::net::UnixStream>), StdioError> {
-        let port = numbers.next();
-        let (accept, accepted) = oneshot::channel();
-        let accept = Mutex::new(Some(accept));
-        self.ports
-            .listen(
-                port,
-                Box::new(move |connection| {
-                    if let Some(accept) = accept.lock().take() {
-                        // The receiver is gone when the streams were dropped.
-                        let _ = accept.send(connection);
-                    }
-                }),
-            )
-            .map_err(|source| StdioError::Port { stream, source })?;
-        self.listened.push(port);
-        Ok((port, accepted))
+    fn expect(&mut self, stream: StandardStream) -> oneshot::Receiver<UnixStream> {
+        let (connect, connected) = oneshot::channel();
+        self.unconnected.push((stream, connect));
+        connected
     }
 
     /// CloseIO: the guest's input ends once every client has closed and all they wrote is delivered.
@@ -147,15 +154,19 @@ impl Streams {
         self.writer.lock().take();
     }
 
-    /// To be called when the process has exited: returns once its output is handed on whole. With nobody to read
-    /// it that is at once; a reader that is there but takes nothing for ten seconds is not waited for, though the
-    /// copying goes on behind its back.
-    pub async fn drain(&self) {
-        self.unlisten();
+    /// To be called when the process has exited: returns once its own output is handed on whole. With nobody to read
+    /// it that is at once; a reader that is there but takes nothing for ten seconds is not waited for. Then the copying
+    /// goes on behind its back, as it does for what children of the process still write.
+    pub async fn drain(&self, written: Written) {
         self.close_input();
         self.readers.lock().clear();
         let outputs = std::mem::take(&mut *self.outputs.lock());
-        let mut outputs = futures::future::join_all(outputs);
+        for output in &outputs {
+            let bytes = if output.stream == StandardStream::Stderr { written.stderr } else { written.stdout };
+            output.owed.send_replace(Some(bytes));
+        }
+        // An error is the end of the output, which is as good.
+        let mut outputs = futures::future::join_all(outputs.into_iter().map(|output| output.whole));
         let mut before = self.progress.load(Ordering::Relaxed);
         loop {
             match tokio::time::timeout(STALLED_READER, &mut outputs).await {
@@ -173,18 +184,8 @@ impl Streams {
     }
 }
 
-impl Streams {
-    /// A connection that has not come by now never will.
-    fn unlisten(&self) {
-        for port in &self.listened {
-            self.ports.unlisten(*port);
-        }
-    }
-}
-
 impl Drop for Streams {
     fn drop(&mut self) {
-        self.unlisten();
         for task in &self.tasks {
             task.abort();
         }

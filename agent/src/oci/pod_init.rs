@@ -1,0 +1,117 @@
+//! The init of the pod's pid namespace: for containers that share their processes' numbers with others of the pod, or
+//! have no pid namespace of their own. They see each other and this one, never what runs in the guest itself.
+//!
+//! The helper makes the namespace and starts the agent's program in it, from a read-only mount; that program leaves
+//! behind all it can see of the guest before it says that it is ready, and from then on does nothing: the kernel reaps
+//! its children for it.
+
+use std::convert::Infallible;
+use std::fs::{File, create_dir};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::Mode;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
+};
+
+use crate::sys;
+
+/// The argument by which the agent's program is this init.
+pub const ARGUMENT: &str = "pod-init";
+
+/// Where the helper, in a mount namespace of its own, has its mounts.
+const PLACE: &str = "/tmp";
+const PROGRAM: &str = "/tmp/init";
+
+/// What the init says when it is ready.
+const READY: u8 = b'r';
+
+/// Starts the init in a pid namespace of its own, from the helper; its pid in the guest's root namespace.
+pub(super) fn start() -> anyhow::Result<i32> {
+    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("make a pid namespace")?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("keep mounts apart")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("tmpfs", PLACE, "tmpfs", flags, c"mode=755").context("mount a place for the init")?;
+    File::create(PROGRAM).context("make room for the program")?;
+    // By its path: what the link itself leads to is on a mount of the namespace that was left.
+    let program = std::env::current_exe().context("find the program")?;
+    mount_bind(&program, PROGRAM).with_context(|| format!("bind {program:?}"))?;
+    // By /proc/1/exe it may be written to wherever it may be read.
+    mount_remount(PROGRAM, MountFlags::BIND | MountFlags::RDONLY | flags, c"")
+        .context("protect the program")?;
+    let mut child = Command::new(PROGRAM)
+        .arg(ARGUMENT)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .context("start the init")?;
+    // One byte, or the reason and the end.
+    let stdout = child.stdout.as_mut().context("the init has a standard output")?;
+    let mut said = [0; 1024];
+    let length = stdout.read(&mut said)?;
+    if said[..length] != [READY] {
+        let reason = String::from_utf8_lossy(&said[..length]);
+        bail!("the init of the pid namespace does not start: {reason}");
+    }
+    i32::try_from(child.id()).context("a pid is an i32")
+}
+
+/// The init itself. Returns if it cannot be one, which the helper is told.
+pub fn main() -> anyhow::Result<()> {
+    let Err(error) = run();
+    println!("{error:#}");
+    Err(error)
+}
+
+fn run() -> anyhow::Result<Infallible> {
+    ensure!(std::process::id() == 1, "the pod's init runs only as PID 1 of a namespace");
+    // Killed last, as every process of the namespace dies with it; a favour where that is not permitted.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    sys::reap_by_kernel();
+    let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    leave_guest().context("leave the guest's root")?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    let none = rustix::thread::CapabilitySet::empty();
+    let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, sets).context("drop every capability")?;
+    rustix::stdio::dup2_stderr(null.as_fd())?;
+    std::io::stdout().write_all(&[READY])?;
+    std::io::stdout().flush()?;
+    rustix::stdio::dup2_stdout(null.as_fd())?;
+    drop(null);
+    loop {
+        // Nothing wakes it: who is PID 1 is sent no signal it has not asked for.
+        nix::unistd::pause();
+    }
+}
+
+/// Enters an empty directory as its root; nothing of the mounts of before is left in the namespace.
+fn leave_guest() -> anyhow::Result<()> {
+    let empty = Path::new(PLACE).join("root");
+    create_dir(&empty)?;
+    mount(
+        "tmpfs",
+        &empty,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        c"mode=555",
+    )?;
+    std::env::set_current_dir(&empty)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")?;
+    rustix::process::umask(Mode::empty());
+    Ok(mount_remount(
+        "/",
+        MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        c"mode=555",
+    )?)
+}
