@@ -19,8 +19,8 @@ use crate::container::io::StdioError;
 use crate::host::MountError;
 use crate::host::NetworkError;
 use crate::plan::PlanError;
+use crate::sandbox::AssignError;
 use crate::sandbox::BootError;
-use crate::sandbox::LendError;
 use crate::sandbox::ResizeError;
 
 /// A failed request.
@@ -111,7 +111,7 @@ impl Coded for CreateError {
             Self::Plan(error) => error.code(),
             Self::Boot(error) => error.code(),
             Self::Mount(error) => error.code(),
-            Self::Lend(error) => error.code(),
+            Self::Assign(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Task(error) => error.code(),
@@ -145,7 +145,7 @@ impl Coded for TaskError {
             Self::Cdi(error) => error.code(),
             Self::Mount(error) => error.code(),
             Self::Network(error) => error.code(),
-            Self::Lend(error) => error.code(),
+            Self::Assign(error) => error.code(),
         }
     }
 }
@@ -197,15 +197,19 @@ impl Coded for BootError {
     }
 }
 
-impl Coded for LendError {
+impl Coded for AssignError {
     fn code(&self) -> Code {
         match self {
             Self::Open { source, .. } => of_io(source),
             Self::Vfio { source, .. } => of_io(source),
-            Self::OtherMode { .. } | Self::Taken(_) | Self::InterfaceTaken(_) => Code::FAILED_PRECONDITION,
-            Self::Attach { .. } | Self::Nic { .. } | Self::Share(_) | Self::Pass(_) | Self::Panicked(_) => {
-                Code::INTERNAL
+            Self::AccessConflict { .. } | Self::FunctionAssigned(_) | Self::InterfaceAssigned(_) => {
+                Code::FAILED_PRECONDITION
             }
+            Self::Attach { .. }
+            | Self::Nic { .. }
+            | Self::Volume(_)
+            | Self::Function(_)
+            | Self::Panicked(_) => Code::INTERNAL,
             Self::Agent(error) => error.code(),
         }
     }

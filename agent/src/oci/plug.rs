@@ -237,7 +237,7 @@ fn open_one(volume: &Volume) -> anyhow::Result<Tree> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let root = open_tree(CWD, &entry, how).context("open its entry")?;
-    unmount(OPENED, UnmountFlags::DETACH).context("let go of its file system")?;
+    unmount(OPENED, UnmountFlags::DETACH).context("unmount its file system")?;
     let there = rustix::fs::fstat(&root).context("look at its entry")?;
     let is_directory = FileType::from_raw_mode(there.st_mode).is_dir();
     Ok(Tree { root, is_directory, device: there.st_dev })

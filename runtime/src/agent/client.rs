@@ -149,7 +149,7 @@ impl Agent {
         bounded("RescanPci", self.0.rescan_pci(Context::default(), &request)).await.map(drop)
     }
 
-    /// Has the guest let go of a PCI function: its driver's, and off the guest's bus.
+    /// Has the guest release a PCI function: its driver is unbound, and it leaves the guest's bus.
     pub async fn remove_pci(&self, path: &str) -> Result<(), AgentError> {
         let mut request = RemovePciRequest::new();
         request.pci_path = path.into();

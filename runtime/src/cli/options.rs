@@ -98,7 +98,7 @@ pub(super) struct ContainerOptions {
     /// Set a resource limit: nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub(super) ulimit: Vec<Ulimit>,
-    /// Lend a device of the host: a node, a PCI function (pci:ADDRESS, see kiai devices; with
+    /// Assign a device of the host: a node, a PCI function (pci:ADDRESS, see kiai devices; with
     /// ,user-space a program in the container drives it), or a device of a CDI file by its name
     #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]
     pub(super) device: Vec<DeviceOption>,

@@ -39,7 +39,7 @@ pub(super) struct Plug {
     /// Mount a file, a directory or a named volume
     #[arg(short, long, value_name = "SOURCE:PATH[:ro]", required_unless_present_any = ["network", "device"])]
     volume: Vec<VolumeOption>,
-    /// Lend a device of the host, named as for run. Variables of a running process cannot be changed: those
+    /// Assign a device of the host, named as for run. Variables of a running process cannot be changed: those
     /// that name PCI functions (PCIDEVICE_*) are right in what exec starts afterwards, and a CDI device that
     /// sets some is refused
     #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]

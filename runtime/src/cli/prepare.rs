@@ -22,7 +22,7 @@ use crate::cli::terminal;
 use crate::host::pci;
 use crate::network::Network;
 use crate::network::dns;
-use crate::plan::PassMode;
+use crate::plan::PassthroughMode;
 use crate::plan::PciAddress;
 use crate::spec;
 use crate::spec::SpecInput;
@@ -254,7 +254,10 @@ fn find_group(address: PciAddress) -> anyhow::Result<u32> {
     Ok(group)
 }
 
-fn find_node(device: &NodeOption, function: Option<(PciAddress, PassMode)>) -> anyhow::Result<HostDevice> {
+fn find_node(
+    device: &NodeOption,
+    function: Option<(PciAddress, PassthroughMode)>,
+) -> anyhow::Result<HostDevice> {
     let named = || format!("device {}", device.host.display());
     let metadata = fs::metadata(&device.host).with_context(named)?;
     let kind = metadata.file_type();

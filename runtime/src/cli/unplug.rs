@@ -22,8 +22,8 @@ pub(super) struct Unplug {
     /// Unmount the volume at this path, unless it is in use
     #[arg(short, long, value_name = "PATH", required_unless_present_any = ["network", "device"])]
     volume: Vec<PathBuf>,
-    /// Take back the device at this path, this PCI function, or all that came for this CDI device, unless it is
-    /// in use
+    /// Remove the device at this path, this PCI function, or all that came for this CDI device, unless it is in
+    /// use
     #[arg(long, value_name = "PATH|pci:ADDRESS|VENDOR/CLASS=NAME")]
     device: Vec<PluggedOption>,
     /// Take this interface away

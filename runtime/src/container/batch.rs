@@ -24,12 +24,12 @@ use crate::cdi::NeededMount;
 use crate::host::facts;
 use crate::plan::DeviceMap;
 use crate::plan::Disk;
-use crate::plan::PassMode;
-use crate::plan::PassedFunction;
+use crate::plan::PassthroughFunction;
+use crate::plan::PassthroughMode;
 use crate::plan::PciAddress;
 use crate::plan::PlanError;
 use crate::plan::Volume;
-use crate::plan::plan_lent;
+use crate::plan::plan_devices;
 use crate::plan::plan_volume;
 
 /// What is to be plugged in.
@@ -44,7 +44,7 @@ pub struct Plug {
     pub rules: Vec<LinuxDeviceCgroup>,
     /// PCI functions of the IOMMU groups among the entries, and who drives each. Of a group without one of them all
     /// are passed, for a program in the container.
-    pub functions: Vec<(PciAddress, PassMode)>,
+    pub functions: Vec<(PciAddress, PassthroughMode)>,
     /// Devices of CDI files.
     pub vendor_devices: Vec<DeviceName>,
     /// Interfaces of the pod's network namespace, by name. They become the guest's as those at boot did.
@@ -95,7 +95,7 @@ pub(super) struct Batch {
     pub(super) entries: Vec<LinuxDevice>,
     rules: Vec<LinuxDeviceCgroup>,
     pub(super) disks: Vec<Disk>,
-    pub(super) functions: Vec<PassedFunction>,
+    pub(super) functions: Vec<PassthroughFunction>,
     pub(super) volumes: Vec<PlannedVolume>,
     pub(super) claims: Vec<(DeviceName, Thing)>,
 }
@@ -118,7 +118,7 @@ impl Batch {
         let mut spec = Spec::default();
         spec.set_process(None).set_mounts(None).set_linux(Some(batch.linux()));
         let facts = facts::gather(&spec);
-        (batch.disks, batch.functions) = plan_lent(&batch.entries, &batch.rules, &plug.functions, &facts)?;
+        (batch.disks, batch.functions) = plan_devices(&batch.entries, &batch.rules, &plug.functions, &facts)?;
         let is_there = |(entry, address): &(LinuxDevice, Option<PciAddress>)| {
             address.is_none() && there.entries.iter().any(|other| other.path() == entry.path())
         };
@@ -224,7 +224,10 @@ impl Batch {
         let functions = functions.map(|function| (entry(&function.container_path), Some(function.address)));
         let mut all: Vec<_> =
             disks.chain(functions).filter_map(|(entry, address)| Some((entry?, address))).collect();
-        let own = self.entries.iter().filter(|entry| all.iter().all(|(lent, _)| lent.path() != entry.path()));
+        let own = self
+            .entries
+            .iter()
+            .filter(|entry| all.iter().all(|(assigned, _)| assigned.path() != entry.path()));
         let own: Vec<_> = own.map(|entry| (entry.clone(), None)).collect();
         all.extend(own);
         all

@@ -1,4 +1,4 @@
-//! The whole story of a container's making: plan -> lend -> attach -> ask the agent.
+//! Creating a container, in order: mount, assign devices, ask the agent.
 
 use std::future::Future;
 use std::path::Path;
@@ -16,8 +16,8 @@ use super::devices;
 use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
-use super::lend::Lent;
 use super::limits::Applied;
+use super::mounts::ContainerMounts;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::cdi::CdiError;
@@ -27,10 +27,10 @@ use crate::plan::ContainerPlan;
 use crate::plan::DeviceMap;
 use crate::plan::PlanError;
 use crate::plan::container_directory;
+use crate::sandbox::AssignError;
 use crate::sandbox::BootError;
-use crate::sandbox::LendError;
+use crate::sandbox::HostDevices;
 use crate::sandbox::Sandbox;
-use crate::sandbox::Wanted;
 
 /// What a client says about a container to be.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +79,7 @@ pub enum CreateError {
     Mount(#[from] MountError),
     /// Devices.
     #[error(transparent)]
-    Lend(#[from] LendError),
+    Assign(#[from] AssignError),
     /// Standard streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -100,27 +100,27 @@ pub async fn create(
     sandbox: impl Future<Output = Result<Arc<Sandbox>, CreateError>>,
     reporter: Reporter,
 ) -> Result<Arc<Container>, CreateError> {
-    let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
-    let wanted = Wanted { disks: &plan.disks, functions: &plan.functions, ..Wanted::default() };
-    let (loan, devices) = sandbox.lend(wanted).await?;
+    let (sandbox, mounts) = tokio::try_join!(sandbox, mount(&options, &plan, shared))?;
+    let wanted = HostDevices { disks: &plan.disks, functions: &plan.functions, ..HostDevices::default() };
+    let (assignment, devices) = sandbox.assign(wanted).await?;
     match ask(&options, &plan, &sandbox, devices).await {
         Ok(streams) => {
             let init = Process::new(&options.id, "", options.uris, options.terminal);
             init.set_streams(streams);
-            let lent = (lent, loan);
+            let assigned = (mounts, assignment);
             let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let applied =
                 resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
             let started = (applied, plan.spec.process().clone().unwrap_or_default());
             let container =
-                Container::new(options.id, options.bundle, sandbox, init, lent, started, reporter);
+                Container::new(options.id, options.bundle, sandbox, init, assigned, started, reporter);
             let container = Arc::new(container);
             container.report(Report::Created);
             container.watch(container.init.clone());
             Ok(container)
         }
         Err(error) => {
-            sandbox.take_back(loan).await;
+            sandbox.unassign(assignment).await;
             Err(error)
         }
     }
@@ -153,16 +153,21 @@ async fn ask(
     Ok(streams)
 }
 
-async fn lend(options: &CreateOptions, plan: &ContainerPlan, shared: &Path) -> Result<Lent, CreateError> {
+async fn mount(
+    options: &CreateOptions,
+    plan: &ContainerPlan,
+    shared: &Path,
+) -> Result<ContainerMounts, CreateError> {
     let directory = shared.join(&options.id);
     let rootfs = options.rootfs.clone();
     let root = plan.spec.root().as_ref().map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
     let fallback = options.bundle.join(root);
     let volumes = plan.volumes.clone();
     let mounting =
-        tokio::task::spawn_blocking(move || Lent::mount(directory, &rootfs, &fallback, &volumes)).await;
+        tokio::task::spawn_blocking(move || ContainerMounts::mount(directory, &rootfs, &fallback, &volumes))
+            .await;
     match mounting {
-        Ok(lent) => Ok(lent?),
+        Ok(mounts) => Ok(mounts?),
         Err(panic) => Err(TaskError::Panicked(format!("mounting: {panic}")).into()),
     }
 }

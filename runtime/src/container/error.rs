@@ -5,7 +5,7 @@ use crate::cdi::CdiError;
 use crate::host::MountError;
 use crate::host::NetworkError;
 use crate::plan::PlanError;
-use crate::sandbox::LendError;
+use crate::sandbox::AssignError;
 use crate::sandbox::ResizeError;
 
 use super::io::StdioError;
@@ -82,7 +82,7 @@ pub enum TaskError {
     Network(#[from] NetworkError),
     /// The machine or its guest does not take a device.
     #[error(transparent)]
-    Lend(#[from] LendError),
+    Assign(#[from] AssignError),
     /// The pod ends, or was told to.
     #[error("container {0}: the pod is shutting down")]
     ShuttingDown(String),

@@ -1,4 +1,4 @@
-//! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
+//! One container of a sandbox: its creation, and the requests it serves until it is removed.
 //!
 //! `create` tells the whole story of a container; `process` is its init and every process run in it, `lifecycle` the
 //! states of each and their changes, `table` what there is by id; `plug` is what comes and goes meanwhile, `batch`
@@ -10,9 +10,9 @@ mod create;
 pub mod devices;
 mod error;
 pub mod io;
-mod lend;
 mod lifecycle;
 mod limits;
+mod mounts;
 mod os;
 mod plug;
 mod process;

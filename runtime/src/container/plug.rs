@@ -2,8 +2,9 @@
 //! own, devices of the host, and further interfaces of the pod.
 //!
 //! ```text
-//!   plug:   mount and take over on the host -> lend -> interfaces in the guest -> the rest in the container
-//!   unplug: volumes and devices out of the container -> taken back -> unmounted on the host
+//!   plug:   mount volumes and take interfaces over on the host -> assign devices -> interfaces in the guest ->
+//!           volumes and devices in the container
+//!   unplug: volumes and devices out of the container -> unassign devices -> unmount volumes on the host
 //! ```
 //! A batch is one transaction. What is in the container is last to come and first to go, since only that can be
 //! refused by what the container does: whatever fails before is undone, and after it nothing fails. A guest that does not
@@ -32,16 +33,16 @@ use super::batch::There;
 use super::batch::Thing;
 use super::batch::named;
 use super::devices;
-use super::lend::OwnShare;
+use super::mounts::VolumeMount;
 use crate::agent::AgentError;
 use crate::cdi::DeviceName;
 use crate::cdi::NeededMount;
 use crate::host::Network;
 use crate::plan::PciAddress;
-use crate::sandbox::Loan;
+use crate::sandbox::Assignment;
+use crate::sandbox::HostDevices;
 use crate::sandbox::Sandbox;
-use crate::sandbox::Share;
-use crate::sandbox::Wanted;
+use crate::sandbox::VolumeDevice;
 use crate::spec::device::PluggedOption;
 use crate::store::file::FileError;
 
@@ -63,7 +64,7 @@ pub(super) struct Plugged {
     /// In the order in which they came.
     volumes: Vec<PluggedVolume>,
     devices: Vec<PluggedDevice>,
-    interfaces: Vec<(String, Loan)>,
+    interfaces: Vec<(String, Assignment)>,
     /// Which of it came for a device of a vendor.
     claims: Vec<(DeviceName, Thing)>,
     /// What the agent was asked to plug in and never said that it had: it may have come to it since.
@@ -73,9 +74,9 @@ pub(super) struct Plugged {
 struct PluggedVolume {
     wanted: NeededMount,
     mount: PluggedMount,
-    loan: Loan,
-    /// Until the guest has let go of it.
-    share: OwnShare,
+    assignment: Assignment,
+    /// Dropped once the guest has released the device.
+    share: VolumeMount,
 }
 
 struct PluggedDevice {
@@ -83,7 +84,7 @@ struct PluggedDevice {
     /// Of a PCI function.
     address: Option<PciAddress>,
     /// Nothing for what is the guest's own.
-    loan: Loan,
+    assignment: Assignment,
 }
 
 impl PluggedDevice {
@@ -190,20 +191,20 @@ impl Plugged {
         Ok(())
     }
 
-    /// Takes all of it back from a guest that has no use for it any more.
-    pub(super) async fn give_back(self, sandbox: &Sandbox) {
-        let (loans, shares): (Vec<_>, Vec<_>) =
-            self.volumes.into_iter().map(|volume| (volume.loan, volume.share)).unzip();
-        let interfaces = self.interfaces.into_iter().map(|(_, loan)| loan);
-        let devices = self.devices.into_iter().map(|device| device.loan);
-        sandbox.take_back(Loan::all(devices.chain(interfaces).chain(loans))).await;
-        drop_shares(shares).await;
+    /// Unassigns all of it, which the container no longer uses.
+    pub(super) async fn unassign(self, sandbox: &Sandbox) {
+        let (assignments, volume_mounts): (Vec<_>, Vec<_>) =
+            self.volumes.into_iter().map(|volume| (volume.assignment, volume.share)).unzip();
+        let interfaces = self.interfaces.into_iter().map(|(_, assignment)| assignment);
+        let devices = self.devices.into_iter().map(|device| device.assignment);
+        sandbox.unassign(Assignment::join(devices.chain(interfaces).chain(assignments))).await;
+        drop_mounts(volume_mounts).await;
     }
 }
 
 /// Unmounting can block.
-async fn drop_shares(shares: Vec<OwnShare>) {
-    if tokio::task::spawn_blocking(move || drop(shares)).await.is_err() {
+async fn drop_mounts(volume_mounts: Vec<VolumeMount>) {
+    if tokio::task::spawn_blocking(move || drop(volume_mounts)).await.is_err() {
         tracing::error!("unmounting volumes panicked");
     }
 }
@@ -226,28 +227,28 @@ impl Container {
             .into_iter()
             .map(|(wanted, mount, share)| (wanted, (mount, share)))
             .unzip();
-        let (mounts, shares): (Vec<_>, Vec<_>) = volumes.into_iter().unzip();
+        let (mounts, volume_mounts): (Vec<_>, Vec<_>) = volumes.into_iter().unzip();
         let mut network = match sandbox.take_over(plug.interfaces).await {
             Ok(network) => network,
             Err(error) => {
-                drop_shares(shares).await;
+                drop_mounts(volume_mounts).await;
                 return Err(error.into());
             }
         };
         // The way out stays where it was.
         network.routes.retain(|route| !matches!(route.destination.as_str(), "0.0.0.0/0" | "::/0"));
 
-        let directories: Vec<_> = mounts.iter().zip(&shares).map(device_of).collect();
-        let lent = sandbox.lend(Wanted {
+        let directories: Vec<_> = mounts.iter().zip(&volume_mounts).map(device_of).collect();
+        let assigned = sandbox.assign(HostDevices {
             disks: &batch.disks,
             functions: &batch.functions,
             nics: &mut network.nics,
-            shares: &directories,
+            volumes: &directories,
         });
-        let (loan, sent) = match lent.await {
-            Ok(lent) => lent,
+        let (assignment, sent) = match assigned.await {
+            Ok(assigned) => assigned,
             Err(error) => {
-                drop_shares(shares).await;
+                drop_mounts(volume_mounts).await;
                 return Err(error.into());
             }
         };
@@ -272,24 +273,28 @@ impl Container {
                         tracing::warn!(error = %crate::failure::chain(&error), "an undo is put off");
                     }
                 }
-                sandbox.take_back(loan).await;
-                drop_shares(shares).await;
+                sandbox.unassign(assignment).await;
+                drop_mounts(volume_mounts).await;
                 return Err(error.into());
             }
         }
-        let lent_devices = batch.disks.len() + batch.functions.len();
-        let mut loans = loan.each();
+        let host_devices = batch.disks.len() + batch.functions.len();
+        let mut assignments = assignment.split();
         plugged.devices.extend(devices.into_iter().enumerate().map(|(nth, (entry, address))| {
-            let loan = if nth < lent_devices { loans.next().unwrap_or_default() } else { Loan::default() };
-            PluggedDevice { entry, address, loan }
+            let assignment = if nth < host_devices {
+                assignments.next().unwrap_or_default()
+            } else {
+                Assignment::default()
+            };
+            PluggedDevice { entry, address, assignment }
         }));
         let names = network.nics.into_iter().map(|nic| nic.name);
-        plugged.interfaces.extend(names.zip(&mut loans));
-        let volumes = wanted.into_iter().zip(mounts).zip(shares).zip(loans);
-        plugged.volumes.extend(volumes.map(|(((wanted, mount), share), loan)| PluggedVolume {
+        plugged.interfaces.extend(names.zip(&mut assignments));
+        let volumes = wanted.into_iter().zip(mounts).zip(volume_mounts).zip(assignments);
+        plugged.volumes.extend(volumes.map(|(((wanted, mount), share), assignment)| PluggedVolume {
             wanted,
             mount,
-            loan,
+            assignment,
             share,
         }));
         plugged.claims.append(&mut batch.claims);
@@ -327,7 +332,7 @@ impl Container {
                 self.note(devices::record_unplugged(&self.bundle, &gone, answer));
             }
         }
-        plugged.split_off(&leaving).give_back(sandbox).await;
+        plugged.split_off(&leaving).unassign(sandbox).await;
         tracing::info!(container = self.id, took = ?begun.elapsed(), "unplugged");
         Ok(())
     }
@@ -344,14 +349,14 @@ impl Container {
     async fn share(
         &self,
         volumes: Vec<PlannedVolume>,
-    ) -> Result<Vec<(NeededMount, PluggedMount, OwnShare)>, TaskError> {
+    ) -> Result<Vec<(NeededMount, PluggedMount, VolumeMount)>, TaskError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let bundle = self.bundle.clone();
         let work = move || {
             let one = |PlannedVolume { wanted, volume }| {
                 // Its own for the life of this process, which is the sandbox's.
                 let tag = format!("volume-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-                let share = OwnShare::mount(bundle.join(&tag), &volume)?;
+                let share = VolumeMount::mount(bundle.join(&tag), &volume)?;
                 let mut mount = PluggedMount::new();
                 mount.tag = tag;
                 mount.entry = volume.target.display().to_string();
@@ -382,8 +387,8 @@ async fn tell(
     sandbox.agent.plug(request).await
 }
 
-fn device_of((mount, share): (&PluggedMount, &OwnShare)) -> Share {
-    Share { tag: mount.tag.clone(), directory: share.view().into() }
+fn device_of((mount, share): (&PluggedMount, &VolumeMount)) -> VolumeDevice {
+    VolumeDevice { tag: mount.tag.clone(), directory: share.view().into() }
 }
 
 #[cfg(test)]

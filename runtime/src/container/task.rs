@@ -20,15 +20,15 @@ use super::Reporter;
 use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
-use super::lend::Lent;
 use super::lifecycle::NotRemoved;
 use super::limits::Applied;
+use super::mounts::ContainerMounts;
 use super::plug::Plugged;
 use super::table::NoEntry;
 use super::table::Table;
 use crate::plan::Limits;
 use crate::plan::check_id;
-use crate::sandbox::Loan;
+use crate::sandbox::Assignment;
 use crate::sandbox::Sandbox;
 
 /// File in the bundle that says why the sandbox ended by the guest's fault.
@@ -49,7 +49,7 @@ pub struct Container {
     sandbox: Arc<Sandbox>,
     /// Closed once the container is being removed.
     execs: Table<Exec>,
-    lent: Mutex<Option<(Lent, Loan)>>,
+    assigned: Mutex<Option<(ContainerMounts, Assignment)>>,
     /// Locked while that changes; none once the container is being removed.
     pub(super) plugged: tokio::sync::Mutex<Option<Plugged>>,
     /// Locked while they change, and while device rules do.
@@ -79,7 +79,7 @@ impl Container {
         bundle: PathBuf,
         sandbox: Arc<Sandbox>,
         init: Process,
-        lent: (Lent, Loan),
+        assigned: (ContainerMounts, Assignment),
         (applied, process): (Applied, ProcessSpec),
         reporter: Reporter,
     ) -> Self {
@@ -90,7 +90,7 @@ impl Container {
             sandbox,
             process,
             execs: Table::default(),
-            lent: Mutex::new(Some(lent)),
+            assigned: Mutex::new(Some(assigned)),
             plugged: tokio::sync::Mutex::new(Some(Plugged::default())),
             applied: tokio::sync::Mutex::new(applied),
             reporter,
@@ -295,15 +295,15 @@ impl Container {
         if let Ok(sandbox) = self.guest()
             && let Err(error) = sandbox.agent.remove_container(&self.id, force).await
         {
-            // What the host lent goes all the same; the guest's remains end with the guest.
+            // Mounts and devices are released all the same; what is left in the guest ends with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
         }
         if let Some(plugged) = self.plugged.lock().await.take() {
-            plugged.give_back(&self.sandbox).await;
+            plugged.unassign(&self.sandbox).await;
         }
-        let Some((lent, loan)) = self.lent.lock().take() else { return };
-        self.sandbox.take_back(loan).await;
-        if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
+        let Some((mounts, assignment)) = self.assigned.lock().take() else { return };
+        self.sandbox.unassign(assignment).await;
+        if tokio::task::spawn_blocking(move || drop(mounts)).await.is_err() {
             tracing::error!(container = self.id, "unmounting panicked");
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::PassMode;
+use super::PassthroughMode;
 use super::PciAddress;
 use super::PlanError;
 use super::size::millis;
@@ -50,7 +50,7 @@ pub struct Annotations {
     /// `io.kiai.console`: a file to which the guest's console is appended.
     pub console: Option<PathBuf>,
     /// `io.kiai.vfio.<n>`: PCI functions and who drives each, "ADDRESS=guest-driver" or "ADDRESS=user-space".
-    pub functions: Vec<(PciAddress, PassMode)>,
+    pub functions: Vec<(PciAddress, PassthroughMode)>,
     /// `io.kiai.all-devices`: the container gets a node of every device of the guest.
     pub all_devices: bool,
     /// Bytes: what the kubelet computed for the pod (containerd 1.6.9 and later).
@@ -93,7 +93,7 @@ impl Annotations {
     }
 }
 
-fn function(name: &str, value: &str) -> Result<(PciAddress, PassMode), PlanError> {
+fn function(name: &str, value: &str) -> Result<(PciAddress, PassthroughMode), PlanError> {
     let wish = value.split_once('=').and_then(|(at, mode)| Some((at.parse().ok()?, mode.parse().ok()?)));
     wish.ok_or_else(|| bad(name, value, "is not ADDRESS=guest-driver or ADDRESS=user-space"))
 }

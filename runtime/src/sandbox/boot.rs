@@ -22,7 +22,7 @@ use super::Endings;
 use super::GrowError;
 use super::Machine;
 use super::Sandbox;
-use super::desk::Desk;
+use super::assignments::Assignments;
 use super::ending::tail;
 use super::resize;
 use crate::agent::Agent;
@@ -179,10 +179,21 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         prepared = prepared => prepared?,
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
-    let (port_numbers, groups) = (PortNumbers::default(), super::pass::Groups::default());
-    let desk = Desk::default();
+    let (port_numbers, groups) = (PortNumbers::default(), super::vfio::OpenGroups::default());
+    let assignments = Assignments::default();
     let network = (plan.network, queues);
-    Ok(Sandbox { agent, ports, port_numbers, endings, bounds: plan.bounds, pod, vm, network, groups, desk })
+    Ok(Sandbox {
+        agent,
+        ports,
+        port_numbers,
+        endings,
+        bounds: plan.bounds,
+        pod,
+        vm,
+        network,
+        groups,
+        assignments,
+    })
 }
 
 fn machine(

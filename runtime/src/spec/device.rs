@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::cdi::DeviceName;
 use crate::plan::ParsePciAddressError;
-use crate::plan::PassMode;
+use crate::plan::PassthroughMode;
 use crate::plan::PciAddress;
 
 /// What the user wrote of a device to be taken back: what it was plugged in as.
@@ -60,7 +60,7 @@ pub enum DeviceOption {
     /// A device node of the host.
     Node(NodeOption),
     /// A PCI function of the host, and who drives it.
-    Pci(PciAddress, PassMode),
+    Pci(PciAddress, PassthroughMode),
     /// A device of a vendor's file.
     Cdi(DeviceName),
 }
@@ -149,7 +149,7 @@ pub struct HostDevice {
     /// Of the letters `r`, `w`, `m`.
     pub permissions: String,
     /// It is an IOMMU group, and this is the function of it that is wanted.
-    pub function: Option<(PciAddress, PassMode)>,
+    pub function: Option<(PciAddress, PassthroughMode)>,
 }
 
 /// The annotations (`io.kiai.vfio.<n>`) that choose the PCI functions among these devices.
@@ -300,9 +300,9 @@ mod tests {
     fn a_pci_function_is_driven_by_the_guest_unless_said() {
         let address = "0000:00:03.0".parse().unwrap();
         for (text, mode) in [
-            ("pci:0000:00:03.0", PassMode::GuestDriver),
-            ("pci:00:03.0,guest-driver", PassMode::GuestDriver),
-            ("pci:0000:00:03.0,user-space", PassMode::UserSpace),
+            ("pci:0000:00:03.0", PassthroughMode::GuestDriver),
+            ("pci:00:03.0,guest-driver", PassthroughMode::GuestDriver),
+            ("pci:0000:00:03.0,user-space", PassthroughMode::UserSpace),
         ] {
             assert_eq!(text.parse(), Ok(DeviceOption::Pci(address, mode)), "{text}");
         }
@@ -319,7 +319,7 @@ mod tests {
             minor: 0,
             mode: 0o600,
             permissions: "rwm".into(),
-            function: Some((address.parse().unwrap(), PassMode::UserSpace)),
+            function: Some((address.parse().unwrap(), PassthroughMode::UserSpace)),
         };
         let devices = [function("00:03.0"), function("00:03.1")];
         assert_eq!(nodes(&devices).len(), 1);

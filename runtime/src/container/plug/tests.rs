@@ -19,9 +19,9 @@ fn of_devices(devices: &[LinuxDevice]) -> Plug {
     Plug { devices: devices.to_vec(), ..Plug::default() }
 }
 
-/// Something plugged in that nothing is lent for.
+/// A plugged device without an assignment.
 fn plugged(entry: LinuxDevice, address: Option<&str>) -> PluggedDevice {
-    PluggedDevice { entry, address: address.map(|at| at.parse().unwrap()), loan: Loan::default() }
+    PluggedDevice { entry, address: address.map(|at| at.parse().unwrap()), assignment: Assignment::default() }
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn a_function_goes_back_with_its_whole_batch_if_anything_fails() {
         kiai.call(&["plug", "whole", "--device", &edu.device()]).refused(&["no driver", "user-space"]);
         check("no driver in the guest");
         kiai.call(&["plug", "whole", "--device", &user_space, "--device", "/dev/kvm"]).refused(&["/dev/kvm"]);
-        check("a device that cannot be lent");
+        check("a device that cannot be assigned");
         kiai.call(&["plug", "whole", "--device", &format!("pci:{}", super::find(NVME))])
             .refused(&["kiai devices bind"]);
 
