@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn a_missing_kernel_is_not_found_and_named() {
         let source = io::Error::from(io::ErrorKind::NotFound);
-        let error = BootError::File { what: "kernel", path: "/k".into(), source };
+        let error = BootError::File { file: "kernel", path: "/k".into(), source };
         let failure = Failure::from(CreateError::from(error));
         assert_eq!(failure.code(), Code::NOT_FOUND);
         assert!(failure.to_string().contains("kernel /k"), "{failure}");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiai_protocol::agent::Device;
+use kiai_protocol::agent::DeviceAssignment;
 use kiai_protocol::agent::device_locator::By;
 use kiai_protocol::pci_path::PciPath;
 
@@ -25,7 +25,7 @@ use crate::uevent::Uevents;
 /// Waits until each of `devices` has its nodes.
 pub(super) async fn wait_for_all(
     uevents: &Uevents,
-    devices: &[Device],
+    devices: &[DeviceAssignment],
     timeout: Duration,
 ) -> Result<Vec<AssignedDevice>> {
     let mut found = Vec::new();
@@ -35,7 +35,11 @@ pub(super) async fn wait_for_all(
     Ok(found)
 }
 
-async fn wait_for_one(uevents: &Uevents, device: &Device, timeout: Duration) -> Result<AssignedDevice> {
+async fn wait_for_one(
+    uevents: &Uevents,
+    device: &DeviceAssignment,
+    timeout: Duration,
+) -> Result<AssignedDevice> {
     let host = host_identity(device)?;
     let (pci_path, nodes) = match &device.locator.by {
         Some(By::PciFunction(path)) => {
@@ -56,7 +60,7 @@ async fn wait_for_one(uevents: &Uevents, device: &Device, timeout: Duration) -> 
     Ok(AssignedDevice { entry: PathBuf::from(&device.container_path), host, pci_path, nodes })
 }
 
-fn host_identity(device: &Device) -> Result<Identity> {
+fn host_identity(device: &DeviceAssignment) -> Result<Identity> {
     let path = &device.container_path;
     let kind = match device.kind.as_str() {
         "b" => DeviceKind::Block,
@@ -74,7 +78,7 @@ fn host_identity(device: &Device) -> Result<Identity> {
 }
 
 fn function(
-    device: &Device,
+    device: &DeviceAssignment,
     host: Identity,
     path: &PciPath,
     own: Vec<Node>,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
-use kiai_protocol::agent::FoundDevice;
+use kiai_protocol::agent::ContainerDevice;
 use parking_lot::Mutex;
 use tokio::sync::MutexGuard;
 
@@ -68,7 +68,7 @@ impl Devices {
     }
 
     /// What the host is told: each device, and the rules in force.
-    pub fn report(&self) -> Result<(Vec<FoundDevice>, Vec<String>)> {
+    pub fn report(&self) -> Result<(Vec<ContainerDevice>, Vec<String>)> {
         self.inventory().report()
     }
 }

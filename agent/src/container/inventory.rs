@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 
-use kiai_protocol::agent::FoundDevice;
+use kiai_protocol::agent::ContainerDevice;
 use kiai_protocol::agent::PluggedDevice;
 use oci_spec::runtime::Linux;
 use oci_spec::runtime::LinuxDevice;
@@ -276,12 +276,12 @@ impl Inventory {
     }
 
     /// What the host is told: each device, and the rules.
-    pub(super) fn report(&self) -> Result<(Vec<FoundDevice>, Vec<String>)> {
+    pub(super) fn report(&self) -> Result<(Vec<ContainerDevice>, Vec<String>)> {
         let mut rows = HostRows::default();
         for attachment in self.all() {
             rows = rows.merged(attachment.rows()?);
         }
-        let mut found: Vec<FoundDevice> = Vec::new();
+        let mut found: Vec<ContainerDevice> = Vec::new();
         for entry in self.all().flat_map(|attachment| &attachment.entries) {
             for node in rows.nodes(entry) {
                 let device = self.found(entry.path(), node);
@@ -293,10 +293,10 @@ impl Inventory {
         Ok((found, self.rules.iter().map(ToString::to_string).collect()))
     }
 
-    fn found(&self, entry: &Path, node: &GuestNode) -> FoundDevice {
+    fn found(&self, entry: &Path, node: &GuestNode) -> ContainerDevice {
         let identity = node.node.identity();
         let assigned = node.origin != Origin::Standard;
-        FoundDevice {
+        ContainerDevice {
             entry: entry.display().to_string(),
             container_path: node.path(entry).display().to_string(),
             kind: identity.kind.letter().to_string(),

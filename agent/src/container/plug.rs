@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use kiai_protocol::agent::{PlugRequest, PlugResponse, PluggedMount, UnplugRequest};
+use kiai_protocol::agent::{PlugRequest, PlugResponse, PluggedVolume, UnplugRequest};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::RwLockReadGuard;
 
@@ -30,7 +30,7 @@ const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Puts volumes and devices into it, all or none.
 pub async fn plug(sandbox: &Sandbox, container: &Container, request: &PlugRequest) -> Result<PlugResponse> {
-    let volumes = request.mounts.iter().map(volume).collect::<Result<Vec<_>>>()?;
+    let volumes = request.volumes.iter().map(volume).collect::<Result<Vec<_>>>()?;
     for volume in &volumes {
         device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, DEVICE_TIMEOUT).await?;
     }
@@ -57,7 +57,7 @@ pub async fn unplug(
     request: &UnplugRequest,
 ) -> Result<PlugResponse> {
     let mut volumes = Vec::new();
-    for volume in request.mounts.iter().map(volume) {
+    for volume in request.volumes.iter().map(volume) {
         let volume = volume?;
         match device::wait_for_virtio_fs(&sandbox.uevents, &volume.tag, Duration::ZERO).await {
             Ok(()) => volumes.push(volume),
@@ -118,7 +118,7 @@ pub(super) fn is_place(path: &Path) -> bool {
     path.is_absolute() && plain && path.parent().is_some()
 }
 
-fn volume(mount: &PluggedMount) -> Result<Volume> {
+fn volume(mount: &PluggedVolume) -> Result<Volume> {
     let wrong = |reason: &str| Fault::InvalidArgument(format!("volume at {:?}: {reason}", mount.target));
     if mount.tag.is_empty() || mount.tag.len() > 36 {
         return Err(wrong("a virtio-fs tag has 1 to 36 bytes"));
@@ -141,9 +141,9 @@ fn volume(mount: &PluggedMount) -> Result<Volume> {
 mod tests {
     use super::*;
 
-    fn mount(tag: &str, entry: &str, target: &str) -> PluggedMount {
+    fn mount(tag: &str, entry: &str, target: &str) -> PluggedVolume {
         let (tag, entry, target) = (tag.to_owned(), entry.to_owned(), target.to_owned());
-        PluggedMount { tag, entry, target, ..Default::default() }
+        PluggedVolume { tag, entry, target, ..Default::default() }
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
             let error = volume(&mount(tag, entry, target)).unwrap_err().to_string();
             assert!(error.starts_with(&format!("volume at {target:?}: ")), "{error}");
         }
-        let optioned = |option: &str| PluggedMount {
+        let optioned = |option: &str| PluggedVolume {
             options: vec!["rbind".into(), "nosuid".into(), option.into()],
             ..mount("t", "v", "/a")
         };

@@ -86,19 +86,19 @@ impl Plug {
     }
 
     /// The devices as they would be in a spec.
-    fn devices(&self) -> anyhow::Result<container::Plug> {
+    fn devices(&self) -> anyhow::Result<container::PlugOptions> {
         let found = self.device.iter().filter_map(|device| prepare::find_device(device).transpose());
         let found = found.collect::<anyhow::Result<Vec<_>>>()?;
         let vendors = self.device.iter().filter_map(|device| match device {
             DeviceOption::Cdi(name) => Some(name.clone()),
             _ => None,
         });
-        Ok(container::Plug {
+        Ok(container::PlugOptions {
             devices: device::nodes(&found),
             rules: device::rules(&found),
             functions: found.iter().filter_map(|device| device.function).collect(),
-            vendor_devices: vendors.collect(),
-            ..container::Plug::default()
+            cdi_devices: vendors.collect(),
+            ..container::PlugOptions::default()
         })
     }
 

@@ -121,7 +121,7 @@ pub(super) fn prepare(
         memory: container.memory,
         kernel: container.kernel.as_deref().map(existing_file).transpose().context("--kernel")?,
         console: container.console.then(|| console_file(place.bundle)),
-        vendor_devices: container
+        cdi_devices: container
             .device
             .iter()
             .filter_map(|device| if let DeviceOption::Cdi(name) = device { Some(name.clone()) } else { None })

@@ -14,8 +14,8 @@ use oci_spec::runtime::Process;
 use ttrpc::Code;
 use ttrpc::context::Context;
 
-use crate::container::Plug;
-use crate::container::Unplug;
+use crate::container::PlugOptions;
+use crate::container::UnplugOptions;
 use crate::shim::PLUG;
 use crate::shim::RESOURCES;
 use crate::shim::UNPLUG;
@@ -249,13 +249,13 @@ impl Task {
     }
 
     /// Plugs devices in, all or none.
-    pub(super) async fn plug(&self, plug: &Plug) -> Result<(), TaskError> {
-        self.change("cannot plug it in", PLUG, plug).await
+    pub(super) async fn plug(&self, options: &PlugOptions) -> Result<(), TaskError> {
+        self.change("cannot plug it in", PLUG, options).await
     }
 
     /// Takes devices out, all or none.
-    pub(super) async fn unplug(&self, unplug: &Unplug) -> Result<(), TaskError> {
-        self.change("cannot unplug it", UNPLUG, unplug).await
+    pub(super) async fn unplug(&self, options: &UnplugOptions) -> Result<(), TaskError> {
+        self.change("cannot unplug it", UNPLUG, options).await
     }
 
     async fn change(

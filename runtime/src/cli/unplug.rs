@@ -38,7 +38,7 @@ impl Unplug {
         // In the one form in which paths are compared.
         let volumes: Vec<PathBuf> = self.volume.iter().map(|path| path.components().collect()).collect();
         let (devices, interfaces) = (self.device.clone(), self.network.clone());
-        task.unplug(&container::Unplug { volumes: volumes.clone(), devices, interfaces }).await?;
+        task.unplug(&container::UnplugOptions { volumes: volumes.clone(), devices, interfaces }).await?;
 
         for path in &volumes {
             // The last to come to a place is the first to go.

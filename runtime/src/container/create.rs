@@ -32,67 +32,67 @@ use crate::sandbox::BootError;
 use crate::sandbox::HostDevices;
 use crate::sandbox::Sandbox;
 
-/// What a client says about a container to be.
+/// A client's request for a new container.
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
-    /// Its id, checked.
+    /// The container's id, which has been checked.
     pub id: String,
-    /// Its bundle.
+    /// The directory of its bundle.
     pub bundle: PathBuf,
-    /// Mounts that make its root file system; none: `<bundle>/rootfs` is it.
+    /// Mounts that make up its root file system; without any, `<bundle>/rootfs` is bound.
     pub rootfs: Vec<FsMount>,
-    /// Its standard streams.
+    /// The URIs of its standard streams.
     pub uris: Uris,
-    /// It has a terminal.
+    /// Its process has a terminal.
     pub terminal: bool,
 }
 
-/// Why there is no container; nothing of it is left.
+/// Why a container was not created; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// The bundle's config.json.
-    #[error("OCI spec {path}")]
+    /// The bundle's config.json cannot be read.
+    #[error("read OCI spec {path}")]
     Spec {
-        /// The file.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         #[source]
         source: oci_spec::OciSpecError,
     },
-    /// The configuration of the runtime.
+    /// The runtime's configuration is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    /// Devices of vendors.
+    /// A CDI device cannot be provided.
     #[error(transparent)]
     Cdi(#[from] CdiError),
-    /// The spec asks for what cannot be done.
+    /// The spec asks for something that cannot be provided.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A further container of a sandbox that is not here.
+    /// The sandbox that the container belongs to does not run in this process.
     #[error("sandbox {0} is not running")]
     NoSandbox(String),
     /// The sandbox did not boot.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// Root file system or volumes.
+    /// The root file system or a volume cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// Devices.
+    /// A device cannot be assigned.
     #[error(transparent)]
     Assign(#[from] AssignError),
-    /// Standard streams.
+    /// A standard stream cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The agent.
+    /// The agent failed to create the container.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// Id or state.
+    /// The id is taken, or the pod is shutting down.
     #[error(transparent)]
     Task(#[from] TaskError),
 }
 
-/// Makes a container in a sandbox that may still be booting: while it does, the root file system and the volumes
-/// are mounted below `shared`.
+/// Creates a container in a sandbox that may still be booting: meanwhile its root file system and volumes are mounted
+/// below `shared`.
 pub async fn create(
     options: CreateOptions,
     plan: ContainerPlan,
@@ -126,12 +126,12 @@ pub async fn create(
     }
 }
 
-/// Asks the agent for the container.
+/// Has the agent create the container.
 async fn ask(
     options: &CreateOptions,
     plan: &ContainerPlan,
     sandbox: &Sandbox,
-    devices: Vec<message::Device>,
+    devices: Vec<message::DeviceAssignment>,
 ) -> Result<Streams, CreateError> {
     let (streams, stdio) =
         Streams::open(&options.uris, options.terminal, &sandbox.ports, &sandbox.port_numbers)?;
@@ -139,7 +139,7 @@ async fn ask(
     let mut request = CreateContainerRequest::new();
     request.container_id.clone_from(&options.id);
     request.spec = serde_json::to_vec(&plan.spec)
-        .map_err(|e| TaskError::Malformed { what: "OCI spec", reason: e.to_string() })?;
+        .map_err(|e| TaskError::Malformed { part: "OCI spec", reason: e.to_string() })?;
     request.rootfs = container_directory(&options.id).join("rootfs").display().to_string();
     request.devices.clone_from(&devices);
     request.all_guest_devices = plan.all_devices;
@@ -147,8 +147,8 @@ async fn ask(
     (request.rows, request.columns) = plan.terminal_size;
     let answer = sandbox.agent.create_container(request).await?;
     if let Err(error) = devices::record(&options.bundle, DeviceMap::of_plan(plan), &devices, answer) {
-        // The container is there all the same; only `kiai inspect --devices` will know nothing of it.
-        tracing::warn!(error = %crate::failure::chain(&error), "the devices cannot be written down");
+        // The container exists all the same; only `kiai inspect --devices` will not show its devices.
+        tracing::warn!(error = %crate::failure::chain(&error), "the container's devices cannot be recorded");
     }
     Ok(streams)
 }

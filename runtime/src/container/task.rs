@@ -1,4 +1,4 @@
-//! What can be asked of a container that was created.
+//! The requests that a created container serves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,45 +31,45 @@ use crate::plan::check_id;
 use crate::sandbox::Assignment;
 use crate::sandbox::Sandbox;
 
-/// File in the bundle that says why the sandbox ended by the guest's fault.
+/// File in the bundle with the reason why the sandbox ended unexpectedly.
 const SANDBOX_ERROR: &str = "sandbox-error.txt";
-/// File in the bundle that says that memory ran out.
+/// File in the bundle that marks that the container ran out of memory.
 const OOM: &str = "oom";
 
 /// A container of a sandbox.
 pub struct Container {
-    /// Its id.
+    /// The container's id.
     pub id: String,
-    /// Its bundle.
+    /// The directory of its bundle.
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
-    /// As it was asked for.
+    /// The OCI `process` object of its init.
     pub(super) process: ProcessSpec,
     sandbox: Arc<Sandbox>,
-    /// Closed once the container is being removed.
+    /// Processes run in it later. Closed once the container is being removed.
     execs: Table<Exec>,
     assigned: Mutex<Option<(ContainerMounts, Assignment)>>,
-    /// Locked while that changes; none once the container is being removed.
+    /// Locked during a change; none once the container is being removed.
     pub(super) plugged: tokio::sync::Mutex<Option<Plugged>>,
-    /// Locked while they change, and while device rules do.
+    /// Its limits. Locked while they or the device rules change.
     pub(super) applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
-    /// Told already that memory ran out.
+    /// It was reported that the container ran out of memory.
     out_of_memory: AtomicBool,
 }
 
-/// A further process: registered first, run later.
+/// A process to be run in the container: registered first, started later.
 struct Exec {
     process: Arc<Process>,
     /// The OCI `process` object.
     spec: ProcessSpec,
 }
 
-/// What was removed.
+/// The result of removing a container or process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
-    /// How it had ended.
+    /// How its process had ended.
     pub exit: Exit,
 }
 
@@ -102,7 +102,7 @@ impl Container {
         (self.reporter)(report);
     }
 
-    /// The init when `exec_id` is empty, else the process of that name.
+    /// The init if `exec_id` is empty, otherwise the process with that id.
     pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, TaskError> {
         if exec_id.is_empty() { Ok(self.init.clone()) } else { Ok(self.find(exec_id)?.process.clone()) }
     }
@@ -115,11 +115,11 @@ impl Container {
         TaskError::NoProcess { container_id: self.id.clone(), exec_id: exec_id.into() }
     }
 
-    /// Registers a process to be run; `spec` is the OCI `process` object as JSON.
+    /// Registers a process to be run in the container; `spec` is the OCI `process` object as JSON.
     pub fn exec(&self, exec_id: &str, uris: Uris, terminal: bool, spec: &[u8]) -> Result<(), TaskError> {
-        check_id(exec_id).map_err(|e| TaskError::Malformed { what: "exec", reason: e.to_string() })?;
+        check_id(exec_id).map_err(|e| TaskError::Malformed { part: "exec", reason: e.to_string() })?;
         let mut spec: ProcessSpec = serde_json::from_slice(spec)
-            .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
+            .map_err(|e| TaskError::Malformed { part: "process of exec", reason: e.to_string() })?;
         spec.set_terminal(Some(terminal));
         self.init.alive("exec")?;
         let process = Arc::new(Process::new(&self.id, exec_id, uris, terminal));
@@ -131,7 +131,7 @@ impl Container {
         })
     }
 
-    /// Starts the init, or a registered process.
+    /// Starts the init if `exec_id` is empty, otherwise the registered process with that id.
     pub async fn start(self: &Arc<Self>, exec_id: &str) -> Result<(), TaskError> {
         self.guest()?;
         let states = (ProcessState::Created, ProcessState::Running);
@@ -145,12 +145,12 @@ impl Container {
             self.report(Report::ExecStarted { exec_id: exec_id.into() });
             self.watch(exec.process.clone());
         };
-        let started = exec.process.lifecycle.change(states, self.ask_for(&exec), tell).await;
+        let started = exec.process.lifecycle.change(states, self.run(&exec), tell).await;
         started.map_err(|why| exec.process.unchanged("start", why))
     }
 
-    /// Has the agent run a process.
-    async fn ask_for(&self, exec: &Exec) -> Result<(), TaskError> {
+    /// Has the agent run a registered process.
+    async fn run(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
         let sandbox = self.guest()?;
         let (streams, stdio) =
@@ -159,7 +159,7 @@ impl Container {
         request.container_id.clone_from(&self.id);
         request.exec_id.clone_from(&process.id.exec_id);
         request.process = serde_json::to_vec(&exec.spec)
-            .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
+            .map_err(|e| TaskError::Malformed { part: "process of exec", reason: e.to_string() })?;
         request.stdio = Some(stdio).into();
         if let Some(size) = exec.spec.console_size() {
             request.rows = u32::try_from(size.height()).unwrap_or(0);
@@ -170,7 +170,7 @@ impl Container {
         Ok(())
     }
 
-    /// Waits for a process's end and tells it, once its output is handed on.
+    /// Waits, in a task, for the end of a process, and reports it once the output is delivered.
     pub(super) fn watch(self: &Arc<Self>, process: Arc<Process>) {
         let container = self.clone();
         tokio::spawn(async move {
@@ -188,28 +188,28 @@ impl Container {
         });
     }
 
-    /// How the process ended, and whether memory ran out.
+    /// Waits for the end of a process; returns how it ended, and whether the container ran out of memory.
     async fn end(&self, process: &Process) -> (Exit, bool) {
-        let endings = &self.sandbox.endings;
+        let end = &self.sandbox.end;
         let answer = tokio::select! {
             answer = self.sandbox.agent.wait_process(&process.id) => answer,
-            ended = endings.wait() => return (self.sandbox_ended(&ended), false),
+            ended = end.wait() => return (self.sandbox_ended(&ended), false),
         };
         match answer {
-            // The guest's clock says when, but a client compares with the host's.
+            // Clients compare the time with the host's clock, and the guest's may differ.
             Ok(answer) => (Exit::now(answer.exit_status & 0xff), answer.out_of_memory),
-            // The agent's answer would have come: the guest is going, or gone.
-            Err(error) if error.answer().is_none() => (self.sandbox_ended(&endings.wait().await), false),
+            // The connection broke because the guest ends.
+            Err(error) if error.answer().is_none() => (self.sandbox_ended(&end.wait().await), false),
             Err(error) => {
-                // Its container was removed under it.
+                // The container was removed meanwhile.
                 tracing::debug!(process = process.name(), error = %crate::failure::chain(&error), "wait");
                 (Exit::now(137), false)
             }
         }
     }
 
-    /// The sandbox ended under the process: by its own fault that is told in the bundle.
-    fn sandbox_ended(&self, ended: &crate::sandbox::Ended) -> Exit {
+    /// The exit of a process whose sandbox ended; the reason of an unexpected end is written into the bundle.
+    fn sandbox_ended(&self, ended: &crate::sandbox::SandboxEnd) -> Exit {
         if ended.expected {
             return Exit::now(137);
         }
@@ -220,7 +220,7 @@ impl Container {
         Exit::now(255)
     }
 
-    /// Memory ran out: told once, and left in the bundle.
+    /// Reports once that the container ran out of memory, and marks it in the bundle.
     pub fn out_of_memory(&self) {
         if !self.out_of_memory.swap(true, Ordering::AcqRel) {
             if let Err(error) = std::fs::write(self.bundle.join(OOM), "") {
@@ -230,7 +230,7 @@ impl Container {
         }
     }
 
-    /// Sends a signal to the init or a process, or to every process of the container.
+    /// Sends a signal to the init or to another process; with `all`, to every process of the container.
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
         let process = self.process(exec_id)?;
         process.alive("kill")?;
@@ -240,7 +240,7 @@ impl Container {
         })
     }
 
-    /// Removes the container, or forgets one process of it, once. Only what has ended or never started can go.
+    /// Removes the container, or forgets one of its processes, once. It must have ended, or not have been started.
     pub async fn delete(&self, exec_id: &str) -> Result<Removed, TaskError> {
         if !exec_id.is_empty() {
             return self.forget(exec_id).await;
@@ -279,15 +279,17 @@ impl Container {
         Ok(Removed { exit })
     }
 
-    /// Returns once the end of every process that was run in the container is told, those among them that are being
-    /// started. The container is gone, which killed them; a guest that does not say so is not waited for longer
-    /// than this.
+    /// For a container that was removed in the guest, which kills its processes: returns once the end of each is reported,
+    /// but waits no longer than this for a guest that does not report it.
     async fn exec_ends(&self) {
         const PATIENCE: Duration = Duration::from_secs(10);
         let execs = self.execs.all();
         let ends = futures::future::join_all(execs.iter().map(|exec| exec.process.lifecycle.over()));
         if tokio::time::timeout(PATIENCE, ends).await.is_err() {
-            tracing::warn!(container = self.id, "a process of a removed container does not end");
+            tracing::warn!(
+                container = self.id,
+                "the guest does not report the end of a process of a removed container"
+            );
         }
     }
 
@@ -308,7 +310,7 @@ impl Container {
         }
     }
 
-    /// Freezes every process.
+    /// Freezes every process of the container.
     pub async fn pause(&self) -> Result<(), TaskError> {
         let ask = async { Ok(self.guest()?.agent.pause_container(&self.id).await?) };
         let states = (ProcessState::Running, ProcessState::Paused);
@@ -316,7 +318,7 @@ impl Container {
         paused.map_err(|why| self.init.unchanged("pause", why))
     }
 
-    /// Thaws them.
+    /// Thaws every process of the container.
     pub async fn resume(&self) -> Result<(), TaskError> {
         let ask = async { Ok(self.guest()?.agent.resume_container(&self.id).await?) };
         let states = (ProcessState::Paused, ProcessState::Running);
@@ -324,12 +326,12 @@ impl Container {
         resumed.map_err(|why| self.init.unchanged("resume", why))
     }
 
-    /// Changes resources; `resources` is the OCI object as JSON. The machine grows before and shrinks after, and
-    /// if anything fails all is as it was.
+    /// Changes limits and device rules; `resources` is the OCI object as JSON. The machine grows before the limits rise
+    /// and shrinks after they fall; on an error everything is as it was.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
         self.init.alive("update")?;
         let malformed =
-            |e: serde_json::Error| TaskError::Malformed { what: "resources", reason: e.to_string() };
+            |e: serde_json::Error| TaskError::Malformed { part: "resources", reason: e.to_string() };
         let changes: LinuxResources = serde_json::from_slice(&resources).map_err(malformed)?;
         let sandbox = self.guest()?;
         let mut applied = self.applied.lock().await;
@@ -337,46 +339,46 @@ impl Container {
         let limits = |applied: Applied| Limits::default().changed(&applied.resources(), host_mib);
         let after = applied.with(&changes);
         let back = serde_json::to_vec(&applied.resources()).map_err(malformed)?;
-        let limit = |there: bool| {
-            sandbox.agent.update_container(&self.id, if there { resources.clone() } else { back.clone() })
+        let limit = |new: bool| {
+            sandbox.agent.update_container(&self.id, if new { resources.clone() } else { back.clone() })
         };
         sandbox.resize(limits(*applied), limits(after), limit).await?;
         *applied = after;
         Ok(())
     }
 
-    /// Figures of its cgroup.
+    /// Statistics of the container's cgroup.
     pub async fn stats(&self) -> Result<StatsContainerResponse, TaskError> {
         self.init.alive("stats")?;
         Ok(self.guest()?.agent.stats(&self.id).await?)
     }
 
-    /// Its processes, as the guest numbers them.
+    /// The guest's pids of the container's processes.
     pub async fn pids(&self) -> Result<Vec<u32>, TaskError> {
         self.init.alive("pids")?;
         Ok(self.guest()?.agent.list_processes(&self.id).await?)
     }
 
-    /// Tells a process's terminal its size.
+    /// Sets the size of a process's terminal.
     pub async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), TaskError> {
         let process = self.process(exec_id)?;
         process.alive("resize")?;
         if !process.terminal {
             return Err(TaskError::Malformed {
-                what: "resize",
+                part: "resize",
                 reason: format!("{} has no terminal", process.name()),
             });
         }
         Ok(self.guest()?.agent.resize_terminal(&process.id, (rows, columns)).await?)
     }
 
-    /// Returns once the end of every process that ran is told; for the end of the sandbox.
+    /// Returns once the end of every process is reported, when the sandbox ends.
     pub async fn ended(&self) {
         self.exec_ends().await;
         self.init.wait().await;
     }
 
     pub(super) fn guest(&self) -> Result<&Sandbox, TaskError> {
-        if self.sandbox.endings.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
+        if self.sandbox.end.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
     }
 }

@@ -55,7 +55,7 @@ impl<Id: Copy + Send> Assignments<Id> {
         &self,
         bus: &impl Bus<Id = Id>,
         wanted: HostDevices<'_>,
-    ) -> Result<(Assignment, Vec<message::Device>), AssignError> {
+    ) -> Result<(Assignment, Vec<message::DeviceAssignment>), AssignError> {
         self.0.lock().await.assign(bus, wanted).await
     }
 
@@ -70,7 +70,7 @@ impl<Id: Copy + Send> State<Id> {
         &mut self,
         bus: &impl Bus<Id = Id>,
         wanted: HostDevices<'_>,
-    ) -> Result<(Assignment, Vec<message::Device>), AssignError> {
+    ) -> Result<(Assignment, Vec<message::DeviceAssignment>), AssignError> {
         let mut assignment = Assignment::default();
         let HostDevices { disks, functions, nics, volumes } = &wanted;
         if disks.is_empty() && functions.is_empty() && nics.is_empty() && volumes.is_empty() {
@@ -94,7 +94,7 @@ impl<Id: Copy + Send> State<Id> {
         bus: &impl Bus<Id = Id>,
         wanted: HostDevices<'_>,
         assignment: &mut Assignment,
-    ) -> Result<Vec<message::Device>, AssignError> {
+    ) -> Result<Vec<message::DeviceAssignment>, AssignError> {
         let (mut devices, mut new_disks, mut any) = (Vec::new(), Vec::new(), false);
         for disk in wanted.disks {
             let name = DeviceKey::Disk(disk.major, disk.minor);
@@ -197,8 +197,8 @@ fn locator(pci_path: &str) -> message::DeviceLocator {
     locator
 }
 
-fn of_disk(disk: &Disk, pci_path: &str) -> message::Device {
-    let mut device = message::Device::new();
+fn of_disk(disk: &Disk, pci_path: &str) -> message::DeviceAssignment {
+    let mut device = message::DeviceAssignment::new();
     device.locator = Some(locator(pci_path)).into();
     device.container_path = disk.container_path.display().to_string();
     device.kind = "b".into();
@@ -207,13 +207,13 @@ fn of_disk(disk: &Disk, pci_path: &str) -> message::Device {
     device
 }
 
-fn of_function(function: &PassthroughFunction, pci_path: &str) -> message::Device {
+fn of_function(function: &PassthroughFunction, pci_path: &str) -> message::DeviceAssignment {
     let mut locator = message::DeviceLocator::new();
     match function.mode {
         PassthroughMode::GuestDriver => locator.set_pci_function(pci_path.to_owned()),
         PassthroughMode::UserSpace => locator.set_pci_vfio(pci_path.to_owned()),
     }
-    let mut device = message::Device::new();
+    let mut device = message::DeviceAssignment::new();
     device.locator = Some(locator).into();
     device.container_path = function.container_path.display().to_string();
     device.kind = "c".into();

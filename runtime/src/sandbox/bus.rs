@@ -89,6 +89,6 @@ impl Bus for Sandbox {
 
     async fn release(&self, path: &str) -> Result<(), AgentError> {
         // A guest that has ended holds no device.
-        if self.endings.ended().is_some() { Ok(()) } else { self.agent.remove_pci(path).await }
+        if self.end.ended().is_some() { Ok(()) } else { self.agent.remove_pci(path).await }
     }
 }

@@ -7,9 +7,9 @@ mod assign;
 mod assignments;
 mod boot;
 mod bus;
-mod ending;
-mod give_back;
+mod end;
 mod os;
+mod reclaim;
 mod resize;
 mod shared;
 mod vfio;
@@ -38,8 +38,8 @@ pub use assign::HostDevices;
 pub use assign::VolumeDevice;
 pub use boot::BootError;
 pub use boot::boot;
-pub use ending::Ended;
-pub use ending::Endings;
+pub use end::EndWatch;
+pub use end::SandboxEnd;
 pub use resize::GrowError;
 pub use resize::ResizeError;
 pub use shared::SharedDirectory;
@@ -53,7 +53,7 @@ pub struct Sandbox {
     /// Ports for streams.
     pub port_numbers: PortNumbers,
     /// Tells when and how the machine ends.
-    pub endings: Endings,
+    pub end: EndWatch,
     /// How large the machine can be.
     bounds: Bounds,
     /// The limits of all its containers together; locked while they change.
@@ -143,7 +143,7 @@ impl Sandbox {
     pub async fn assign(
         &self,
         wanted: HostDevices<'_>,
-    ) -> Result<(Assignment, Vec<message::Device>), AssignError> {
+    ) -> Result<(Assignment, Vec<message::DeviceAssignment>), AssignError> {
         self.assignments.assign(self, wanted).await
     }
 
@@ -168,8 +168,8 @@ impl Sandbox {
     /// Shuts the guest down: its file systems are synced before the machine stops. A guest that does not answer is
     /// stopped all the same.
     pub async fn shut_down(&self) {
-        self.endings.expect();
-        if self.endings.ended().is_none()
+        self.end.expect();
+        if self.end.ended().is_none()
             && let Err(error) = self.agent.destroy_sandbox().await
         {
             tracing::warn!(error = %crate::failure::chain(&error), "the guest did not shut down cleanly");

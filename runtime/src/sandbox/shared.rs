@@ -20,7 +20,7 @@ pub struct SharedDirectory {
 }
 
 impl SharedDirectory {
-    /// Makes it inside the bundle.
+    /// Makes the shared directory inside the bundle.
     pub fn create(bundle: &Path) -> Result<Self, MountError> {
         let directory = |name: &str| -> Result<PathBuf, MountError> {
             let path = bundle.join(name);
@@ -36,12 +36,12 @@ impl SharedDirectory {
         Ok(Self { view, host })
     }
 
-    /// Where things are mounted.
+    /// The directory below which volumes are mounted.
     pub fn path(&self) -> &Path {
         self.host.path()
     }
 
-    /// What the guest is given.
+    /// The read-only view of it, which the guest is given.
     pub fn view(&self) -> &Path {
         self.view.path()
     }

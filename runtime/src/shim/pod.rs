@@ -158,7 +158,7 @@ impl Pod {
             Ok(sandbox)
         };
         let sandbox = self.sandbox.get_or_try_init(|| boot).await?;
-        if sandbox.endings.ended().is_some() {
+        if sandbox.end.ended().is_some() {
             return Err(TaskError::SandboxEnded.into());
         }
         Ok(sandbox.clone())
@@ -167,9 +167,9 @@ impl Pod {
     /// Listens for what the guest has to say of itself: that memory ran out in a container or was freed, and that it
     /// ended.
     fn attend(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let (pod, agent, giving) = (self.clone(), sandbox.agent.clone(), sandbox.clone());
-        let (latest, word) = watch::channel(MemoryFreed::default());
-        tokio::spawn(async move { giving.give_back(word).await });
+        let (pod, agent, reclaiming) = (self.clone(), sandbox.agent.clone(), sandbox.clone());
+        let (latest, freed) = watch::channel(MemoryFreed::default());
+        tokio::spawn(async move { reclaiming.reclaim_memory(freed).await });
         tokio::spawn(async move {
             loop {
                 match agent.next_event().await {
@@ -194,9 +194,9 @@ impl Pod {
                 }
             }
         });
-        let endings = sandbox.endings.clone();
+        let end = sandbox.end.clone();
         tokio::spawn(async move {
-            let ended = endings.wait().await;
+            let ended = end.wait().await;
             if !ended.expected {
                 tracing::error!("{}", ended.report());
             }

@@ -43,8 +43,8 @@ pub(crate) const UNPLUG: &str = "kiai/unplug.v1";
 
 struct TaskService(Arc<Pod>);
 
-fn decode<T: serde::de::DeserializeOwned>(what: &'static str, json: &[u8]) -> ttrpc::Result<T> {
-    serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { what, reason: e.to_string() }))
+fn decode<T: serde::de::DeserializeOwned>(part: &'static str, json: &[u8]) -> ttrpc::Result<T> {
+    serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { part, reason: e.to_string() }))
 }
 
 /// Runs a request to its end, even when the client hangs up: ttrpc drops a handler whose connection is gone, and

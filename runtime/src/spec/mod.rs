@@ -90,7 +90,7 @@ pub struct Options {
     /// File to which the guest's console is appended.
     pub console: Option<PathBuf>,
     /// `--device` with names of vendors' devices.
-    pub vendor_devices: Vec<DeviceName>,
+    pub cdi_devices: Vec<DeviceName>,
     /// `--privileged`: whatever can be done in the guest may be done. The microVM is what confines it.
     pub privileged: bool,
 }
@@ -227,8 +227,8 @@ fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> 
     if let Some(kernel) = &options.kernel {
         annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());
     }
-    if !options.vendor_devices.is_empty() {
-        let names: Vec<_> = options.vendor_devices.iter().map(ToString::to_string).collect();
+    if !options.cdi_devices.is_empty() {
+        let names: Vec<_> = options.cdi_devices.iter().map(ToString::to_string).collect();
         annotations.insert(format!("{}kiai", crate::cdi::ANNOTATIONS), names.join(","));
     }
     if options.privileged {

@@ -365,8 +365,8 @@ fn a_batch_with_one_bad_part_leaves_nothing() {
             (shown(file.path()), "/proc", "/proc".to_owned()),
         ] {
             let bad = format!("{source}:{destination}");
-            let batch = ["plug", "whole", "-v", &good, "--network", "default", "-v", &bad];
-            kiai.call(&batch).refused(&[&words]);
+            let request = ["plug", "whole", "-v", &good, "--network", "default", "-v", &bad];
+            kiai.call(&request).refused(&[&words]);
             assert_eq!(on_host(kiai), before, "{bad}");
             assert_eq!(interfaces(kiai, "whole"), "eth0 lo", "{bad}");
             kiai.call(&["exec", "whole", "ls", "/good"]).refused(&["/good"]);
@@ -429,15 +429,15 @@ fn a_guest_that_does_not_answer_costs_the_batch_and_nothing_else() {
         kiai.keep_running("deaf", &[]);
         let before = on_host(kiai);
         let volume = format!("{}:/data", folder.path().display());
-        let batch = ["plug", "deaf", "--network", "default", "-v", &volume, "--device", &disk.node];
+        let request = ["plug", "deaf", "--network", "default", "-v", &volume, "--device", &disk.node];
         let frozen = Frozen::vcpus(kiai.shim());
-        kiai.call(&batch).refused(&["RescanPci", "no answer within 60 s"]);
+        kiai.call(&request).refused(&["RescanPci", "no answer within 60 s"]);
         assert_eq!(on_host(kiai), before);
         drop(frozen);
 
         assert_eq!(interfaces(kiai, "deaf"), "eth0 lo");
         kiai.call(&["exec", "deaf", "ls", "/data"]).refused(&["No such file"]);
-        kiai.ok(&batch);
+        kiai.ok(&request);
         assert_eq!(kiai.ok(&["exec", "deaf", "cat", "/data/file"]), "shared");
         assert_eq!(kiai.ok(&["exec", "deaf", "head", "-c", "4", &disk.node]), "disk");
         assert_eq!(interfaces(kiai, "deaf"), "eth0 eth1 lo");

@@ -219,7 +219,7 @@ fn a_disk_of_several_containers_is_one_disk_as_long_as_one_of_them_has_it() {
 }
 
 #[test]
-fn who_gives_a_disk_back_takes_it_from_nobody_who_is_being_assigned_it() {
+fn unassigning_a_disk_does_not_detach_it_from_a_container_that_is_being_assigned_it() {
     check(|| {
         let world = Arc::new(World::default());
         let assignment = future::block_on(world.assign(&[0, 1])).unwrap();
@@ -233,7 +233,7 @@ fn who_gives_a_disk_back_takes_it_from_nobody_who_is_being_assigned_it() {
 }
 
 #[test]
-fn what_fails_half_way_takes_nothing_from_others() {
+fn an_assignment_that_fails_half_way_detaches_no_device_of_another() {
     check(|| {
         let world = Arc::new(World::default());
         assert_eq!(assign_at_once(&world, [&[0, 1, BROKEN], &[1, 0], &[BROKEN]]), [false, true, false]);

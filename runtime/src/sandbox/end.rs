@@ -1,22 +1,22 @@
-//! How the microVM ended, for everybody who waits on it.
+//! The end of the microVM, for every task that waits for it.
 
 use kiai_vmm::Ending;
 use kiai_vmm::VmHandle;
 use tokio::sync::watch;
 
-/// A microVM's end.
+/// How a microVM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// How.
+pub struct SandboxEnd {
+    /// The end that the machine reports.
     pub ending: Ending,
-    /// We had asked for it.
+    /// The end was asked for.
     pub expected: bool,
     /// The last lines of the guest's console.
     pub console: String,
 }
 
-impl Ended {
-    /// For people: what happened, and what the guest said last.
+impl SandboxEnd {
+    /// A report for people: how the microVM ended, and the last lines of the guest's console.
     pub fn report(&self) -> String {
         format!(
             "the microVM ended: {}\n\nthe guest's console ended with:\n{}\n",
@@ -39,17 +39,17 @@ pub(super) fn tail(console: &str) -> String {
     }
 }
 
-/// The end to come. Clones see the same.
+/// Tells when and how the microVM ends. Clones tell the same.
 #[derive(Clone)]
-pub struct Endings {
-    end: watch::Receiver<Option<Ended>>,
+pub struct EndWatch {
+    end: watch::Receiver<Option<SandboxEnd>>,
     expected: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
-impl Endings {
-    /// Waits for the machine's end on a thread of its own.
+impl EndWatch {
+    /// Watches a machine, on a thread of its own.
     pub(super) fn of(vm: &VmHandle) -> std::io::Result<Self> {
-        let (told, end) = watch::channel(None);
+        let (sender, end) = watch::channel(None);
         let expected = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
         let vm = vm.clone();
         let asked = expected.clone();
@@ -57,30 +57,30 @@ impl Endings {
             let ending = vm.wait();
             let expected = ending == Ending::Stopped || asked.load(std::sync::atomic::Ordering::Acquire);
             let console = vm.console_tail();
-            told.send_replace(Some(Ended { ending, expected, console }));
-            // A guest that ended by itself leaves its devices: their going ends the streams.
+            sender.send_replace(Some(SandboxEnd { ending, expected, console }));
+            // A guest that ended by itself leaves its devices running; stopping them ends the streams.
             vm.stop();
         })?;
         Ok(Self { end, expected })
     }
 
-    /// From here on an end is what was asked for.
+    /// Marks an end from now on as one that was asked for.
     pub(super) fn expect(&self) {
         self.expected.store(true, std::sync::atomic::Ordering::Release);
     }
 
-    /// The end, if it has come.
-    pub fn ended(&self) -> Option<Ended> {
+    /// How the microVM ended; none while it runs.
+    pub fn ended(&self) -> Option<SandboxEnd> {
         self.end.borrow().clone()
     }
 
-    /// Waits for the end.
-    pub async fn wait(&self) -> Ended {
+    /// Waits for the microVM's end.
+    pub async fn wait(&self) -> SandboxEnd {
         let mut end = self.end.clone();
         match end.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
             Ok(Some(ended)) => ended,
-            // The thread that tells went away without a word; nobody can say more.
-            _ => Ended { ending: Ending::Stopped, expected: false, console: String::new() },
+            // The watching thread is gone without a report: no more is known.
+            _ => SandboxEnd { ending: Ending::Stopped, expected: false, console: String::new() },
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What is to be plugged into a container that is there, and what it comes to: decided before anything is done.
+//! The plan of a plug request, made before anything is done.
 //!
-//! Devices are entries of an OCI spec, and are planned as when a container is made. What a vendor's device needs is
-//! claimed by its name: of what several of them need there is one, and it goes with the last.
+//! Devices are entries of an OCI spec, and are planned as when a container is created. An entry or volume that a CDI
+//! device needs is claimed by that device: what several CDI devices need is plugged in once, and unplugged with the
+//! last of them.
 
 use std::path::Path;
 use std::path::PathBuf;
 
-use kiai_protocol::agent::PluggedDevice as Named;
 use oci_spec::runtime::Linux;
 use oci_spec::runtime::LinuxDevice;
 use oci_spec::runtime::LinuxDeviceCgroup;
@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::TaskError;
+use crate::agent::message;
 use crate::cdi;
 use crate::cdi::DeviceName;
 use crate::cdi::NeededMount;
@@ -32,142 +33,146 @@ use crate::plan::Volume;
 use crate::plan::plan_devices;
 use crate::plan::plan_volume;
 
-/// What is to be plugged in.
+/// A request to plug volumes, devices and interfaces into a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Plug {
-    /// Volumes.
+pub struct PlugOptions {
+    /// Directories and files of the host.
     pub volumes: Vec<PlugVolume>,
-    /// Entries as of `linux.devices`, in the host's numbers.
+    /// Devices as entries of `linux.devices`, with the host's numbers.
     pub devices: Vec<LinuxDevice>,
-    /// Rules for those.
+    /// Device rules for these entries.
     pub rules: Vec<LinuxDeviceCgroup>,
-    /// PCI functions of the IOMMU groups among the entries, and who drives each. Of a group without one of them all
-    /// are passed, for a program in the container.
+    /// PCI functions of the IOMMU groups among the entries, and who drives each. Of a group of which none is named, all
+    /// functions are passed through for a program in the container.
     pub functions: Vec<(PciAddress, PassthroughMode)>,
-    /// Devices of CDI files.
-    pub vendor_devices: Vec<DeviceName>,
-    /// Interfaces of the pod's network namespace, by name. They become the guest's as those at boot did.
+    /// CDI devices, by name.
+    pub cdi_devices: Vec<DeviceName>,
+    /// Interfaces of the pod's network namespace, by name.
     pub interfaces: Vec<String>,
 }
 
-/// A directory or file of the host.
+/// A directory or file of the host that is to be mounted in the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlugVolume {
     /// Absolute path on the host.
     pub source: PathBuf,
-    /// Absolute path in the container; made if it is not there.
+    /// Absolute path in the container, which is made if it does not exist.
     pub destination: PathBuf,
     /// Not writable from the container.
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// A volume, and what it comes to.
+/// A volume of the request, and its plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PlannedVolume {
-    /// Its destination is in the one form in which paths are compared.
-    pub(super) wanted: NeededMount,
+    /// The mount that was asked for, with a normalized destination.
+    pub(super) needed: NeededMount,
     pub(super) volume: Volume,
 }
 
-/// What a device of a vendor has a claim to.
+/// An item that a CDI device claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Thing {
-    /// By its path.
+pub(super) enum ClaimedItem {
+    /// An entry of `linux.devices`, by its path.
     Entry(PathBuf),
-    /// By its destination.
+    /// A volume, by its destination.
     Volume(PathBuf),
 }
 
-/// What is plugged in already.
+/// What is plugged into the container already.
 #[derive(Debug, Default)]
-pub(super) struct There<'a> {
+pub(super) struct AlreadyPlugged<'a> {
     pub(super) entries: Vec<&'a LinuxDevice>,
     pub(super) volumes: Vec<&'a NeededMount>,
-    pub(super) claims: &'a [(DeviceName, Thing)],
+    pub(super) claims: &'a [(DeviceName, ClaimedItem)],
 }
 
-/// What all of it comes to.
+/// What a request plugs in.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct PlugPlan {
     pub(super) entries: Vec<LinuxDevice>,
     rules: Vec<LinuxDeviceCgroup>,
     pub(super) disks: Vec<Disk>,
     pub(super) functions: Vec<PassthroughFunction>,
     pub(super) volumes: Vec<PlannedVolume>,
-    pub(super) claims: Vec<(DeviceName, Thing)>,
+    pub(super) claims: Vec<(DeviceName, ClaimedItem)>,
 }
 
-impl Batch {
-    /// Plans for a container whose init is `process`.
-    pub(super) fn plan(plug: &Plug, process: &Process, there: &There<'_>) -> Result<Self, TaskError> {
-        let mut batch = Self { rules: plug.rules.clone(), ..Self::default() };
+impl PlugPlan {
+    /// Plans a request for a container whose init is `process`.
+    pub(super) fn new(
+        options: &PlugOptions,
+        process: &Process,
+        already: &AlreadyPlugged<'_>,
+    ) -> Result<Self, TaskError> {
+        let mut plan = Self { rules: options.rules.clone(), ..Self::default() };
         let mut volumes = Vec::new();
-        for PlugVolume { source, destination, read_only } in &plug.volumes {
+        for PlugVolume { source, destination, read_only } in &options.volumes {
             let (source, destination) = (source.clone(), destination.clone());
-            let wanted = NeededMount { source, destination, read_only: *read_only, options: Vec::new() };
-            put_volume(&mut volumes, plain(wanted), there)?;
+            let needed = NeededMount { source, destination, read_only: *read_only, options: Vec::new() };
+            add_volume(&mut volumes, normalized(needed), already)?;
         }
-        for entry in &plug.devices {
-            batch.put_entry(entry.clone(), there)?;
+        for entry in &options.devices {
+            plan.add_entry(entry.clone(), already)?;
         }
-        batch.claim(&plug.vendor_devices, process, there, &mut volumes)?;
+        plan.claim(&options.cdi_devices, process, already, &mut volumes)?;
 
         let mut spec = Spec::default();
-        spec.set_process(None).set_mounts(None).set_linux(Some(batch.linux()));
+        spec.set_process(None).set_mounts(None).set_linux(Some(plan.linux()));
         let facts = facts::gather(&spec);
-        (batch.disks, batch.functions) = plan_devices(&batch.entries, &batch.rules, &plug.functions, &facts)?;
-        let is_there = |(entry, address): &(LinuxDevice, Option<PciAddress>)| {
-            address.is_none() && there.entries.iter().any(|other| other.path() == entry.path())
+        (plan.disks, plan.functions) = plan_devices(&plan.entries, &plan.rules, &options.functions, &facts)?;
+        let is_plugged = |(entry, address): &(LinuxDevice, Option<PciAddress>)| {
+            address.is_none() && already.entries.iter().any(|other| other.path() == entry.path())
         };
-        if let Some((entry, _)) = batch.devices().iter().find(|device| is_there(device)) {
+        if let Some((entry, _)) = plan.devices().iter().find(|device| is_plugged(device)) {
             return Err(TaskError::Exists(format!("device {}", entry.path().display())));
         }
-        for wanted in volumes {
-            let NeededMount { source, destination, read_only, .. } = &wanted;
+        for needed in volumes {
+            let NeededMount { source, destination, read_only, .. } = &needed;
             let volume = plan_volume(source, destination, *read_only, facts::kind(source))?;
-            batch.volumes.push(PlannedVolume { wanted, volume });
+            plan.volumes.push(PlannedVolume { needed, volume });
         }
-        Ok(batch)
+        Ok(plan)
     }
 
-    /// What devices of vendors need, but for what another of them has brought already.
+    /// Adds what CDI devices need, except for what another CDI device has brought already.
     fn claim(
         &mut self,
         names: &[DeviceName],
         process: &Process,
-        there: &There<'_>,
+        already: &AlreadyPlugged<'_>,
         volumes: &mut Vec<NeededMount>,
     ) -> Result<(), TaskError> {
         if names.is_empty() {
             return Ok(());
         }
-        if let Some((name, _)) = there.claims.iter().find(|(name, _)| names.contains(name)) {
+        if let Some((name, _)) = already.claims.iter().find(|(name, _)| names.contains(name)) {
             return Err(TaskError::Exists(format!("CDI device {name}")));
         }
         for needed in cdi::for_running(names, process, &cdi::Registry::read())? {
-            let is_claimed = |batch: &Self, thing: &Thing| {
-                there.claims.iter().chain(&batch.claims).any(|(_, claimed)| claimed == thing)
+            let is_claimed = |plan: &Self, item: &ClaimedItem| {
+                already.claims.iter().chain(&plan.claims).any(|(_, claimed)| claimed == item)
             };
             for mut entry in needed.devices {
                 let path: PathBuf = entry.path().components().collect();
                 entry.set_path(path.clone());
-                let thing = Thing::Entry(path);
-                let same = there.entries.contains(&&entry) || self.entries.contains(&entry);
-                if !(same && is_claimed(self, &thing)) {
-                    self.put_entry(entry, there)?;
+                let item = ClaimedItem::Entry(path);
+                let same = already.entries.contains(&&entry) || self.entries.contains(&entry);
+                if !(same && is_claimed(self, &item)) {
+                    self.add_entry(entry, already)?;
                 }
-                self.claims.push((needed.name.clone(), thing));
+                self.claims.push((needed.name.clone(), item));
             }
-            for wanted in needed.mounts.into_iter().map(plain) {
-                let thing = Thing::Volume(wanted.destination.clone());
-                let same = there.volumes.contains(&&wanted) || volumes.contains(&wanted);
-                if !(same && is_claimed(self, &thing)) {
-                    put_volume(volumes, wanted, there)?;
+            for mount in needed.mounts.into_iter().map(normalized) {
+                let item = ClaimedItem::Volume(mount.destination.clone());
+                let same = already.volumes.contains(&&mount) || volumes.contains(&mount);
+                if !(same && is_claimed(self, &item)) {
+                    add_volume(volumes, mount, already)?;
                 }
-                self.claims.push((needed.name.clone(), thing));
+                self.claims.push((needed.name.clone(), item));
             }
             for rule in needed.rules {
                 if self.entries.iter().any(|entry| names_entry(&rule, entry)) && !self.rules.contains(&rule) {
@@ -178,21 +183,22 @@ impl Batch {
         Ok(())
     }
 
-    fn put_entry(&mut self, mut entry: LinuxDevice, there: &There<'_>) -> Result<(), TaskError> {
+    fn add_entry(&mut self, mut entry: LinuxDevice, already: &AlreadyPlugged<'_>) -> Result<(), TaskError> {
         let path: PathBuf = entry.path().components().collect();
         if !path.is_absolute() || path.parent().is_none() {
-            let reason = "its path in the container is not an absolute one below /".to_owned();
+            let reason = "the path in the container is not an absolute path below /".to_owned();
             return Err(PlanError::Device { path, reason }.into());
         }
         if matches!(entry.typ(), LinuxDeviceType::A | LinuxDeviceType::P) {
-            let reason = format!("type {:?} is none a running container can be given", entry.typ().as_str());
+            let reason =
+                format!("type {:?} cannot be plugged into a running container", entry.typ().as_str());
             return Err(PlanError::Device { path, reason }.into());
         }
         entry.set_path(path.clone());
-        // The row of an IOMMU group stands for each function of it, whichever come.
+        // The entry of an IOMMU group may come again, with another of its functions.
         let is_other = |other: &LinuxDevice| *other.path() == path && !is_same(other, &entry);
         if self.entries.iter().any(|other| *other.path() == path)
-            || there.entries.iter().any(|other| is_other(other))
+            || already.entries.iter().any(|other| is_other(other))
         {
             return Err(TaskError::Exists(format!("device {}", path.display())));
         }
@@ -200,7 +206,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Of an OCI spec, what the agent is to make of the host's entries.
+    /// The `linux` object of an OCI spec with these entries and rules, for the agent.
     pub(super) fn linux(&self) -> Linux {
         let mut resources = LinuxResources::default();
         resources.set_devices(Some(self.rules.clone()));
@@ -210,13 +216,13 @@ impl Batch {
         linux
     }
 
-    /// The host's side, for who asks.
+    /// The host's side of the devices, for `kiai inspect --devices`.
     pub(super) fn map(&self) -> DeviceMap {
         DeviceMap::of(&self.entries, &self.disks, &self.functions)
     }
 
-    /// Each device that is plugged in by itself: its entry, and of a PCI function its address. In the order in which
-    /// disks and functions are lent; then those that are the guest's own.
+    /// Each device with its entry, and the address of a PCI function: first disks and functions in the order in which they
+    /// are assigned, then devices of the guest's own.
     pub(super) fn devices(&self) -> Vec<(LinuxDevice, Option<PciAddress>)> {
         let entry = |path: &Path| self.entries.iter().find(|entry| entry.path() == path).cloned();
         let disks = self.disks.iter().map(|disk| (entry(&disk.container_path), None));
@@ -234,9 +240,9 @@ impl Batch {
     }
 }
 
-/// What the agent calls it.
-pub(super) fn named(entry: &LinuxDevice, address: Option<PciAddress>) -> Named {
-    let mut named = Named::new();
+/// The message that identifies a plugged device for the agent.
+pub(super) fn plugged_device(entry: &LinuxDevice, address: Option<PciAddress>) -> message::PluggedDevice {
+    let mut named = message::PluggedDevice::new();
     named.entry = entry.path().display().to_string();
     named.host_pci_address = address.map(|address| address.to_string()).unwrap_or_default();
     named
@@ -250,20 +256,20 @@ fn names_entry(rule: &LinuxDeviceCgroup, entry: &LinuxDevice) -> bool {
     (rule.typ(), rule.major(), rule.minor()) == (Some(entry.typ()), Some(entry.major()), Some(entry.minor()))
 }
 
-fn plain(mut wanted: NeededMount) -> NeededMount {
-    wanted.destination = wanted.destination.components().collect();
-    wanted
+fn normalized(mut needed: NeededMount) -> NeededMount {
+    needed.destination = needed.destination.components().collect();
+    needed
 }
 
-fn put_volume(
+fn add_volume(
     volumes: &mut Vec<NeededMount>,
-    wanted: NeededMount,
-    there: &There<'_>,
+    needed: NeededMount,
+    already: &AlreadyPlugged<'_>,
 ) -> Result<(), TaskError> {
-    let destination = &wanted.destination;
-    if there.volumes.iter().copied().chain(&*volumes).any(|other| other.destination == *destination) {
+    let destination = &needed.destination;
+    if already.volumes.iter().copied().chain(&*volumes).any(|other| other.destination == *destination) {
         return Err(TaskError::Exists(format!("volume at {}", destination.display())));
     }
-    volumes.push(wanted);
+    volumes.push(needed);
     Ok(())
 }
