@@ -20,20 +20,20 @@ use crate::host::MountError;
 use crate::host::NetworkError;
 use crate::plan::PlanError;
 use crate::sandbox::AssignError;
-use crate::sandbox::BootError;
 use crate::sandbox::ResizeError;
+use crate::sandbox::SandboxBootError;
 
 /// A failed request.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub struct RpcError {
     code: Code,
     message: String,
 }
 
 /// The request's result.
-pub type Outcome<T> = Result<T, Failure>;
+pub type RpcResult<T> = Result<T, RpcError>;
 
-impl Failure {
+impl RpcError {
     /// There is no such container, process or file.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self { code: Code::NOT_FOUND, message: message.into() }
@@ -75,13 +75,13 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl Error for Failure {}
+impl Error for RpcError {}
 
 /// An error and its causes in one line.
 pub fn chain(error: &dyn Error) -> String {
@@ -181,7 +181,7 @@ impl Coded for PlanError {
     }
 }
 
-impl Coded for BootError {
+impl Coded for SandboxBootError {
     fn code(&self) -> Code {
         match self {
             Self::File { source, .. } => of_io(source),
@@ -249,26 +249,26 @@ fn of_io(error: &io::Error) -> Code {
     }
 }
 
-impl From<CreateError> for Failure {
+impl From<CreateError> for RpcError {
     fn from(error: CreateError) -> Self {
         Self { code: error.code(), message: chain(&error) }
     }
 }
 
-impl From<TaskError> for Failure {
+impl From<TaskError> for RpcError {
     fn from(error: TaskError) -> Self {
         Self { code: error.code(), message: chain(&error) }
     }
 }
 
-impl From<PlanError> for Failure {
+impl From<PlanError> for RpcError {
     fn from(error: PlanError) -> Self {
         Self { code: error.code(), message: chain(&error) }
     }
 }
 
-impl From<Failure> for ttrpc::Error {
-    fn from(error: Failure) -> Self {
+impl From<RpcError> for ttrpc::Error {
+    fn from(error: RpcError) -> Self {
         Self::RpcStatus(ttrpc::get_status(error.code, error.message))
     }
 }
@@ -280,8 +280,8 @@ mod tests {
     #[test]
     fn a_missing_kernel_is_not_found_and_named() {
         let source = io::Error::from(io::ErrorKind::NotFound);
-        let error = BootError::File { file: "kernel", path: "/k".into(), source };
-        let failure = Failure::from(CreateError::from(error));
+        let error = SandboxBootError::File { file: "kernel", path: "/k".into(), source };
+        let failure = RpcError::from(CreateError::from(error));
         assert_eq!(failure.code(), Code::NOT_FOUND);
         assert!(failure.to_string().contains("kernel /k"), "{failure}");
     }
@@ -293,13 +293,13 @@ mod tests {
             code: Code::INVALID_ARGUMENT,
             message: "no such file: /bin/x".into(),
         };
-        let failure = Failure::from(TaskError::from(refused));
+        let failure = RpcError::from(TaskError::from(refused));
         assert_eq!(failure.code(), Code::INVALID_ARGUMENT);
         assert!(failure.to_string().contains("/bin/x"));
     }
 
     #[test]
     fn a_signal_to_what_has_ended_finds_nothing() {
-        assert_eq!(Failure::from(TaskError::Finished("container c".into())).code(), Code::NOT_FOUND);
+        assert_eq!(RpcError::from(TaskError::Finished("container c".into())).code(), Code::NOT_FOUND);
     }
 }

@@ -1,7 +1,6 @@
 //! The host's end of the agent protocol: one ttrpc connection over vsock (`protocol/proto/agent.proto`).
 //!
-//! Typed calls with typed errors; decides nothing. `convert` is the only place where our types become the
-//! protocol's.
+//! Typed calls with typed errors; decides nothing. Only `convert` converts the runtime's types to the protocol's.
 
 mod client;
 mod convert;
@@ -13,5 +12,5 @@ pub use convert::stats;
 pub use ready::Ready;
 pub use ready::ReadyError;
 
-/// Messages of the protocol, for those who fill them in.
+/// The protocol's messages.
 pub use kiai_protocol::agent as message;

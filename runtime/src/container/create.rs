@@ -28,9 +28,9 @@ use crate::plan::DeviceMap;
 use crate::plan::PlanError;
 use crate::plan::container_directory;
 use crate::sandbox::AssignError;
-use crate::sandbox::BootError;
 use crate::sandbox::HostDevices;
 use crate::sandbox::Sandbox;
+use crate::sandbox::SandboxBootError;
 
 /// A client's request for a new container.
 #[derive(Debug, Clone, Default)]
@@ -73,7 +73,7 @@ pub enum CreateError {
     NoSandbox(String),
     /// The sandbox did not boot.
     #[error(transparent)]
-    Boot(#[from] BootError),
+    Boot(#[from] SandboxBootError),
     /// The root file system or a volume cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),

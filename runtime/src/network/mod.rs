@@ -50,7 +50,7 @@ const MOST_INTERFACES: usize = 16;
 
 /// Why a container has no network.
 #[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
+pub enum CniError {
     /// The namespace.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
@@ -77,7 +77,7 @@ pub enum NetworkError {
 /// What is written down of one container's network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Attachment {
+struct NetworkRecord {
     id: String,
     namespace: PathBuf,
     plugin_path: Vec<PathBuf>,
@@ -86,20 +86,20 @@ struct Attachment {
     result: Option<Value>,
     /// What was plugged in since.
     #[serde(default)]
-    further: Vec<Further>,
+    further: Vec<AddedInterface>,
 }
 
 /// A further interface.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Further {
+struct AddedInterface {
     interface: String,
     result: Option<Value>,
 }
 
 /// An interface that was plugged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
+pub struct CniInterface {
     /// Its name in the namespace.
     pub name: String,
     /// Addresses with their prefix length.
@@ -108,14 +108,14 @@ pub struct Interface {
 
 /// What a container gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
+pub struct CniNetwork {
     /// Namespace with the interface in it.
     pub namespace: PathBuf,
     /// Addresses with their prefix length, as `10.88.0.2/16`.
     pub addresses: Vec<String>,
 }
 
-impl Network {
+impl CniNetwork {
     /// The first address, without its prefix length.
     pub fn address(&self) -> Option<IpAddr> {
         self.addresses.first()?.split('/').next()?.parse().ok()
@@ -137,14 +137,14 @@ struct AddResultIp {
 /// Makes a container's network. `file` keeps what [`detach`] needs.
 ///
 /// # Errors
-/// [`NetworkError`] names the plugin and what it said. What was done so far is still there: call [`detach`].
+/// [`CniError`] names the plugin and what it said. What was done so far is still there: call [`detach`].
 pub fn attach(
     id: &str,
     file: &Path,
     settings: &Settings,
     ports: &[PortMapping],
-) -> Result<Network, NetworkError> {
-    let mut attachment = Attachment {
+) -> Result<CniNetwork, CniError> {
+    let mut attachment = NetworkRecord {
         id: id.to_owned(),
         namespace: namespace::path(id),
         plugin_path: settings.plugin_path.clone(),
@@ -159,15 +159,15 @@ pub fn attach(
     let addresses = addresses(Some(&result))?;
     attachment.result = Some(result);
     file::write_json(file, &attachment)?;
-    Ok(Network { namespace: attachment.namespace, addresses })
+    Ok(CniNetwork { namespace: attachment.namespace, addresses })
 }
 
 /// Undoes [`attach`] and every [`plug`], however far they came, and forgets them. No file: nothing to do.
 ///
 /// # Errors
 /// The first thing that could not be undone; the rest was tried, and the file is kept for the next time.
-pub fn detach(file: &Path) -> Result<(), NetworkError> {
-    let Some(attachment) = file::read_json::<Attachment>(file)? else { return Ok(()) };
+pub fn detach(file: &Path) -> Result<(), CniError> {
+    let Some(attachment) = file::read_json::<NetworkRecord>(file)? else { return Ok(()) };
     let mut deleted = Ok(());
     for further in attachment.further.iter().rev() {
         deleted = deleted.and(delete(&attachment, &further.interface, further.result.as_ref()));
@@ -186,13 +186,13 @@ pub fn detach(file: &Path) -> Result<(), NetworkError> {
 /// Adds a further interface to the network of a container. The caller holds the container's lock.
 ///
 /// # Errors
-/// [`NetworkError`]; what was done so far is undone. What cannot be undone now [`detach`] will.
-pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
-    let mut attachment = file::read_json::<Attachment>(file)?.ok_or(NetworkError::NoNetwork)?;
+/// [`CniError`]; what was done so far is undone. What cannot be undone now [`detach`] will.
+pub fn plug(file: &Path) -> Result<CniInterface, CniError> {
+    let mut attachment = file::read_json::<NetworkRecord>(file)?.ok_or(CniError::NoNetwork)?;
     let taken = |name: &String| attachment.further.iter().any(|further| further.interface == *name);
     let free = (1..MOST_INTERFACES).map(|number| format!("eth{number}")).find(|name| !taken(name));
-    let name = free.ok_or(NetworkError::Full)?;
-    attachment.further.push(Further { interface: name.clone(), result: None });
+    let name = free.ok_or(CniError::Full)?;
+    attachment.further.push(AddedInterface { interface: name.clone(), result: None });
     file::write_json(file, &attachment)?;
     let added = add(&attachment, &name).and_then(|result| {
         let addresses = addresses(Some(&result))?;
@@ -203,7 +203,7 @@ pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
         Ok(addresses)
     });
     match added {
-        Ok(addresses) => Ok(Interface { name, addresses }),
+        Ok(addresses) => Ok(CniInterface { name, addresses }),
         Err(error) => {
             let _ = unplug(file, &name);
             Err(error)
@@ -215,10 +215,10 @@ pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
 ///
 /// # Errors
 /// The first thing that could not be undone; the rest was tried, and it is kept for the next time.
-pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, NetworkError> {
-    let mut attachment = file::read_json::<Attachment>(file)?.ok_or(NetworkError::NoNetwork)?;
+pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, CniError> {
+    let mut attachment = file::read_json::<NetworkRecord>(file)?.ok_or(CniError::NoNetwork)?;
     let Some(index) = attachment.further.iter().position(|further| further.interface == name) else {
-        return Err(NetworkError::NoInterface(name.to_owned()));
+        return Err(CniError::NoInterface(name.to_owned()));
     };
     let result = attachment.further[index].result.clone();
     delete(&attachment, name, result.as_ref())?;
@@ -227,14 +227,14 @@ pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, NetworkError> {
     addresses(result.as_ref())
 }
 
-fn addresses(result: Option<&Value>) -> Result<Vec<String>, NetworkError> {
+fn addresses(result: Option<&Value>) -> Result<Vec<String>, CniError> {
     let Some(result) = result else { return Ok(Vec::new()) };
-    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(NetworkError::Result)?;
+    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(CniError::Result)?;
     Ok(parsed.ips.into_iter().map(|ip| ip.address).collect())
 }
 
 /// ADD, plugin by plugin; the last one's result.
-fn add(attachment: &Attachment, interface: &str) -> Result<Value, NetworkError> {
+fn add(attachment: &NetworkRecord, interface: &str) -> Result<Value, CniError> {
     let _alone = Lock::exclusive(Path::new(LOCK))?;
     let mut previous = None;
     for plugin in &attachment.plugins {
@@ -244,7 +244,7 @@ fn add(attachment: &Attachment, interface: &str) -> Result<Value, NetworkError> 
 }
 
 /// DEL, plugins in reverse. The first error; all were tried.
-fn delete(attachment: &Attachment, interface: &str, result: Option<&Value>) -> Result<(), NetworkError> {
+fn delete(attachment: &NetworkRecord, interface: &str, result: Option<&Value>) -> Result<(), CniError> {
     let _alone = Lock::exclusive(Path::new(LOCK))?;
     let mut deleted = Ok(());
     for plugin in attachment.plugins.iter().rev() {
@@ -254,7 +254,7 @@ fn delete(attachment: &Attachment, interface: &str, result: Option<&Value>) -> R
 }
 
 fn call(
-    attachment: &Attachment,
+    attachment: &NetworkRecord,
     command: Command,
     interface: &str,
     configuration: &Value,

@@ -1,7 +1,7 @@
-//! What to do, decided before anything is done: OCI spec + configuration + facts about the host -> plans.
+//! Plans, made before anything is done: OCI spec + configuration + facts about the host -> plans.
 //!
-//! Pure functions over plain data; no I/O here. `host::facts` reads what they need, `sandbox` and `container`
-//! carry out what they say. OCI runtime-spec 1.1 `config.md`, `config-linux.md`.
+//! Pure functions over plain data; no I/O here. `host::facts` reads the facts, `sandbox` and `container` carry the
+//! plans out. OCI runtime-spec 1.1 `config.md`, `config-linux.md`.
 
 mod annotations;
 mod container;

@@ -42,7 +42,7 @@ const SHM_BYTES: u64 = 64 << 20;
 
 /// Why a sandbox did not boot; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
-pub enum BootError {
+pub enum SandboxBootError {
     /// The kernel, the initrd or the console file cannot be opened.
     #[error("open {file} {path}")]
     File {
@@ -116,8 +116,8 @@ pub enum BootError {
 
 /// Boots the sandbox; `shared` is the directory that its guest sees. Every step that can fail early is done before the
 /// guest runs.
-pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootError> {
-    let host = |step| move |source| BootError::Host { step, source };
+pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, SandboxBootError> {
+    let host = |step| move |source| SandboxBootError::Host { step, source };
     let ports = VsockPorts::new().map_err(host("vsock ports"))?;
     let ready = Ready::listen(&ports)?;
     let config = machine(&plan, shared, ports.clone())?;
@@ -130,18 +130,19 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
     });
     let machine = tokio::task::spawn_blocking(|| VmHandle::build(config).map(Machine));
     let (machine, network) = tokio::join!(machine, network);
-    let gone = |step| move |_| BootError::Host { step, source: io::Error::other("the thread panicked") };
-    let vm = machine.map_err(gone("build the microVM"))?.map_err(BootError::Build)?;
+    let gone =
+        |step| move |_| SandboxBootError::Host { step, source: io::Error::other("the thread panicked") };
+    let vm = machine.map_err(gone("build the microVM"))?.map_err(SandboxBootError::Build)?;
     let mut network = network.map_err(gone("take over the network"))??;
 
     let end = EndWatch::of(&vm.0).map_err(host("wait for the microVM"))?;
     for nic in &mut network.nics {
         let taps = std::mem::take(&mut nic.taps);
         let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
-        vm.0.attach(config).map_err(|source| BootError::Nic { name: nic.name.clone(), source })?;
+        vm.0.attach(config).map_err(|source| SandboxBootError::Nic { name: nic.name.clone(), source })?;
     }
     let images = format!("kernel {}, initrd {}", plan.kernel.display(), plan.initrd.display());
-    let died = |ended: super::SandboxEnd| BootError::Died {
+    let died = |ended: super::SandboxEnd| SandboxBootError::Died {
         images: images.clone(),
         ending: ended.ending,
         console: tail(&ended.console),
@@ -159,7 +160,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
         () = tokio::time::sleep(deadline) => {
             let console = tail(&vm.0.console_tail());
             let images = images.clone();
-            return Err(BootError::Silent { images, seconds: plan.boot_timeout_seconds, console });
+            return Err(SandboxBootError::Silent { images, seconds: plan.boot_timeout_seconds, console });
         }
     }
 
@@ -170,7 +171,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
             agent.set_clock(),
             agent.configure_network(&network)
         )?;
-        resize::grown(&vm.0).await.map_err(BootError::from)
+        resize::grown(&vm.0).await.map_err(SandboxBootError::from)
     };
     tokio::select! {
         // A guest that dies closes the connection as well, but its end has a reason and a console.
@@ -200,13 +201,16 @@ fn machine(
     plan: &SandboxPlan,
     shared: PathBuf,
     ports: std::sync::Arc<VsockPorts>,
-) -> Result<VmConfig, BootError> {
+) -> Result<VmConfig, SandboxBootError> {
     let console = match &plan.console {
         None => None,
         Some(path) => {
             let file = File::options().append(true).create(true).open(path);
-            let file =
-                file.map_err(|source| BootError::File { file: "console", path: path.clone(), source })?;
+            let file = file.map_err(|source| SandboxBootError::File {
+                file: "console",
+                path: path.clone(),
+                source,
+            })?;
             Some(Box::new(file) as Box<dyn io::Write + Send>)
         }
     };
@@ -229,8 +233,8 @@ fn machine(
     })
 }
 
-fn open(role: &'static str, path: &Path) -> Result<NamedFile, BootError> {
-    let failed = |source| BootError::File { file: role, path: path.into(), source };
+fn open(role: &'static str, path: &Path) -> Result<NamedFile, SandboxBootError> {
+    let failed = |source| SandboxBootError::File { file: role, path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));

@@ -36,7 +36,7 @@ use crate::plan::Limits;
 pub use assign::Assignment;
 pub use assign::HostDevices;
 pub use assign::VolumeDevice;
-pub use boot::BootError;
+pub use boot::SandboxBootError;
 pub use boot::boot;
 pub use end::EndWatch;
 pub use end::SandboxEnd;

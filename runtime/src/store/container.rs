@@ -13,11 +13,11 @@ use crate::store::record::VERSION;
 
 /// One container's directory. Reading needs no lock, for records are replaced whole; changing does.
 #[derive(Debug, Clone)]
-pub struct Container {
+pub struct ContainerDirectory {
     paths: ContainerPaths,
 }
 
-impl Container {
+impl ContainerDirectory {
     pub(super) fn new(paths: ContainerPaths) -> Self {
         Self { paths }
     }

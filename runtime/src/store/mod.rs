@@ -31,7 +31,7 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
-pub use container::Container;
+pub use container::ContainerDirectory;
 pub use paths::Paths;
 pub use record::Record;
 
@@ -91,7 +91,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NameTaken`]; nothing is left behind on any error.
-    pub fn create(&self, name: &str) -> Result<(Container, Lock), StoreError> {
+    pub fn create(&self, name: &str) -> Result<(ContainerDirectory, Lock), StoreError> {
         let containers = self.paths.containers();
         file::create_directories(&containers)?;
         file::create_directories(&self.paths.names())?;
@@ -100,7 +100,7 @@ impl Store {
             return Err(StoreError::NameTaken { name: name.to_owned(), id });
         }
         let id = random_id().map_err(StoreError::Random)?;
-        let container = Container::new(self.paths.container(&id));
+        let container = ContainerDirectory::new(self.paths.container(&id));
         fs::create_dir(container.directory()).map_err(io_error("create directory", container.directory()))?;
         let made = Lock::exclusive(&container.lock_file())
             .map_err(StoreError::from)
@@ -139,7 +139,7 @@ impl Store {
     ///
     /// # Errors
     /// A directory or a record cannot be read.
-    pub fn list(&self) -> Result<Vec<(Container, Record)>, StoreError> {
+    pub fn list(&self) -> Result<Vec<(ContainerDirectory, Record)>, StoreError> {
         let mut found = Vec::new();
         for container in self.directories()? {
             if let Some(record) = container.record()? {
@@ -154,7 +154,7 @@ impl Store {
     ///
     /// # Errors
     /// A directory cannot be read.
-    pub fn abandoned(&self) -> Result<Vec<(Container, Lock)>, StoreError> {
+    pub fn abandoned(&self) -> Result<Vec<(ContainerDirectory, Lock)>, StoreError> {
         let mut found = Vec::new();
         for container in self.directories()? {
             if container.record_exists() {
@@ -169,7 +169,7 @@ impl Store {
         Ok(found)
     }
 
-    fn directories(&self) -> Result<Vec<Container>, StoreError> {
+    fn directories(&self) -> Result<Vec<ContainerDirectory>, StoreError> {
         let containers = self.paths.containers();
         let entries = match fs::read_dir(&containers) {
             Ok(entries) => entries,
@@ -180,7 +180,7 @@ impl Store {
         for entry in entries {
             let entry = entry.map_err(io_error("read directory", &containers))?;
             if let Some(id) = entry.file_name().to_str() {
-                found.push(Container::new(self.paths.container(id)));
+                found.push(ContainerDirectory::new(self.paths.container(id)));
             }
         }
         Ok(found)
@@ -190,22 +190,22 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoContainer`], [`StoreError::Ambiguous`], or a record cannot be read.
-    pub fn find(&self, text: &str) -> Result<(Container, Record), StoreError> {
+    pub fn find(&self, text: &str) -> Result<(ContainerDirectory, Record), StoreError> {
         let missing = || StoreError::NoContainer(text.to_owned());
         if text.is_empty() || text.contains('/') || text.starts_with('.') {
             return Err(missing());
         }
         if let Some(id) = self.name_owner(text) {
-            let container = Container::new(self.paths.container(&id));
+            let container = ContainerDirectory::new(self.paths.container(&id));
             let record = container.record()?.ok_or_else(missing)?;
             return Ok((container, record));
         }
-        let mut matching: Vec<Container> =
+        let mut matching: Vec<ContainerDirectory> =
             self.directories()?.into_iter().filter(|c| c.id().starts_with(text)).collect();
         if let Some(exact) = matching.iter().position(|container| container.id() == text) {
             matching = vec![matching.swap_remove(exact)];
         }
-        let ids: Vec<&str> = matching.iter().map(Container::id).collect();
+        let ids: Vec<&str> = matching.iter().map(ContainerDirectory::id).collect();
         if ids.len() > 1 {
             return Err(StoreError::Ambiguous { text: text.to_owned(), ids: ids.join(", ") });
         }
@@ -219,7 +219,7 @@ impl Store {
     ///
     /// # Errors
     /// Something cannot be removed; what could be is gone, and the record goes last.
-    pub fn remove(&self, container: &Container, name: &str) -> Result<(), StoreError> {
+    pub fn remove(&self, container: &ContainerDirectory, name: &str) -> Result<(), StoreError> {
         file::remove_tree(container.links())?;
         file::remove_tree(container.data())?;
         let _namespace = Lock::exclusive(&self.paths.namespace_lock())?;

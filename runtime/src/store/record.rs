@@ -72,13 +72,13 @@ pub enum Status {
         at: Timestamp,
     },
     /// It has ended and its sandbox is gone.
-    Exited(Exit),
+    Exited(ExitRecord),
 }
 
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Exit {
+pub struct ExitRecord {
     /// 0 to 255.
     pub code: u32,
     /// When.

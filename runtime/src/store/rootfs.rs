@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-use crate::store::Container;
+use crate::store::ContainerDirectory;
 use crate::store::Paths;
 use crate::store::file;
 use crate::store::file::FileError;
@@ -32,7 +32,11 @@ pub(super) fn owner_mark(paths: &Paths) -> Vec<u8> {
 ///
 /// # Errors
 /// A directory cannot be made.
-pub fn create_upper(paths: &Paths, container: &Container, layers: &[PathBuf]) -> Result<(), FileError> {
+pub fn create_upper(
+    paths: &Paths,
+    container: &ContainerDirectory,
+    layers: &[PathBuf],
+) -> Result<(), FileError> {
     let data = container.data();
     file::create_directories(data)?;
     file::replace(&data.join(OWNER), &owner_mark(paths))?;
@@ -53,7 +57,7 @@ pub fn create_upper(paths: &Paths, container: &Container, layers: &[PathBuf]) ->
 }
 
 /// The directory a container writes to.
-pub fn upper(container: &Container) -> PathBuf {
+pub fn upper(container: &ContainerDirectory) -> PathBuf {
     container.data().join("upper")
 }
 
@@ -62,7 +66,7 @@ pub fn upper(container: &Container) -> PathBuf {
 ///
 /// # Errors
 /// A link cannot be made.
-pub fn overlay_options(container: &Container, layers: &[PathBuf]) -> Result<Vec<String>, FileError> {
+pub fn overlay_options(container: &ContainerDirectory, layers: &[PathBuf]) -> Result<Vec<String>, FileError> {
     let plain: Option<Vec<&str>> = layers.iter().map(|layer| plain_path(layer)).collect();
     let list = match plain.map(|layers| layers.join(":")) {
         Some(list) if list.len() <= LONGEST_LIST => list,
