@@ -1,4 +1,4 @@
-//! Devices the host has assigned to a container: waited for, and found by their locators.
+//! Finding the devices that the host has assigned to a container, by their locators.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::device::LocateError;
 use crate::device::Node;
 use crate::device::Nodes;
 use crate::device::address;
-use crate::device::give_to_vfio;
+use crate::device::bind_to_vfio;
 use crate::device::vfio_container;
 use crate::device::wait_for;
 use crate::device::wait_for_nodes;
@@ -22,7 +22,7 @@ use crate::fault::Fault;
 use crate::fault::Result;
 use crate::uevent::Uevents;
 
-/// Waits until each of `devices` has its nodes.
+/// Waits until each of `devices` has its nodes, and returns them.
 pub(super) async fn wait_for_all(
     uevents: &Uevents,
     devices: &[DeviceAssignment],
@@ -49,7 +49,7 @@ async fn wait_for_one(
         }
         Some(By::PciVfio(path)) => {
             let path: PciPath = path.parse().map_err(LocateError::from)?;
-            let group = give_to_vfio(uevents, &path, timeout).await?;
+            let group = bind_to_vfio(uevents, &path, timeout).await?;
             (path.to_string(), function(device, host, &path, vec![group], Some(vfio_container()?))?)
         }
         by => {
