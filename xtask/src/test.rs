@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::build::{self, SHIM};
 use crate::e2e::{self, Reviewed, Selection};
-use crate::{check, fuzz, image, kernel, place, rootfs, step};
+use crate::{check, fuzz, image, kernel, rootfs, step, venue};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         failed: arguments.rerun_failed,
         two_cpus: arguments.two_cpus,
     };
-    let summary = e2e::run(place::choose()?, &selection)?;
+    let summary = e2e::run(venue::choose()?, &selection)?;
     skipped.extend(summary.skipped);
 
     let mut refused = 0;
