@@ -1,7 +1,7 @@
-//! Why a request to the shim failed: a containerd status code and a message that names the thing.
+//! The error of a request to the shim: a containerd status code and a message that names the object.
 //!
-//! The one place where errors become codes. Inside the runtime errors are typed; a caller of the Task service
-//! sees only this.
+//! Only this module turns errors into status codes. Inside the runtime errors are typed; a caller of the Task service
+//! sees an [`RpcError`] only.
 
 use std::error::Error;
 use std::fmt;
@@ -23,38 +23,38 @@ use crate::sandbox::AssignError;
 use crate::sandbox::ResizeError;
 use crate::sandbox::SandboxBootError;
 
-/// A failed request.
+/// The error of a failed request.
 #[derive(Debug, Clone)]
 pub struct RpcError {
     code: Code,
     message: String,
 }
 
-/// The request's result.
+/// The result of a request.
 pub type RpcResult<T> = Result<T, RpcError>;
 
 impl RpcError {
-    /// There is no such container, process or file.
+    /// The container, process or file does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self { code: Code::NOT_FOUND, message: message.into() }
     }
 
-    /// The id is taken.
+    /// The id is in use.
     pub fn already_exists(message: impl Into<String>) -> Self {
         Self { code: Code::ALREADY_EXISTS, message: message.into() }
     }
 
-    /// The request contradicts itself or asks for what cannot be had.
+    /// The request contradicts itself or exceeds a limit.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self { code: Code::INVALID_ARGUMENT, message: message.into() }
     }
 
-    /// Not in this state.
+    /// The object's state does not permit the request.
     pub fn precondition(message: impl Into<String>) -> Self {
         Self { code: Code::FAILED_PRECONDITION, message: message.into() }
     }
 
-    /// The request is known but not served.
+    /// The request is not supported.
     pub fn unimplemented(message: impl Into<String>) -> Self {
         Self { code: Code::UNIMPLEMENTED, message: message.into() }
     }
@@ -95,7 +95,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The code that stands for an error, whatever its words.
+/// An error with a status code, which does not depend on its message.
 trait Coded: Error + Sized {
     fn code(&self) -> Code;
 }
@@ -185,7 +185,7 @@ impl Coded for SandboxBootError {
     fn code(&self) -> Code {
         match self {
             Self::File { source, .. } => of_io(source),
-            // A damaged kernel or a size that cannot be had.
+            // A damaged kernel or an unsupported size.
             Self::Build(kiai_vmm::BootError::Load(_) | kiai_vmm::BootError::Config(_)) => {
                 Code::INVALID_ARGUMENT
             }
@@ -231,7 +231,7 @@ impl Coded for StdioError {
     }
 }
 
-/// What the agent answered keeps its code.
+/// An error of the agent keeps its status code.
 impl Coded for AgentError {
     fn code(&self) -> Code {
         self.answer().unwrap_or(Code::INTERNAL)

@@ -1,7 +1,7 @@
 //! The directory the guest sees through virtio-fs: `<container>/rootfs`, `<container>/mounts/<n>`.
 //!
 //! A small tmpfs in the bundle, in this process's mount namespace only, holds the mount points; the guest gets a
-//! read-only view of it that follows what is mounted below, so it can write where a mount says so and nowhere
+//! read-only view of it that follows the mounts below, so it can write where a mount is writable and nowhere
 //! else.
 
 use std::io;

@@ -49,7 +49,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            // A failure is ignored: nobody may read standard error.
+            // An error is ignored: standard error may be closed.
             let _ = writeln!(io::stderr(), "{SHIM_NAME}: {e}");
             ExitCode::FAILURE
         }
