@@ -1,8 +1,8 @@
 //! Reports of memory that was freed in the guest and that the host could reclaim.
 //!
-//! The kernel reports free pages by itself, but in small rounds two seconds apart. It has no event for freed memory, so
-//! the agent reads its counters when they may have changed: after a task of a container has stopped running, and then no
-//! more often than every [`QUIET`]. While all containers sleep, so does the agent.
+//! The kernel reports free pages by itself, but in small rounds two seconds apart. It has no event for freed memory,
+//! so the agent reads its counters when they may have changed: after a task of a container has stopped running, and
+//! then no more often than every [`QUIET`]. While all containers sleep, so does the agent.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -41,8 +41,8 @@ pub struct FreedMemory {
 }
 
 impl FreedMemory {
-    /// Starts to call `report` whenever enough memory was freed since the last report and little was allocated for a while.
-    /// Further calls do nothing.
+    /// Starts to call `report` whenever enough memory was freed since the last report and little was allocated for a
+    /// while. Further calls do nothing.
     pub fn start(&self, report: impl Fn(Free) + Send + Sync + 'static) {
         let again = self.again.clone();
         self.started.get_or_init(|| {
@@ -157,9 +157,9 @@ impl Free {
         Ok(Self { bytes: zones.bytes.saturating_add(in_balloon), ..zones })
     }
 
-    /// A zone has free pages, and each CPU has a list of more. The reserve is the pages in the CPUs' lists, which do not
-    /// leave them at once, the pages below the zone's high watermark, at which background reclaim stops, and the pages that
-    /// the zone keeps for allocations which need its memory (`protection`).
+    /// A zone has free pages, and each CPU has a list of more. The reserve is the pages in the CPUs' lists, which do
+    /// not leave them at once, the pages below the zone's high watermark, at which background reclaim stops, and the
+    /// pages that the zone keeps for allocations which need its memory (`protection`).
     fn parse(text: &str, page: u64) -> Self {
         let mut free = Self::default();
         let bytes = |pages: Option<&str>| {

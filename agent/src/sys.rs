@@ -273,8 +273,8 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // SAFETY: this value owns the mapping, and no address in it is used elsewhere. It was mapped as a whole, so this
-        // cannot fail.
+        // SAFETY: this value owns the mapping, and no address in it is used elsewhere. It was mapped as a whole, so
+        // this cannot fail.
         let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
     }
 }

@@ -1,7 +1,7 @@
 //! Waiting for devices with the kernel's uevents over netlink (kobject_uevent, group 1).
 //!
-//! This is the only way in which the agent waits for a device. A uevent's content is ignored: it only causes another look
-//! at sysfs. So an event that is lost to a full socket buffer does no harm, and no event can be misread.
+//! This is the only way in which the agent waits for a device. A uevent's content is ignored: it only causes another
+//! look at sysfs. So an event that is lost to a full socket buffer does no harm, and no event can be misread.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -57,8 +57,8 @@ fn restore_one(path: &Path, wanted: &str) -> io::Result<()> {
     lines_to_write(&now, wanted).iter().try_for_each(|line| fs::write(path, line))
 }
 
-/// The lines to write, one write each. A file with a line for each device takes one line at a time; a device that had no
-/// line gets one without limits.
+/// The lines to write, one write each. A file with a line for each device takes one line at a time; a device that had
+/// no line gets one without limits.
 fn lines_to_write(now: &str, wanted: &str) -> Vec<String> {
     let key =
         |line: &str| line.split_once(' ').map(|(key, _)| key.to_owned()).filter(|key| key.contains(':'));

@@ -1,8 +1,8 @@
 //! The devices of one container as a value: those it was created with, those plugged in since, and the rules. Pure.
 //!
 //! [`Inventory::plug`], [`Inventory::unplug`] and [`Inventory::with_rules`] return a new inventory, or an error and
-//! leave the old one to go on with. The guest's rules are derived from the host's and all entries anew each time, and are
-//! changed nowhere; every function that makes an inventory uses the same check ([`Inventory::checked`]).
+//! leave the old one to go on with. The guest's rules are derived from the host's and all entries anew each time, and
+//! are changed nowhere; every function that makes an inventory uses the same check ([`Inventory::checked`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -203,8 +203,8 @@ impl Inventory {
         Ok((after, to_make))
     }
 
-    /// This inventory without those of the `named` devices that were plugged in, and the nodes that this concerns. A rule
-    /// of an update that names one of them is removed with it, because another device may get the number.
+    /// This inventory without those of the `named` devices that were plugged in, and the nodes that this concerns. A
+    /// rule of an update that names one of them is removed with it, because another device may get the number.
     pub(super) fn unplug(&self, named: &[PluggedDevice]) -> Result<(Self, Unplugged)> {
         let mut after = self.clone();
         after.plugged = self.plugged.iter().map(|group| group.without(named)).collect();

@@ -9,9 +9,9 @@ use crate::fault::Fault;
 use crate::fault::Result;
 
 impl Container {
-    /// Sets limits, and device rules if `resources` has any, which are the host's; blocks. Rules are checked as when the
-    /// container was created. A memory limit below the memory that cannot be reclaimed is refused, because the OOM killer
-    /// would kill a process.
+    /// Sets limits, and device rules if `resources` has any, which are the host's; blocks. Rules are checked as when
+    /// the container was created. A memory limit below the memory that cannot be reclaimed is refused, because the
+    /// OOM killer would kill a process.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         self.check_memory(resources)?;
         let change = self.devices.change_blocking();

@@ -1,8 +1,8 @@
 //! The nodes in the guest for each entry of `linux.devices`: none, one or several. Pure.
 //!
-//! OCI runtime-spec config-linux.md#devices. An entry is identified by its type and number on the host, so two entries
-//! for one device have the same nodes. [`HostEntries`] is made from the host's spec, is complete or an error, and is the
-//! table in which entries and rules are looked up: nothing is looked up by a number of the guest.
+//! OCI runtime-spec config-linux.md#devices. An entry is identified by its type and number on the host, so two
+//! entries for one device have the same nodes. [`HostEntries`] is made from the host's spec, is complete or an error,
+//! and is the table in which entries and rules are looked up: nothing is looked up by a number of the guest.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -2,9 +2,9 @@
 //!
 //! Start with [`wait_for()`], which waits for a disk's node, and [`wait_for_nodes()`], which waits for those of a PCI
 //! function. [`HostEntries`] maps the spec's entries to nodes of the guest; [`rewrite()`] writes these into the spec,
-//! [`derive()`] derives the guest's rules, [`rule`] defines the meaning of rules and [`filter`] compiles them into a BPF
-//! program: all of that is pure. [`used()`] finds devices that are in use and so cannot be unplugged. No code here makes
-//! a node or loads a program: libcontainer and `cgroup` do.
+//! [`derive()`] derives the guest's rules, [`rule`] defines the meaning of rules and [`filter`] compiles them into a
+//! BPF program: all of that is pure. [`used()`] finds devices that are in use and so cannot be unplugged. No code
+//! here makes a node or loads a program: libcontainer and `cgroup` do.
 
 mod all;
 mod entries;

@@ -1,9 +1,10 @@
 //! Rewrites the entries and rules of a container's devices from the host's numbers to the guest's. Pure.
 //!
 //! OCI runtime-spec config-linux.md#devices and #allowed-device-list. One loop runs over the entries and one over the
-//! rules, and each is looked up by its **original** identity ([`HostEntries`]). So every entry and every rule is changed
-//! at most once, whatever the devices and their order: with the loops the other way round, an entry that was changed
-//! from `1:3` to `1:5` for one device would be taken for another device's host number `1:5` and changed again.
+//! rules, and each is looked up by its **original** identity ([`HostEntries`]). So every entry and every rule is
+//! changed at most once, whatever the devices and their order: with the loops the other way round, an entry that was
+//! changed from `1:3` to `1:5` for one device would be taken for another device's host number `1:5` and changed
+//! again.
 //!
 //! The guest's rules allow a container the access to a device of the guest that the host's rules allow to the entry's
 //! device, no less and no more:
@@ -13,10 +14,11 @@
 //!   device is dropped.
 //! - A rule with a wildcard (`b 254:*`) is for a driver of the host. It becomes a rule for each node of each entry that
 //!   it matches on the host, and for each standard device ([`super::standard`]) that it matches.
-//! - A rule for all numbers stays if it does not allow to use block or character devices of other containers: it denies,
-//!   it is for every type (`a *:*`, which engines write for privileged containers), or it only allows to make nodes.
-//! - If several devices of the host share a node (two IOMMU groups and `/dev/vfio/vfio`), the order of their rules would
-//!   decide about the node, so a rule with the access of all of them is appended.
+//! - A rule for all numbers stays if it does not allow to use block or character devices of other containers: it
+//!   denies, it is for every type (`a *:*`, which engines write for privileged containers), or it only allows to make
+//!   nodes.
+//! - If several devices of the host share a node (two IOMMU groups and `/dev/vfio/vfio`), the order of their rules
+//!   would decide about the node, so a rule with the access of all of them is appended.
 //!
 //! [`super::filter`] compiles the rules.
 
@@ -87,7 +89,8 @@ pub enum RewriteError {
     },
 }
 
-/// Returns `spec` with its entries and rules rewritten for the guest. A spec without any rule allows to use its entries.
+/// Returns `spec` with its entries and rules rewritten for the guest. A spec without any rule allows to use its
+/// entries.
 pub fn rewrite(spec: &Spec, devices: &[AssignedDevice]) -> Result<Spec, RewriteError> {
     let host_entries = HostEntries::of(entries(spec), devices)?;
     let rules = derive(&Rule::parse_all(rules(spec))?, &host_entries)?;
@@ -139,8 +142,8 @@ pub fn rules(spec: &Spec) -> &[LinuxDeviceCgroup] {
     resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
 }
 
-/// Derives the guest's rules from the host's: for the nodes of `entries`, for standard devices and, from a rule for every
-/// device, for every other device of the guest.
+/// Derives the guest's rules from the host's: for the nodes of `entries`, for standard devices and, from a rule for
+/// every device, for every other device of the guest.
 pub fn derive(rules: &[Rule], host_entries: &HostEntries) -> Result<Vec<Rule>, RewriteError> {
     let mut derived = Vec::new();
     for rule in rules {

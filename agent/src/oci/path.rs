@@ -36,8 +36,8 @@ struct Made {
 }
 
 impl ContainerPath {
-    /// Resolves `path` below `root`. With `make`, missing directories on the way are made; [`ContainerPath::unmake`] removes
-    /// them.
+    /// Resolves `path` below `root`. With `make`, missing directories on the way are made; [`ContainerPath::unmake`]
+    /// removes them.
     pub(super) fn resolve(root: BorrowedFd<'_>, path: &Path, make: bool) -> Result<Self, Errno> {
         let mut made = Vec::new();
         match walk(root, path, make, &mut made) {

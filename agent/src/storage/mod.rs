@@ -1,7 +1,7 @@
 //! Storages: mounts that the host asks for, each made once and counted.
 //!
-//! A list is mounted whole or not at all. Several containers may use one storage; it is unmounted with the last of them.
-//! [`source`] plans a mount, [`mount`] makes it.
+//! A list is mounted whole or not at all. Several containers may use one storage; it is unmounted with the last of
+//! them. [`source`] plans a mount, [`mount`] makes it.
 
 pub(crate) mod mount;
 mod source;

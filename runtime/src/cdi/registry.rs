@@ -49,8 +49,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Reads the host's CDI files. A file that cannot be read does not affect the others; the error for a missing device
-    /// names it.
+    /// Reads the host's CDI files. A file that cannot be read does not affect the others; the error for a missing
+    /// device names it.
     pub fn read() -> Self {
         Self::read_from(&DIRECTORIES.map(Path::new))
     }
@@ -92,8 +92,8 @@ impl Registry {
         self.files.push((path, file));
     }
 
-    /// The edits for these devices, in order, each with the name of its device. The edits of a file that apply to all its
-    /// devices come once, before the first of them.
+    /// The edits for these devices, in order, each with the name of its device. The edits of a file that apply to all
+    /// its devices come once, before the first of them.
     pub(super) fn edits(
         &self,
         names: &[DeviceName],

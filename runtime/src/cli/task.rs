@@ -115,7 +115,8 @@ impl Task {
         Ok(Self { client: TaskClient::new(client), id: id.to_owned() })
     }
 
-    /// Creates the container: boots the sandbox, mounts the root file system and builds the process, without starting it.
+    /// Creates the container: boots the sandbox, mounts the root file system and builds the process, without starting
+    /// it.
     pub(super) async fn create(
         &self,
         bundle: &Path,

@@ -42,8 +42,8 @@ pub struct Config {
     pub console_log: bool,
     /// Maximum time in seconds until the guest's agent connects.
     pub boot_timeout_seconds: u32,
-    /// The `io.kiai.` annotations that a Kubernetes pod may have, without the prefix. Users of `kiai` and `ctr` are root
-    /// and may use all.
+    /// The `io.kiai.` annotations that a Kubernetes pod may have, without the prefix. Users of `kiai` and `ctr` are
+    /// root and may use all.
     pub pod_annotations: Vec<String>,
 }
 

@@ -102,8 +102,8 @@ impl Lifecycle {
         Ok(exit)
     }
 
-    /// For a process whose container was removed: returns once its end is reported. Waits for a start that is under way; a
-    /// process that was not started becomes stopped.
+    /// For a process whose container was removed: returns once its end is reported. Waits for a start that is under
+    /// way; a process that was not started becomes stopped.
     pub(super) async fn over(&self) {
         {
             let _turn = self.removed.lock().await;

@@ -221,8 +221,8 @@ impl PlugPlan {
         DeviceMap::of(&self.entries, &self.disks, &self.functions)
     }
 
-    /// Each device with its entry, and the address of a PCI function: first disks and functions in the order in which they
-    /// are assigned, then devices of the guest's own.
+    /// Each device with its entry, and the address of a PCI function: first disks and functions in the order in which
+    /// they are assigned, then devices of the guest's own.
     pub(super) fn devices(&self) -> Vec<(LinuxDevice, Option<PciAddress>)> {
         let entry = |path: &Path| self.entries.iter().find(|entry| entry.path() == path).cloned();
         let disks = self.disks.iter().map(|disk| (entry(&disk.container_path), None));

@@ -279,8 +279,8 @@ impl Container {
         Ok(Removed { exit })
     }
 
-    /// For a container that was removed in the guest, which kills its processes: returns once the end of each is reported,
-    /// but waits no longer than this for a guest that does not report it.
+    /// For a container that was removed in the guest, which kills its processes: returns once the end of each is
+    /// reported, but waits no longer than this for a guest that does not report it.
     async fn exec_ends(&self) {
         const PATIENCE: Duration = Duration::from_secs(10);
         let execs = self.execs.all();

@@ -206,7 +206,8 @@ impl ImageStore {
     }
 
     fn record(&self, name: &str) -> PathBuf {
-        // A name has slashes and may be longer than a file name, so the file is named differently and the record has the name.
+        // A name has slashes and may be longer than a file name, so the file is named differently and the record has
+        // the name.
         self.root.join("images").join(format!("{}.json", BlobDigest::of(name.as_bytes()).hex()))
     }
 
@@ -260,14 +261,14 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// The directories of an image's files, topmost first, for an overlay. They exist, because the name is written after
-    /// them.
+    /// The directories of an image's files, topmost first, for an overlay. They exist, because the name is written
+    /// after them.
     pub fn layers(&self, image: &Image) -> Result<Vec<PathBuf>, ImageError> {
         Ok(vec![tree::path(&self.root, image)])
     }
 
-    /// Removes an image, and deletes the blobs and trees that no other image needs. The caller ensures that no container
-    /// uses it.
+    /// Removes an image, and deletes the blobs and trees that no other image needs. The caller ensures that no
+    /// container uses it.
     pub fn remove(&self, text: &str) -> Result<Image, ImageError> {
         let _alone = self.exclusive_lock()?;
         let image = self.get(text)?.ok_or_else(|| ImageError::NotFound(text.to_owned()))?;

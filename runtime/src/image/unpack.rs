@@ -156,8 +156,8 @@ fn open_root(tree: &Path) -> Result<OwnedFd, ImageError> {
 struct Layer<'a> {
     root: OwnedFd,
     name: &'a str,
-    /// The paths that this layer made, with their parents: an opaque whiteout removes files of the layers below, not those
-    /// of the same layer.
+    /// The paths that this layer made, with their parents: an opaque whiteout removes files of the layers below, not
+    /// those of the same layer.
     made: HashSet<PathBuf>,
     /// Times of directories, which are set last, as new entries change them.
     directories: Vec<(PathBuf, Timestamps)>,
@@ -307,7 +307,8 @@ impl Layer<'_> {
         Ok(target)
     }
 
-    /// Opens a directory of the tree, with symbolic links resolved inside the tree; makes missing ones if `make` is set.
+    /// Opens a directory of the tree, with symbolic links resolved inside the tree; makes missing ones if `make` is
+    /// set.
     fn directory(&self, raw: &[u8], path: &Path, make: bool) -> Result<Option<OwnedFd>, ImageError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -48,7 +48,8 @@ fn bind(port: &PortMapping) -> Result<OwnedFd, Errno> {
     };
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     if port.protocol == Protocol::Tcp {
-        // With this option closed connections do not block the port; another listening socket does, as this one listens.
+        // With this option closed connections do not block the port; another listening socket does, as this one
+        // listens.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;

@@ -26,8 +26,8 @@ pub struct DeviceMap {
     pub devices: Vec<MappedDevice>,
     /// The container also has a node of every other device of the guest.
     pub all_devices: bool,
-    /// The device rules in force, in the guest's numbers and in order: the last one that matches decides. Empty until the
-    /// container exists.
+    /// The device rules in force, in the guest's numbers and in order: the last one that matches decides. Empty until
+    /// the container exists.
     pub rules: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
 //! Plans the mounts of a spec: the source of a bind mount becomes a path in the shared directory.
 //!
-//! The shared directory has `<container>/rootfs` and `<container>/mounts/<n>`, with n the mount's index in the spec. The
-//! agent mounts it at `ports::SHARED_MOUNT` (OCI runtime-spec config.md#mounts).
+//! The shared directory has `<container>/rootfs` and `<container>/mounts/<n>`, with n the mount's index in the spec.
+//! The agent mounts it at `ports::SHARED_MOUNT` (OCI runtime-spec config.md#mounts).
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -113,8 +113,8 @@ fn kind_of(
     }
 }
 
-/// Plans a volume for an existing container; `found` is the kind of its source. The volume has a shared directory of its
-/// own, and `target` is its name in it.
+/// Plans a volume for an existing container; `found` is the kind of its source. The volume has a shared directory of
+/// its own, and `target` is its name in it.
 pub fn plan_volume(
     source: &Path,
     destination: &Path,

@@ -22,8 +22,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// These limits, changed by those that `resources` has. A memory limit beyond the host's memory means no limit, as some
-    /// clients write it.
+    /// These limits, changed by those that `resources` has. A memory limit beyond the host's memory means no limit,
+    /// as some clients write it.
     pub fn changed(self, resources: &LinuxResources, host_memory_mib: u32) -> Self {
         let positive = |figure: i64| u64::try_from(figure).unwrap_or(0);
         let memory = resources.memory().as_ref().and_then(|memory| memory.limit()).map(positive);
@@ -102,8 +102,8 @@ impl Bounds {
         Ok(MachineSize { memory_mib, vcpus })
     }
 
-    /// The bounds of a pod that starts with `limits`. Each pair is memory in MiB and a number of vCPUs: the configured base,
-    /// fixed sizes, configured ceilings, and those of the host.
+    /// The bounds of a pod that starts with `limits`. Each pair is memory in MiB and a number of vCPUs: the
+    /// configured base, fixed sizes, configured ceilings, and those of the host.
     pub(super) fn of(
         limits: Limits,
         (base_mib, least_vcpus): (u32, u8),

@@ -76,8 +76,8 @@ trait Ballooned: Sync {
 }
 
 impl Ballooned for Sandbox {
-    /// The anonymous memory of this process, which has one machine: guest RAM and some MiB more. Guest RAM in the host's
-    /// pool of huge pages is not counted: only the guest kernel's free page reports reclaim that.
+    /// The anonymous memory of this process, which has one machine: guest RAM and some MiB more. Guest RAM in the
+    /// host's pool of huge pages is not counted: only the guest kernel's free page reports reclaim that.
     fn held(&self) -> io::Result<u64> {
         let statm = std::fs::read_to_string("/proc/self/statm")?;
         let mut pages = statm.split(' ').skip(1).map(str::parse::<u64>);

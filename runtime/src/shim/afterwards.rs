@@ -17,8 +17,8 @@ pub(super) struct Afterwards {
 }
 
 impl Afterwards {
-    /// The program with these arguments, if there are any. To be called before the process enters a mount namespace of its
-    /// own.
+    /// The program with these arguments, if there are any. To be called before the process enters a mount namespace
+    /// of its own.
     pub(super) fn of(words: &[String]) -> io::Result<Option<Self>> {
         if words.is_empty() {
             return Ok(None);

@@ -1,8 +1,8 @@
 //! containerd's shim (runtime v2): one process a pod, serving the Task service on a socket.
 //!
-//! `arguments`, `launch`, `start`, `serve`, `delete` are the binary's actions; `pod` is the sandbox with its containers,
-//! `task` the service (decodes, calls, encodes), `report` and `events` publish events to containerd, `afterwards`
-//! releases a container that runs in the background. containerd's `core/runtime/v2/README.md`.
+//! `arguments`, `launch`, `start`, `serve`, `delete` are the binary's actions; `pod` is the sandbox with its
+//! containers, `task` the service (decodes, calls, encodes), `report` and `events` publish events to containerd,
+//! `afterwards` releases a container that runs in the background. containerd's `core/runtime/v2/README.md`.
 
 mod afterwards;
 mod arguments;

@@ -41,8 +41,8 @@ impl Environment {
         environment
     }
 
-    /// Applies the value of one `-e`: `NAME=VALUE`, or `NAME` for the host's value. If the host has no such variable, it
-    /// is unset.
+    /// Applies the value of one `-e`: `NAME=VALUE`, or `NAME` for the host's value. If the host has no such variable,
+    /// it is unset.
     ///
     /// # Errors
     /// The text has no name, or has a NUL byte.

@@ -86,8 +86,8 @@ impl Store {
         &self.paths
     }
 
-    /// Makes a container's directory, links `name` to it, and returns it locked. Other commands do not see the container
-    /// until its record is written.
+    /// Makes a container's directory, links `name` to it, and returns it locked. Other commands do not see the
+    /// container until its record is written.
     ///
     /// # Errors
     /// [`StoreError::NameTaken`]; every error removes the directory again.
@@ -214,8 +214,8 @@ impl Store {
         Ok((container, record))
     }
 
-    /// Removes a container's files and its name. The caller holds its lock and has ended all users of the files. A second
-    /// call is no error.
+    /// Removes a container's files and its name. The caller holds its lock and has ended all users of the files. A
+    /// second call is no error.
     ///
     /// # Errors
     /// A file cannot be removed. The others were removed; the record is the last.

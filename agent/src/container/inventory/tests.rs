@@ -337,8 +337,8 @@ fn update(which: usize, access: &str) -> Vec<LinuxDeviceCgroup> {
 }
 
 proptest! {
-    /// After any sequence of steps each node may be used as the host's rules for it say, no other device of the guest may
-    /// be used, and a step that is an error has changed nothing.
+    /// After any sequence of steps each node may be used as the host's rules for it say, no other device of the guest
+    /// may be used, and a step that is an error has changed nothing.
     #[test]
     fn every_step_gives_what_the_hosts_rules_give_and_no_more(steps in steps()) {
         let mut inventory = two_disks();
