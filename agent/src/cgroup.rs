@@ -1,7 +1,7 @@
 //! A container's cgroup: kill, freeze, limits and figures (kernel cgroup-v2.rst).
 //!
-//! The guest has the unified hierarchy at `/sys/fs/cgroup` and nothing else. Changes of state are awaited on
-//! the file that tells of them (`cgroup.events` wakes a poll), never by looking again after a while.
+//! The guest has only the unified hierarchy, at `/sys/fs/cgroup`. A change of state is awaited by polling the file that
+//! reports it (the kernel wakes a poll of `cgroup.events`), never by reading again after a delay.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -21,21 +21,21 @@ mod limits;
 
 pub use limits::Limits;
 
-/// Where the hierarchy is mounted.
+/// The mount point of the hierarchy.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
-/// The parent of every container's cgroup, beneath [`ROOT`].
+/// Name of the parent of every container's cgroup, in [`ROOT`].
 const PARENT: &str = "kiai";
 
 /// One container's cgroup; it exists from create to remove.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     path: PathBuf,
-    /// As `linux.cgroupsPath` names it.
+    /// Its path in the hierarchy, as `linux.cgroupsPath` has it.
     within: String,
 }
 
-/// Hands every controller down to the cgroups of containers. Called once, before the first of them.
+/// Enables every controller in the cgroups of containers. To be called once, before the first container.
 pub fn delegate_controllers() -> std::io::Result<()> {
     let root = Path::new(ROOT);
     let available = std::fs::read_to_string(root.join("cgroup.controllers"))?;
@@ -46,36 +46,36 @@ pub fn delegate_controllers() -> std::io::Result<()> {
     std::fs::write(parent.join("cgroup.subtree_control"), all.trim_end())
 }
 
-/// The directory of the parent of every container's cgroup, once there is one.
+/// Opens the directory of the parent of every container's cgroup.
 pub fn parent() -> std::io::Result<File> {
     File::open(Path::new(ROOT).join(PARENT))
 }
 
 impl Cgroup {
-    /// Names the cgroup of a container; makes nothing. The id has been checked.
+    /// The cgroup of a container, which need not exist. The id has been checked.
     pub fn of(container_id: &str) -> Self {
         let within = format!("/{PARENT}/{container_id}");
         Self { path: PathBuf::from(format!("{ROOT}{within}")), within }
     }
 
-    /// Makes it, so that it can be confined before anything runs in it.
+    /// Makes the cgroup, so that it can be confined before a process runs in it.
     pub fn make(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.path)
     }
 
-    /// Has the kernel ask `program` whenever a process in it opens or makes a device node; `replaced` is the
-    /// one it has asked so far.
+    /// Attaches the program that decides whenever a process of the cgroup opens or makes a device node, in place of
+    /// `replaced`.
     pub fn filter_devices(&self, program: &OwnedFd, replaced: Option<&OwnedFd>) -> std::io::Result<()> {
         let directory = File::open(&self.path)?;
         sys::attach_device_program(directory.as_fd(), program.as_fd(), replaced.map(AsFd::as_fd))
     }
 
-    /// The path as `linux.cgroupsPath` has it.
+    /// The cgroup's path as `linux.cgroupsPath` has it.
     pub fn within_hierarchy(&self) -> &str {
         &self.within
     }
 
-    /// Kills everything in it. A cgroup that is gone has nothing left to kill.
+    /// Kills every process in the cgroup; no error if the cgroup does not exist.
     pub fn kill(&self) -> std::io::Result<()> {
         match std::fs::write(self.path.join("cgroup.kill"), "1") {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -83,13 +83,13 @@ impl Cgroup {
         }
     }
 
-    /// The pids in it and in its children, in the guest's root namespace.
+    /// The pids of the cgroup and its children, in the guest's root namespace.
     pub fn pids(&self) -> std::io::Result<Vec<u32>> {
         let mut pids = Vec::new();
         for directory in descendants(&self.path)? {
             match std::fs::read_to_string(directory.join("cgroup.procs")) {
                 Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-                // A threaded child has no processes of its own; one removed meanwhile has none at all.
+                // A threaded child has no processes of its own; a child that was removed meanwhile has none.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -98,19 +98,19 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Stops or continues every process in it and waits until that is done.
+    /// Freezes or thaws every process in the cgroup and waits until the kernel has done so.
     pub async fn freeze(&self, frozen: bool) -> std::io::Result<()> {
         std::fs::write(self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
         let wanted = u64::from(frozen);
         wait_for(&self.path.join("cgroup.events"), |events| value(events, "frozen") == Some(wanted)).await
     }
 
-    /// Its limits as they are.
+    /// The limits in force.
     pub fn limits(&self) -> std::io::Result<Limits> {
         Limits::read(&self.path)
     }
 
-    /// Sets limits; what `resources` does not mention stays.
+    /// Sets the limits that `resources` has; the others stay.
     pub fn update(&self, resources: &LinuxResources) -> anyhow::Result<()> {
         let manager = libcgroups::v2::manager::Manager::new(ROOT.into(), self.within.clone().into())?;
         let options =
@@ -118,7 +118,7 @@ impl Cgroup {
         Ok(manager.apply(&options)?)
     }
 
-    /// Kills what is left, waits until all of it is gone and removes the cgroup with its children.
+    /// Kills the processes that are left, waits for their end and removes the cgroup with its children.
     pub async fn remove(&self) -> anyhow::Result<()> {
         self.kill().with_context(|| format!("kill {:?}", self.path))?;
         let events = self.path.join("cgroup.events");
@@ -132,13 +132,13 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How often the kernel's OOM killer struck in it since it was made.
+    /// The number of processes that the kernel's OOM killer has killed in the cgroup.
     pub fn oom_kills(&self) -> u64 {
         let events = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         value(&events, "oom_kill").unwrap_or(0)
     }
 
-    /// Answers when the OOM killer has struck more often than `seen`, with the new count.
+    /// Waits until the OOM killer has killed more than `seen` processes; returns the new number.
     pub async fn oom_killed(&self, seen: u64) -> std::io::Result<u64> {
         let mut count = seen;
         wait_for(&self.path.join("memory.events"), |events| {
@@ -149,7 +149,7 @@ impl Cgroup {
         Ok(count)
     }
 
-    /// The container's figures; an absent controller leaves zeroes.
+    /// Statistics of the cgroup; those of an absent controller are zero.
     pub fn stats(&self) -> StatsContainerResponse {
         let read = |name: &str| std::fs::read_to_string(self.path.join(name)).unwrap_or_default();
         let single = |name: &str| read(name).trim().parse().unwrap_or(0);
@@ -164,7 +164,7 @@ impl Cgroup {
             cpu_throttled_periods: of(&cpu, "nr_throttled"),
             cpu_throttled_us: of(&cpu, "throttled_usec"),
             memory_usage: single("memory.current"),
-            // "max" is no number: no limit, 0.
+            // "max" is not a number and becomes 0: no limit.
             memory_limit: single("memory.max"),
             memory_anon: of(&memory, "anon"),
             memory_file: of(&memory, "file"),
@@ -203,12 +203,12 @@ fn descendants(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Waits until `done` accepts the contents of a file of the cgroup file system whose changes wake a poll.
+/// Waits until `done` accepts the contents of a cgroup file whose changes wake a poll.
 async fn wait_for(path: &Path, mut done: impl FnMut(&str) -> bool) -> std::io::Result<()> {
     let file = sys::watch(File::open(path)?.into(), Interest::PRIORITY)?;
     let mut buffer = [0; 1024];
     loop {
-        // Reading from the start is also what arms the next wake-up.
+        // Reading from the start also arms the next wake-up.
         let length = match rustix::io::pread(file.get_ref(), &mut buffer, 0) {
             Err(Errno::NODEV) => return Err(ErrorKind::NotFound.into()),
             other => other?,
@@ -220,12 +220,12 @@ async fn wait_for(path: &Path, mut done: impl FnMut(&str) -> bool) -> std::io::R
     }
 }
 
-/// The number behind `key` in a flat keyed file.
+/// The number of `key` in a flat keyed file.
 fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// Lines like `254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
+/// Parses lines like `254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
 fn io_stats(text: &str) -> Vec<IoStats> {
     text.lines()
         .filter_map(|line| {

@@ -1,4 +1,4 @@
-//! What the host is told unasked, until it has been told: its long call takes one event after the other.
+//! Events for the host, kept until its long call (`NextEvent`) takes them, one after the other.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use tokio::task::AbortHandle;
 use crate::cgroup::Cgroup;
 use crate::memory::Free;
 
-/// Most strikes of the OOM killer kept for a host that does not ask.
-const MOST_STRIKES: usize = 256;
+/// The most OOM events that are kept for a host that does not call.
+const MOST_OOM_EVENTS: usize = 256;
 
-/// Something the host is told.
+/// An event for the host.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The kernel's OOM killer struck in this container.
+    /// The kernel's OOM killer killed a process of the container with this id.
     OutOfMemory(String),
-    /// Memory was freed, and nobody has taken it since.
+    /// Memory was freed and has stayed free for a while.
     MemoryFreed(Free),
 }
 
-/// The events that wait. Clones are the same ones.
+/// The queue of events. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Events(Arc<Queue>);
 
@@ -34,8 +34,8 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    struck: VecDeque<String>,
-    /// The last word counts.
+    oom_killed: VecDeque<String>,
+    /// Only the latest report is kept.
     freed: Option<Free>,
     closed: bool,
 }
@@ -46,7 +46,7 @@ impl Events {
         let events = self.clone();
         let watch = async move {
             let mut seen = 0;
-            // An error is the end of the cgroup.
+            // An error means that the cgroup was removed.
             while let Ok(count) = cgroup.oom_killed(seen).await {
                 seen = count;
                 events.out_of_memory(id.clone());
@@ -55,20 +55,20 @@ impl Events {
         tokio::spawn(watch).abort_handle()
     }
 
-    /// So much memory is free, and has been for a while.
+    /// Queues a report of free memory, in place of an earlier one.
     pub fn memory_freed(&self, free: Free) {
         self.0.waiting.lock().freed = Some(free);
         self.0.changed.notify_waiters();
     }
 
-    /// The next event. `None` when the sandbox is over.
+    /// Waits for the next event. `None` once the queue is closed and empty.
     pub async fn next(&self) -> Option<Event> {
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             changed.as_mut().enable();
             {
                 let mut waiting = self.0.waiting.lock();
-                if let Some(id) = waiting.struck.pop_front() {
+                if let Some(id) = waiting.oom_killed.pop_front() {
                     return Some(Event::OutOfMemory(id));
                 }
                 if let Some(free) = waiting.freed.take() {
@@ -82,7 +82,7 @@ impl Events {
         }
     }
 
-    /// There are no more.
+    /// Closes the queue: no more events come.
     pub fn close(&self) {
         self.0.waiting.lock().closed = true;
         self.0.changed.notify_waiters();
@@ -90,8 +90,8 @@ impl Events {
 
     fn out_of_memory(&self, id: String) {
         let mut waiting = self.0.waiting.lock();
-        if waiting.struck.len() < MOST_STRIKES && waiting.struck.back() != Some(&id) {
-            waiting.struck.push_back(id);
+        if waiting.oom_killed.len() < MOST_OOM_EVENTS && waiting.oom_killed.back() != Some(&id) {
+            waiting.oom_killed.push_back(id);
         }
         self.0.changed.notify_waiters();
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn strikes_are_told_in_order_and_kept_for_a_late_host() {
+    async fn oom_events_are_answered_in_order_and_kept_for_a_late_host() {
         let events = Events::default();
         events.out_of_memory("a".into());
         events.out_of_memory("a".into());
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_free_memory_the_last_word_is_told() {
+    async fn of_free_memory_the_last_report_is_answered() {
         let events = Events::default();
         events.memory_freed(Free { bytes: 1, reserve: 2 });
         events.out_of_memory("a".into());
@@ -144,9 +144,9 @@ mod tests {
     #[tokio::test]
     async fn a_host_that_does_not_ask_costs_no_memory() {
         let events = Events::default();
-        for number in 0..2 * MOST_STRIKES {
+        for number in 0..2 * MOST_OOM_EVENTS {
             events.out_of_memory(number.to_string());
         }
-        assert_eq!(events.0.waiting.lock().struck.len(), MOST_STRIKES);
+        assert_eq!(events.0.waiting.lock().oom_killed.len(), MOST_OOM_EVENTS);
     }
 }

@@ -1,31 +1,31 @@
-//! Why a call of the host is refused or failed, and the ttrpc status each reason becomes.
+//! The errors of the host's calls, and the ttrpc status of each.
 //!
-//! The codes are those the head of `protocol/proto/agent.proto` lists; a message names the thing.
+//! The head of `protocol/proto/agent.proto` lists the codes; every message names its object.
 
 use ttrpc::Code;
 
-/// The result of everything the host can ask for.
+/// The result of a call of the host.
 pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
-/// A refusal or a failure, as the host will see it.
+/// Why a call was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The named container, process, interface or device does not exist, or no longer does.
     #[error("{0}")]
     NotFound(String),
-    /// The name is taken.
+    /// The id or path is taken.
     #[error("{0}")]
     AlreadyExists(String),
-    /// The request can never work as it stands.
+    /// The request is wrong in itself.
     #[error("{0}")]
     InvalidArgument(String),
-    /// The request came in the wrong state: start before create, exec in a stopped container.
+    /// The object is in the wrong state for the request: start before create, exec in a stopped container.
     #[error("{0}")]
     FailedPrecondition(String),
-    /// The request is understood and not supported.
+    /// The request is not supported.
     #[error("{0}")]
     Unimplemented(String),
-    /// Anything the guest itself could not do; the chain of causes is the message.
+    /// The guest failed; the message is the chain of causes.
     #[error("{0:#}")]
     Internal(#[from] anyhow::Error),
 }

@@ -1,4 +1,4 @@
-//! The guest as a machine: kernel parameters, name, clock, entropy, CPUs, PCI.
+//! The guest itself: kernel parameters, host name, clock, entropy, CPUs, PCI.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -14,8 +14,8 @@ use crate::fault::{Fault, Result};
 use crate::uevent::Uevents;
 use crate::{device, sys};
 
-/// Limits the kernel derives from the memory it boots with. A pod boots small and grows, so they would stay
-/// too small; the pod's own limits are those of its cgroups.
+/// Limits that the kernel derives from the memory it boots with. A pod boots with little memory and grows, so they
+/// would stay too low; the pod is limited by its cgroups.
 const GROWN_LIMITS: [(&str, &str); 4] = [
     ("kernel.threads-max", "4194303"),
     ("kernel.pid_max", "4194304"),
@@ -23,10 +23,11 @@ const GROWN_LIMITS: [(&str, &str); 4] = [
     ("fs.inotify.max_user_watches", "1048576"),
 ];
 
-/// Lifts [`GROWN_LIMITS`]. A kernel without one of them is not worse than before.
+/// Raises [`GROWN_LIMITS`]. A parameter that the kernel does not have is skipped.
 pub fn lift_limits() {
     for (key, value) in GROWN_LIMITS {
-        if let Err(error) = fs::write(parameter(key).expect("a good key"), value) {
+        if let Err(error) = fs::write(parameter(key).expect("the keys of this table are well-formed"), value)
+        {
             tracing::debug!("{key}: {error}");
         }
     }
@@ -48,8 +49,8 @@ pub fn set_sysctls<'a>(parameters: impl Iterator<Item = (&'a String, &'a String)
     Ok(())
 }
 
-/// The file of a parameter. Of dots and slashes the first to come separates, the other is part of a name
-/// (`net/ipv4/conf/eth0.1/forwarding`, `net.ipv4.conf.eth0/1.forwarding`).
+/// The file of a parameter. The first dot or slash of the key is the separator, and the other character is part of a
+/// name (`net/ipv4/conf/eth0.1/forwarding`, `net.ipv4.conf.eth0/1.forwarding`).
 fn parameter(key: &str) -> Option<PathBuf> {
     let separator = key.chars().find(|c| matches!(c, '.' | '/'))?;
     let mut path = PathBuf::from("/proc/sys");
@@ -88,13 +89,13 @@ pub fn set_dns(lines: &[String]) -> Result<()> {
 /// Sets the wall clock.
 pub fn set_clock(seconds: i64, nanoseconds: i64) -> Result<()> {
     if seconds < 0 || !(0..1_000_000_000).contains(&nanoseconds) {
-        return Err(Fault::InvalidArgument(format!("{seconds} s {nanoseconds} ns is no time")));
+        return Err(Fault::InvalidArgument(format!("{seconds} s {nanoseconds} ns is not a time")));
     }
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Ok(clock_settime(ClockId::Realtime, time).context("set the clock")?)
 }
 
-/// Feeds the kernel's random generator and makes it take the new seed at once.
+/// Adds entropy to the kernel's random generator and reseeds it at once.
 pub fn add_entropy(data: &[u8]) -> Result<()> {
     if data.len() > sys::MAX_ENTROPY {
         return Err(Fault::InvalidArgument(format!(
@@ -107,7 +108,7 @@ pub fn add_entropy(data: &[u8]) -> Result<()> {
     Ok(sys::credit_entropy(&random, data).context("credit entropy")?)
 }
 
-/// What the host may want to know of this guest.
+/// Details of the guest for the host.
 pub fn details() -> GuestDetailsResponse {
     let info = rustix::system::sysinfo();
     GuestDetailsResponse {
@@ -120,7 +121,7 @@ pub fn details() -> GuestDetailsResponse {
     }
 }
 
-/// Brings CPUs on or off line, lowest first, until `wanted` are online. Blocking. Returns how many are.
+/// Brings CPUs online or offline until the `wanted` lowest are online; blocks. Returns how many are online.
 pub fn online_cpus(wanted: u32) -> Result<u32> {
     let present = cpus("present");
     if wanted == 0 || wanted > count(&present) {
@@ -131,7 +132,7 @@ pub fn online_cpus(wanted: u32) -> Result<u32> {
         let state = if rank < wanted as usize { "1" } else { "0" };
         let file = format!("/sys/devices/system/cpu/cpu{cpu}/online");
         match fs::read_to_string(&file) {
-            // The boot CPU cannot go and has no such file.
+            // The boot CPU cannot go offline and has no such file.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Ok(now) if now.trim() == state => continue,
             _ => {}
@@ -141,7 +142,7 @@ pub fn online_cpus(wanted: u32) -> Result<u32> {
     Ok(count(&online()))
 }
 
-/// The CPUs that are online.
+/// The numbers of the CPUs that are online.
 pub fn online() -> Vec<u32> {
     cpus("online")
 }
@@ -155,7 +156,7 @@ fn count(cpus: &[u32]) -> u32 {
     u32::try_from(cpus.len()).unwrap_or(u32::MAX)
 }
 
-/// `0-2,5` as the kernel writes it.
+/// Parses a list of CPUs as the kernel writes it: `0-2,5`.
 fn parse_list(text: &str) -> Vec<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -176,7 +177,7 @@ pub async fn rescan_pci(uevents: &Uevents, expected: &[DeviceLocator], timeout: 
     Ok(())
 }
 
-/// Takes a PCI function from its driver and off the guest's bus. Blocking.
+/// Removes a PCI function from its driver and from the guest's bus; blocks.
 pub fn remove_pci(path: &str) -> Result<()> {
     let path: PciPath = path.parse().map_err(|error| Fault::InvalidArgument(format!("{error}")))?;
     let function = device::pci_function(Path::new("/sys"), &path)

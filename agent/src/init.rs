@@ -1,10 +1,9 @@
-//! The first things PID 1 does: mounts, and a root that containers can leave.
+//! The first steps of PID 1: the guest's mounts, and a root from which pivot_root(2) is possible.
 //!
-//! The kernel starts the agent on the initramfs, whose root is no mount of its own: pivot_root(2) is not
-//! possible from there. So `/` is bound onto a directory, that mount is moved over `/`, and the agent enters
-//! it. No file is copied, and libcontainer's pivot_root works as everywhere else.
+//! The kernel starts the agent on the initramfs, whose root cannot be pivoted. So `/` is bound onto a directory, that
+//! mount is moved over `/`, and the agent enters it. No file is copied, and libcontainer's pivot_root works.
 //!
-//! Everything here is on the way to the first container: nothing that can wait belongs here.
+//! Every step here delays the first container: a step that can be done later belongs elsewhere.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// A mount of the guest itself: type, target, flags, options.
+/// A mount of the guest: file system type, target, flags, options.
 type Mount = (&'static str, &'static str, MountFlags, &'static str);
 
 const NOTHING: MountFlags = MountFlags::empty();
@@ -28,13 +27,13 @@ const MOUNTS: [Mount; 9] = [
     ("devpts", "/dev/pts", MountFlags::NOSUID.union(MountFlags::NOEXEC), "mode=620,gid=5,ptmxmode=666"),
     ("tmpfs", "/dev/shm", SECURE, "mode=1777"),
     ("mqueue", "/dev/mqueue", PLAIN, ""),
-    // Programs of images are run from upper directories here: no NOEXEC, and device nodes are the spec's.
+    // Upper directories with programs and device nodes of containers may be here: neither NOEXEC nor NODEV.
     ("tmpfs", "/run", NOTHING, "mode=755"),
     ("tmpfs", "/tmp", SECURE, "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", PLAIN, "nsdelegate,memory_recursiveprot"),
 ];
 
-/// Links every program expects below `/dev`.
+/// The symbolic links that programs expect in `/dev`.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -42,7 +41,7 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Makes the guest ready for the agent. To be called once, first of all, by PID 1.
+/// Mounts the guest's file systems and raises limits. To be called once by PID 1, before anything else.
 pub fn boot() -> anyhow::Result<()> {
     leave_initramfs().context("leave the root of the initramfs")?;
     for (fstype, target, flags, options) in MOUNTS {
@@ -57,7 +56,7 @@ pub fn boot() -> anyhow::Result<()> {
             Err(errno) => return Err(errno).with_context(|| format!("link {link}")),
         }
     }
-    // Derived from the memory at boot, which is little: see `guest::lift_limits`.
+    // The kernel derives them from the memory at boot: see `guest::lift_limits`.
     for resource in [Resource::Nproc, Resource::Sigpending] {
         let _ = setrlimit(resource, Rlimit { current: None, maximum: None });
     }

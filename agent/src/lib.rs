@@ -1,11 +1,11 @@
 //! The agent in the guest: PID 1 of a microVM, which runs OCI containers for the host.
 //!
-//! One process serves the host over vsock ([`server`]) on one thread, and reaps ([`reaper`]). It executes
-//! itself to do what a process with threads must not ([`oci`]). It decides nothing the host can decide, and
-//! the host never learns a name that only the guest has: device nodes, interface indices, mount sources are
-//! found here ([`device`], [`net`], [`storage`]).
+//! One process serves the host over vsock ([`server`]) on one thread, and reaps children ([`reaper`]). It executes
+//! itself as a single-threaded helper for steps that a process with threads must not do ([`oci`]). It decides nothing
+//! that the host can decide, and the host never learns a name that only the guest has: device nodes, interface indices
+//! and mount sources are found here ([`device`], [`net`], [`storage`]).
 //!
-//! The contract is `protocol/proto/agent.proto`. The library is there for the program, its tests and fuzzing.
+//! The contract is `protocol/proto/agent.proto`. The library serves the program, its tests and fuzz targets.
 
 pub mod cgroup;
 pub mod container;

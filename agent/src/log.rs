@@ -1,6 +1,6 @@
-//! The agent's log: lines into the kernel's, where the host reads them from the console.
+//! The agent's log: lines in the kernel's log, which the host reads from the console.
 //!
-//! The kernel's own limits on `/dev/kmsg` (rate and length of a line) bound what a noisy guest can cause.
+//! The kernel limits the rate and the length of lines in `/dev/kmsg`, and so bounds a noisy guest's log.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,16 +13,16 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Longest line the kernel takes is a little more than 1,000 bytes.
+/// The longest line that is written; the kernel's limit is a little more than 1,000 bytes.
 const LONGEST_LINE: usize = 960;
 
-/// The log's file, `/dev/kmsg` or whatever a test prefers.
+/// The log's file: `/dev/kmsg`, or a test's own.
 struct Kmsg(File);
 
-/// One line in the making; written whole, for each write is one record.
+/// One line, written by one write, because each write is a record.
 struct Line<'a> {
     file: &'a File,
-    /// syslog priority, as in `<4>`.
+    /// The syslog priority, as in `<4>`.
     priority: u8,
 }
 
@@ -32,7 +32,7 @@ impl Write for Line<'_> {
         record.extend_from_slice(text.trim_ascii_end());
         record.truncate(LONGEST_LINE);
         record.push(b'\n');
-        // A log that cannot be written must not stop anything.
+        // A log that cannot be written must not stop the agent.
         let _ = (&mut self.file).write(&record);
         Ok(text.len())
     }
@@ -60,10 +60,10 @@ impl<'a> MakeWriter<'a> for Kmsg {
     }
 }
 
-/// Sends everything of `level` and above to `file`. To be called once.
+/// Writes messages of `level` and above to `file`. To be called once.
 ///
-/// Libraries are heard from DEBUG on. `reasons`, of a helper, takes the errors libcontainer logs: it logs at
-/// every level an error passes, and returns only the last and vaguest.
+/// Messages of libraries are written from DEBUG on. A helper's `reasons` takes the errors that libcontainer logs: it
+/// logs at every step an error passes through, and returns only the last and least specific.
 pub fn start(file: File, level: Level, reasons: Option<File>) {
     let others = if level >= Level::DEBUG { LevelFilter::from_level(level) } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(others).with_target("kiai_agent", level);
@@ -74,6 +74,6 @@ pub fn start(file: File, level: Level, reasons: Option<File>) {
         let lines = fmt::layer().with_ansi(false).with_target(false).with_level(false).without_time();
         lines.with_writer(Arc::new(file)).with_filter(errors)
     });
-    // A second subscriber in one process means a test harness, which keeps its own.
+    // Fails if there is a subscriber already, which is a test harness's own.
     let _ = tracing_subscriber::registry().with(lines).with(reasons).try_init();
 }

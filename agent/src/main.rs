@@ -1,4 +1,4 @@
-//! PID 1 of the guest, or one of its helpers (`oci LEVEL`).
+//! The agent's program: PID 1 of the guest, or one of its helpers (`oci LEVEL`).
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use tokio_vsock::{VsockAddr, VsockStream};
 use tracing::Level;
 use ttrpc::r#async::transport::Listener;
 
-/// How long the host may take to hang up after the last answer.
+/// How long the host may take to answer the last connection before the guest powers off.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 fn main() -> anyhow::Result<()> {
@@ -32,20 +32,20 @@ fn main() -> anyhow::Result<()> {
     if std::env::args().nth(1).as_deref() == Some(pod_init::ARGUMENT) {
         return pod_init::main();
     }
-    // The kernel hands PID 1 whatever it does not understand of its command line: no other argument counts.
+    // The kernel passes unknown parameters of its command line to PID 1: other arguments are ignored.
     if std::process::id() != 1 {
         bail!("this is the init of a Kiai guest; it runs only as PID 1");
     }
     init::boot()?;
     let kmsg = File::options().write(true).open("/dev/kmsg").context("open /dev/kmsg")?;
-    // Helpers, and what a panic has to say, go there as well.
+    // Messages of helpers and of panics go there as well.
     rustix::stdio::dup2_stderr(kmsg.as_fd())?;
     let level = log_level();
     log::start(kmsg, level, None);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Err(error) = runtime.block_on(serve(level)) {
-        // PID 1 cannot end: the kernel would panic. That is what the host understands best.
+        // The end of PID 1 is a kernel panic, which the host reports with this message.
         tracing::error!("{error:#}");
         return Err(error);
     }
@@ -68,23 +68,23 @@ async fn serve(level: Level) -> anyhow::Result<()> {
     report_ready().await.with_context(|| format!("connect to port {READY_PORT} of the host"))?;
 
     over.notified().await;
-    // Lets calls under way end and their answers be written.
+    // Calls under way end and their answers are written.
     server.shutdown().await.context("stop serving")?;
-    // What was written goes through the same queue before this; once the host has answered this, in whatever
-    // way, it has the rest.
+    // The answers go through the same queue before this connection; once the host accepts or refuses it, it has
+    // them.
     let barrier = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT));
     let _ = tokio::time::timeout(FAREWELL, barrier).await;
     Ok(())
 }
 
-/// Tells the host that the agent serves; the host never has to ask.
+/// Tells the host that the agent serves, so that the host never polls.
 async fn report_ready() -> std::io::Result<()> {
     let mut host = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT)).await?;
     host.write_all(READY_MAGIC).await?;
     host.shutdown(std::net::Shutdown::Write)
 }
 
-/// `kiai.log=debug` on the kernel's command line.
+/// The log level: `kiai.log=debug` on the kernel's command line, otherwise info.
 fn log_level() -> Level {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let wanted = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("kiai.log="));

@@ -1,9 +1,8 @@
-//! Memory that was freed in the guest: what the host could have back.
+//! Reports of memory that was freed in the guest and that the host could reclaim.
 //!
-//! The kernel reports free pages by itself, but leaves two seconds between one small round and the next. Nobody in
-//! a guest is told of freed memory, so the counters are looked at when they may have changed: after a task of a
-//! container has stopped running, and then no more often than every [`QUIET`]. While all containers sleep, so does
-//! this.
+//! The kernel reports free pages by itself, but in small rounds two seconds apart. It has no event for freed memory,
+//! so the agent reads its counters when they may have changed: after a task of a container has stopped running, and
+//! then no more often than every [`QUIET`]. While all containers sleep, so does the agent.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -18,23 +17,23 @@ use crate::cgroup;
 use crate::guest;
 use crate::sys::TaskSwitch;
 
-/// How long memory has to stay free until the host is told: what is allocated again at once is better kept, and what
-/// is still being freed is better told of as a whole.
+/// How long memory has to stay free before it is reported: memory that is allocated again at once is better kept, and
+/// memory that is still being freed is better reported at once.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Bytes. Of less than this the host is not told: the kernel's own reports do for it.
+/// The least number of freed bytes that is reported; for less the kernel's own reports are enough.
 const NOTABLE: u64 = 64 << 20;
 
 /// The guest's free memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Free {
-    /// All of it, with what is in the balloon.
+    /// All free memory, with that in the balloon.
     pub bytes: u64,
-    /// Of these, what cannot be had without the kernel reclaiming what is in use.
+    /// The part of it that the balloon cannot get unless the kernel reclaims memory in use.
     pub reserve: u64,
 }
 
-/// Who looks.
+/// Watches for freed memory.
 #[derive(Debug, Default)]
 pub struct FreedMemory {
     started: OnceLock<()>,
@@ -42,31 +41,31 @@ pub struct FreedMemory {
 }
 
 impl FreedMemory {
-    /// From now on tells of free memory whenever enough was freed since it was last told, and little was allocated for
-    /// a while. Once is enough.
-    pub fn start(&self, tell: impl Fn(Free) + Send + Sync + 'static) {
+    /// Starts to call `report` whenever enough memory was freed since the last report and little was allocated for a
+    /// while. Further calls do nothing.
+    pub fn start(&self, report: impl Fn(Free) + Send + Sync + 'static) {
         let again = self.again.clone();
         self.started.get_or_init(|| {
             tokio::spawn(async move {
-                if let Err(error) = follow(tell, &again).await {
-                    tracing::warn!("only the kernel tells of free memory from now on: {error}");
+                if let Err(error) = follow(report, &again).await {
+                    tracing::warn!("free memory is reported by the kernel alone from now on: {error}");
                 }
             });
         });
     }
 
-    /// There is a reason to look although nothing has run in a container: a CPU came or went, or what the agent did
-    /// may have freed memory.
+    /// Reads the counters again although no task of a container has run: a CPU went online or offline, or the agent may
+    /// have freed memory.
     pub fn look_again(&self) {
         self.again.notify_waiters();
     }
 }
 
-async fn follow(tell: impl Fn(Free), again: &Notify) -> io::Result<()> {
+async fn follow(report: impl Fn(Free), again: &Notify) -> io::Result<()> {
     let mut ticks = tokio::time::interval(QUIET);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut switches = Switches::default();
-    let mut told = Counters::read()?;
+    let mut reported = Counters::read()?;
     loop {
         ticks.reset();
         let mut before = Counters::read()?;
@@ -82,11 +81,11 @@ async fn follow(tell: impl Fn(Free), again: &Notify) -> io::Result<()> {
         }
         let again = again.notified();
         switches.watch().await?;
-        // What happens after this is a reason to look again.
+        // A task switch from now on wakes the wait below.
         let now = Counters::read()?;
-        if now.freed.saturating_sub(told.freed) >= NOTABLE {
-            told = now;
-            tell(Free::read(now.in_balloon)?);
+        if now.freed.saturating_sub(reported.freed) >= NOTABLE {
+            reported = now;
+            report(Free::read(now.in_balloon)?);
         }
         tokio::select! {
             switched = switches.next() => switched?,
@@ -95,21 +94,21 @@ async fn follow(tell: impl Fn(Free), again: &Notify) -> io::Result<()> {
     }
 }
 
-/// Tells that something has run in a container.
+/// Waits until a task of a container has stopped running.
 #[derive(Default)]
 struct Switches {
-    /// Those that are online.
+    /// The CPUs that were online when the events were opened.
     cpus: Vec<u32>,
     of_cpus: Vec<TaskSwitch>,
 }
 
 impl Switches {
-    /// Tells of what happens from now on.
+    /// Arms the events: [`Self::next`] returns for a task that stops running from now on.
     async fn watch(&mut self) -> io::Result<()> {
         let online = guest::online();
         if self.cpus != online {
             let cpus = online.clone();
-            // The kernel takes its time, also to close those of before.
+            // Opening and closing events blocks.
             let old = std::mem::take(&mut self.of_cpus);
             let open = move || {
                 drop(old);
@@ -121,15 +120,15 @@ impl Switches {
         self.of_cpus.iter_mut().try_for_each(TaskSwitch::arm)
     }
 
-    /// Returns when a task of a container has stopped running since.
+    /// Returns when a task of a container has stopped running since [`Self::watch`].
     async fn next(&mut self) -> io::Result<()> {
         let mut any: FuturesUnordered<_> = self.of_cpus.iter_mut().map(TaskSwitch::happened).collect();
         match any.next().await {
             Some(happened) => happened?,
-            // There is no CPU to look at. One that comes is a reason to look again.
+            // No event is open. A CPU that comes online calls `look_again`.
             None => std::future::pending().await,
         }
-        // The others that have told as well tell of the same.
+        // Events of other CPUs that have fired as well need no further look.
         while let Some(Some(happened)) = any.next().now_or_never() {
             happened?;
         }
@@ -137,14 +136,14 @@ impl Switches {
     }
 }
 
-/// On each of these CPUs.
+/// Opens an event on each of these CPUs.
 fn open(cpus: &[u32]) -> io::Result<Vec<TaskSwitch>> {
     let cgroup = cgroup::parent()?;
     let mut opened = Vec::new();
     for &cpu in cpus {
         match TaskSwitch::open(&cgroup, cpu) {
             Ok(switch) => opened.push(switch),
-            // It has just gone off line.
+            // The CPU has just gone offline.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => return Err(error),
         }
@@ -158,9 +157,9 @@ impl Free {
         Ok(Self { bytes: zones.bytes.saturating_add(in_balloon), ..zones })
     }
 
-    /// A zone has free pages, and each CPU has a list of its own of others. What another CPU has does not come out of
-    /// its list at once. Nor can what is below the zone's high watermark be had, where background reclaim stops, or what
-    /// it keeps for those who must have memory of this zone (`protection`).
+    /// A zone has free pages, and each CPU has a list of more. The reserve is the pages in the CPUs' lists, which do
+    /// not leave them at once, the pages below the zone's high watermark, at which background reclaim stops, and the
+    /// pages that the zone keeps for allocations which need its memory (`protection`).
     fn parse(text: &str, page: u64) -> Self {
         let mut free = Self::default();
         let bytes = |pages: Option<&str>| {
@@ -191,7 +190,7 @@ fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 
-/// Counters of the kernel's page allocator, in bytes: what the balloon takes and gives does not count.
+/// Counters of the kernel's page allocator, in bytes, without the balloon's allocations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Counters {
     /// Since boot.
@@ -216,7 +215,7 @@ impl Counters {
                 "pgfree" => counters.freed = bytes,
                 "balloon_inflate" => inflated = bytes,
                 "balloon_deflate" => deflated = bytes,
-                // One a zone.
+                // One line for each zone.
                 _ if name.starts_with("pgalloc_") => {
                     counters.allocated = counters.allocated.saturating_add(bytes);
                 }

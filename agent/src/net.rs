@@ -1,7 +1,7 @@
 //! The sandbox's network: interfaces, routes, neighbours (rtnetlink(7)).
 //!
-//! All containers share the guest's own network namespace. What to set is decided on the host; here it is
-//! applied, each item whole and in a way that can be repeated.
+//! All containers share the guest's own network namespace. The host decides the configuration; the calls here apply it,
+//! each item whole, and can be repeated.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,15 +20,15 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use crate::fault::{Fault, Result};
 use crate::uevent::Uevents;
 
-/// How long an interface may take to appear. The host attaches before it asks.
+/// How long an interface may take to appear. The host has attached it before it calls.
 const INTERFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// rtnetlink's scope for what is on the link (rtnetlink(7)).
+/// The scope of a destination on the link (rtnetlink(7)).
 const SCOPE_LINK: u8 = 253;
 
 fn connect() -> anyhow::Result<Handle> {
     let (connection, handle, _) = rtnetlink::new_connection().context("open rtnetlink")?;
-    // Ends with the last handle.
+    // The task ends when the last handle is dropped.
     tokio::spawn(connection);
     Ok(handle)
 }
@@ -39,7 +39,7 @@ pub async fn raise_loopback() -> Result<()> {
     Ok(connect()?.link().set(up).execute().await.context("bring lo up")?)
 }
 
-/// Finds the interface by its MAC address and makes it what `wanted` says. Returns what it is then.
+/// Finds the interface by its MAC address and configures it as `wanted`. Returns its configuration afterwards.
 pub async fn update_interface(uevents: &Uevents, wanted: &Interface) -> Result<Interface> {
     let mac = parse_mac(&wanted.mac)?;
     check_name(&wanted.name)?;
@@ -55,20 +55,21 @@ pub async fn update_interface(uevents: &Uevents, wanted: &Interface) -> Result<I
     if wanted.mtu > 0 {
         message = message.mtu(wanted.mtu);
     }
-    let named = |what: &str| format!("{what} interface {}", wanted.name);
+    let named = |step: &str| format!("{step} interface {}", wanted.name);
     handle.link().set(message.build()).execute().await.with_context(|| named("set up"))?;
     keep_to_own_addresses(&wanted.name);
-    set_addresses(&handle, index, &addresses).await.with_context(|| named("address"))?;
+    set_addresses(&handle, index, &addresses).await.with_context(|| named("set the addresses of"))?;
     let state = LinkUnspec::new_with_index(index);
     let state = if wanted.up { state.up() } else { state.down() };
-    handle.link().set(state.build()).execute().await.with_context(|| named("switch"))?;
+    handle.link().set(state.build()).execute().await.with_context(|| named("set the state of"))?;
     let all = list_interfaces().await?;
     let now = all.into_iter().find(|interface| interface.name == wanted.name);
     now.ok_or_else(|| Fault::NotFound(format!("interface {} is gone", wanted.name)))
 }
 
-/// Has an interface speak for its own addresses only. Several may be in one network, and what is learnt there of
-/// one that goes again must not lead another's traffic astray. A kernel without IPv4 has nothing to be told.
+/// Has an interface answer ARP requests for its own addresses only. Several interfaces may be in one network, and
+/// entries of neighbours for one that is unplugged must not divert another's traffic. A kernel without IPv4 has no such
+/// settings.
 fn keep_to_own_addresses(name: &str) {
     let settings = Path::new("/proc/sys/net/ipv4/conf").join(name);
     for (setting, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
@@ -78,7 +79,7 @@ fn keep_to_own_addresses(name: &str) {
     }
 }
 
-/// Gives another interface that has the wanted name one nobody wants.
+/// Renames another interface that has the wanted name.
 async fn make_way(handle: &Handle, name: &str, index: u32) -> anyhow::Result<()> {
     let file = Path::new("/sys/class/net").join(name).join("ifindex");
     let Some(other) = fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok()) else {
@@ -108,7 +109,7 @@ async fn set_addresses(handle: &Handle, index: u32, wanted: &[(IpAddr, u8)]) -> 
     for &(address, prefix) in wanted {
         let mut request = handle.address().add(index, address, prefix).replace();
         if address.is_ipv6() {
-            // Nobody else is on a pod's link; waiting a second for an answer would be felt.
+            // No other host is on a pod's link, and duplicate address detection would take a second.
             let message = request.message_mut();
             message.header.flags |= AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
@@ -118,7 +119,7 @@ async fn set_addresses(handle: &Handle, index: u32, wanted: &[(IpAddr, u8)]) -> 
     Ok(())
 }
 
-/// Every interface but `lo`.
+/// Lists every interface except `lo`.
 pub async fn list_interfaces() -> Result<Vec<Interface>> {
     let handle = connect()?;
     let mut interfaces = Vec::new();
@@ -158,7 +159,7 @@ fn describe(link: &LinkMessage) -> Interface {
     interface
 }
 
-/// Sets routes, those on a link first: a gateway must be reachable when its route is made.
+/// Sets routes, those on a link first, because a gateway must be reachable when its route is added.
 pub async fn update_routes(routes: &[Route]) -> Result<()> {
     let mut messages = routes.iter().map(route_message).collect::<Result<Vec<_>>>()?;
     messages.sort_by_key(|(through_gateway, ..)| *through_gateway);
@@ -229,7 +230,7 @@ pub async fn add_neighbours(neighbours: &[Neighbour]) -> Result<()> {
     Ok(())
 }
 
-/// Counters of every interface but `lo`.
+/// The counters of every interface except `lo`.
 pub fn statistics() -> Vec<InterfaceStats> {
     let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let mut all: Vec<_> = interfaces
@@ -275,7 +276,7 @@ fn index_of(name: &str) -> Result<u32> {
     index.ok_or_else(|| Fault::NotFound(format!("no interface {name}")))
 }
 
-/// What the kernel takes for an interface's name (IFNAMSIZ; no slash, colon or space).
+/// Refuses a name that the kernel would refuse for an interface (IFNAMSIZ; no slash, colon or space).
 fn check_name(name: &str) -> Result<()> {
     let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
     if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || !plain {
@@ -303,7 +304,7 @@ fn parse_address(text: &str) -> Result<IpAddr> {
     text.parse().map_err(|_| Fault::InvalidArgument(format!("{text:?} is not an IP address")))
 }
 
-/// `address/prefix`.
+/// Parses `address/prefix`.
 fn parse_prefix(text: &str) -> Result<(IpAddr, u8)> {
     let wrong = || Fault::InvalidArgument(format!("{text:?} is not an IP address with a prefix length"));
     let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;

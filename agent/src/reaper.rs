@@ -1,8 +1,8 @@
-//! Reaps every child of PID 1 and tells those who wait how it ended.
+//! Reaps every child of PID 1 and reports its exit to the tasks that wait for it.
 //!
 //! The agent is the parent of its own helpers, of each container's init and of every orphan of the guest.
-//! One place calls `wait`; nobody else may. A process can end before anyone knows its pid (its helper has
-//! not answered yet), so an exit nobody has claimed is kept as long as an [`Expectation`] is alive.
+//! Only this module may call `wait`. A process can end before its pid is known (its helper has not answered yet), so an
+//! unclaimed exit is kept as long as an [`Expectation`] is alive.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use tokio::sync::watch;
 
 use crate::panics;
 
-/// How a process ended.
+/// How a process ended, by the guest's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    /// 0..=255, or 128 + signal.
+pub struct GuestExit {
+    /// Exit status: 0..=255, or 128 + signal.
     pub status: u32,
     /// When it was reaped, CLOCK_REALTIME of the guest.
     pub at: Timespec,
 }
 
 /// Becomes `Some` once the process has ended.
-pub type ExitWatch = watch::Receiver<Option<Exit>>;
+pub type ExitWatch = watch::Receiver<Option<GuestExit>>;
 
-/// The one place that reaps.
+/// Reaps the agent's children.
 #[derive(Debug, Default)]
 pub struct Reaper {
     table: Mutex<Table>,
@@ -35,13 +35,13 @@ pub struct Reaper {
 
 #[derive(Debug, Default)]
 struct Table {
-    claimed: HashMap<i32, watch::Sender<Option<Exit>>>,
-    unclaimed: HashMap<i32, Exit>,
+    claimed: HashMap<i32, watch::Sender<Option<GuestExit>>>,
+    unclaimed: HashMap<i32, GuestExit>,
     expectations: usize,
 }
 
 impl Table {
-    fn record(&mut self, pid: i32, exit: Exit) {
+    fn record(&mut self, pid: i32, exit: GuestExit) {
         if let Some(sender) = self.claimed.remove(&pid) {
             sender.send_replace(Some(exit));
         } else if self.expectations > 0 {
@@ -51,7 +51,7 @@ impl Table {
 }
 
 impl Reaper {
-    /// Starts to reap; children that end before this are reaped as well.
+    /// Starts to reap; children that have ended before are reaped as well.
     ///
     /// Must be called within a tokio runtime with I/O enabled, once.
     pub fn start() -> std::io::Result<Arc<Self>> {
@@ -70,7 +70,7 @@ impl Reaper {
     async fn run(self: Arc<Self>, mut children: Signal) {
         loop {
             self.reap();
-            // Signals coalesce; `reap` takes all there is each time.
+            // Signals coalesce; `reap` reaps every ended child each time.
             if children.recv().await.is_none() {
                 return;
             }
@@ -89,20 +89,20 @@ impl Reaper {
                     return;
                 }
             };
-            let exit = Exit { status, at: clock_gettime(ClockId::Realtime) };
+            let exit = GuestExit { status, at: clock_gettime(ClockId::Realtime) };
             self.table.lock().record(pid.as_raw(), exit);
         }
     }
 }
 
-/// Keeps exits nobody has claimed yet.
+/// While it is alive, unclaimed exits are kept.
 #[derive(Debug)]
 pub struct Expectation {
     reaper: Arc<Reaper>,
 }
 
 impl Expectation {
-    /// The end of process `pid`, which may have come already.
+    /// Watches process `pid`, which may have ended already.
     pub fn claim(&self, pid: i32) -> ExitWatch {
         let mut table = self.reaper.table.lock();
         let known = table.unclaimed.remove(&pid);
@@ -124,10 +124,9 @@ impl Drop for Expectation {
     }
 }
 
-/// Waits for the end of a process.
-pub async fn ended(watch: &mut ExitWatch) -> Exit {
-    // The sender is dropped only after it has sent; an error with nothing sent cannot happen, and if the
-    // table itself were gone so would be the agent.
+/// Waits until a process has ended.
+pub async fn ended(watch: &mut ExitWatch) -> GuestExit {
+    // The sender is dropped only after it has sent, and the table lives as long as the agent.
     loop {
         if let Some(exit) = *watch.borrow_and_update() {
             return exit;
@@ -142,8 +141,8 @@ pub async fn ended(watch: &mut ExitWatch) -> Exit {
 mod tests {
     use super::*;
 
-    fn exit(status: u32) -> Exit {
-        Exit { status, at: Timespec { tv_sec: 1, tv_nsec: 0 } }
+    fn exit(status: u32) -> GuestExit {
+        GuestExit { status, at: Timespec { tv_sec: 1, tv_nsec: 0 } }
     }
 
     #[tokio::test]
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_exit_that_comes_after_its_claim_is_told() {
+    async fn an_exit_that_comes_after_its_claim_is_reported() {
         let reaper = Arc::new(Reaper::default());
         let mut watch = reaper.expect().claim(7);
         reaper.table.lock().record(8, exit(1));
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_when_nobody_expects_anything() {
+    fn no_exit_is_kept_without_an_expectation() {
         let reaper = Arc::new(Reaper::default());
         reaper.table.lock().record(7, exit(0));
         let first = reaper.expect();

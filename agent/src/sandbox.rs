@@ -142,8 +142,8 @@ impl Sandbox {
         Ok(format!("/proc/{pid}/ns/pid").into())
     }
 
-    /// Takes a container id; see [`Place`].
-    pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Place> {
+    /// Reserves a container id.
+    pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation> {
         if !matches!(*self.life.lock(), Life::Created(_)) {
             return Err(Fault::FailedPrecondition(format!("container {id}: there is no sandbox")));
         }
@@ -152,7 +152,7 @@ impl Sandbox {
             return Err(Fault::AlreadyExists(format!("container {id} exists")));
         }
         containers.insert(id.to_owned(), None);
-        Ok(Place { sandbox: self.clone(), id: id.to_owned() })
+        Ok(Reservation { sandbox: self.clone(), id: id.to_owned() })
     }
 
     /// The container of that id, once it is built.
@@ -172,21 +172,21 @@ impl Sandbox {
     }
 }
 
-/// A container id that is taken; free again unless it is filled.
+/// A reserved container id. Dropping it frees the id unless a container was filled in.
 #[derive(Debug)]
-pub struct Place {
+pub struct Reservation {
     sandbox: Arc<Sandbox>,
     id: String,
 }
 
-impl Place {
+impl Reservation {
     /// Makes the container known.
     pub fn fill(self, container: Arc<Container>) {
         self.sandbox.containers.lock().insert(self.id.clone(), Some(container));
     }
 }
 
-impl Drop for Place {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let mut containers = self.sandbox.containers.lock();
         if containers.get(&self.id).is_some_and(Option::is_none) {

@@ -1,7 +1,7 @@
-//! The agent's service: decode, call, encode; no logic.
+//! The agent's service: decodes requests, calls, encodes responses; no logic.
 //!
-//! A call whose connection breaks is dropped by ttrpc wherever it waits. What must not be left half done
-//! therefore runs in a task of its own, which goes on ([`whole`]). A call that panics fails; the others go on.
+//! ttrpc drops a call whose connection breaks wherever it waits. Work that must not be left half done therefore runs in
+//! a task of its own, which goes on ([`whole`]). A call that panics fails; the others go on.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -28,16 +28,16 @@ use crate::memory::Free;
 use crate::sandbox::Sandbox;
 use crate::{guest, net, panics};
 
-/// Serves the host.
+/// The service for the host.
 #[derive(Debug)]
 pub struct Server {
-    /// What is served.
+    /// The sandbox that is served.
     pub sandbox: Arc<Sandbox>,
-    /// Told when the sandbox has been destroyed: what is left is to power off.
+    /// Notified once the sandbox is destroyed and the guest is to power off.
     pub over: Arc<Notify>,
 }
 
-/// Runs `work` to its end even if nobody waits for it any more.
+/// Runs `work` to its end even if the call is dropped.
 async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result,
@@ -45,7 +45,7 @@ async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send +
     }
 }
 
-/// Runs what blocks away from the thread that serves.
+/// Runs blocking work on another thread than the one that serves.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     whole(async { tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::new)? }).await
 }
@@ -54,7 +54,7 @@ fn pid_of(process: &Process) -> ProcessResponse {
     ProcessResponse { pid: process.pid.unsigned_abs(), ..Default::default() }
 }
 
-/// Does the work of a call. Logs why it failed, once, and hands that on.
+/// Does the work of a call. Logs its error once, and converts it for ttrpc.
 async fn answer<T>(call: &str, work: impl Future<Output = Result<T>>) -> ttrpc::Result<T> {
     let result =
         panics::caught(work).await.unwrap_or_else(|panic| Err(Fault::Internal(anyhow::anyhow!(panic))));
@@ -67,7 +67,7 @@ async fn answer<T>(call: &str, work: impl Future<Output = Result<T>>) -> ttrpc::
     })
 }
 
-/// One method: its name on the wire for the log, its request, its answer, and what it does.
+/// Defines the service's methods: name, request, response and body of each.
 macro_rules! methods {
     ($($name:ident($server:ident, $request:ident: $Request:ty) -> $Response:ty $body:block)*) => {
         #[async_trait]
@@ -241,7 +241,7 @@ methods! {
             Some(Event::MemoryFreed(Free { bytes, reserve })) => {
                 next_event_response::Event::MemoryFreed(MemoryFreed { bytes, reserve, ..Default::default() })
             }
-            None => return Err(Fault::NotFound("the sandbox is over".into())),
+            None => return Err(Fault::NotFound("the sandbox has ended".into())),
         };
         Ok(NextEventResponse { event: Some(event), ..Default::default() })
     }
@@ -262,7 +262,7 @@ methods! {
 
     online_cpus(server, request: OnlineCpusRequest) -> OnlineCpusResponse {
         let online = blocking(move || guest::online_cpus(request.count)).await;
-        // Also on an error: some may have.
+        // Also on an error, because some CPUs may have changed.
         server.sandbox.freed_memory.look_again();
         let online = online?;
         Ok(OnlineCpusResponse { online, ..Default::default() })

@@ -1,4 +1,4 @@
-//! The few system calls that neither rustix nor nix offers safely. The agent's only unsafe code.
+//! System calls without a safe wrapper in rustix or nix. The agent's only unsafe code.
 #![expect(
     unsafe_code,
     reason = "signals and calls by number, random(4), bpf(2), perf_event_open(2) and AsyncFd have no safe wrapper"
@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Most bytes [`credit_entropy`] takes at once.
+/// The most bytes that [`credit_entropy`] takes.
 pub(crate) const MAX_ENTROPY: usize = 4096;
 
-/// `struct rand_pool_info` of linux/random.h with its buffer in place.
+/// `struct rand_pool_info` of linux/random.h with its buffer.
 #[repr(C)]
 struct RandPoolInfo {
     entropy_count: libc::c_int,
@@ -24,8 +24,8 @@ struct RandPoolInfo {
 nix::ioctl_write_ptr!(rnd_add_entropy, b'R', 0x03, [libc::c_int; 2]);
 nix::ioctl_none!(rnd_reseed_crng, b'R', 0x07);
 
-/// Mixes `data` into the kernel's pool, credits 8 bits for each byte and makes the generator take it up at
-/// once. `random` is an open `/dev/random`; `data` beyond [`MAX_ENTROPY`] bytes is refused with EINVAL.
+/// Adds `data` to the kernel's pool, credits 8 bits for each byte and reseeds the generator. `random` is an open
+/// `/dev/random`; more than [`MAX_ENTROPY`] bytes are refused with EINVAL.
 pub(crate) fn credit_entropy(random: &File, data: &[u8]) -> std::io::Result<()> {
     if data.len() > MAX_ENTROPY {
         return Err(std::io::Error::from_raw_os_error(libc::EINVAL));
@@ -42,7 +42,7 @@ pub(crate) fn credit_entropy(random: &File, data: &[u8]) -> std::io::Result<()> 
     Ok(())
 }
 
-/// Gives SIGPIPE its default action back, which every Rust program ignores and every other expects.
+/// Restores the default action of SIGPIPE, which Rust programs ignore and other programs expect.
 pub(crate) fn restore_sigpipe() {
     // SAFETY: SIG_DFL is no function of ours, so nothing can run in the middle of other code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -54,7 +54,7 @@ pub(crate) fn reap_by_kernel() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
-/// Has the runtime watch a descriptor. Within a tokio runtime only.
+/// Registers a descriptor with the tokio runtime, within which it must be called.
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, stays so, and is always the same one as long as it is owned; `AsyncFd`
     // owns it from here on.
@@ -89,12 +89,12 @@ const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 /// Of `enum bpf_attach_type`.
 const BPF_CGROUP_DEVICE: u32 = 6;
-/// Programs of cgroups below add to this one: each of them has to agree.
+/// Child cgroups may have programs of their own: all programs on the path have to allow an access.
 const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
-/// Takes the place of another program of the same cgroup.
+/// Replaces another program of the same cgroup.
 const BPF_F_REPLACE: u32 = 1 << 2;
 
-/// How often a program is loaded that a signal has kept from being verified.
+/// How often loading is tried if signals interrupt the verifier.
 const MOST_LOADS: u32 = 16;
 
 /// The part of `union bpf_attr` that BPF_PROG_LOAD reads.
@@ -122,7 +122,7 @@ struct ProgramAttach {
     replace_bpf_fd: u32,
 }
 
-/// Loads a program that decides over devices of a cgroup: 8 bytes for each instruction.
+/// Loads a device program of a cgroup: 8 bytes for each instruction.
 pub(crate) fn load_device_program(instructions: &[u64]) -> std::io::Result<OwnedFd> {
     let license = c"Apache-2.0";
     let load = ProgramLoad {
@@ -146,7 +146,7 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> std::io::Result<Owned
             return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
         }
         let error = std::io::Error::last_os_error();
-        // A signal has come, of a child that has ended for instance, and the verifier does not go on where it was.
+        // A signal, SIGCHLD for instance, has interrupted the verifier, which starts from the beginning.
         if error.raw_os_error() != Some(libc::EAGAIN) {
             return Err(error);
         }
@@ -154,7 +154,7 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> std::io::Result<Owned
     Err(std::io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
-/// Has `program` decide over the devices of a cgroup, an open directory, in the place of `replaced`.
+/// Attaches a device program to a cgroup, an open directory, in place of `replaced`.
 pub(crate) fn attach_device_program(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -178,11 +178,11 @@ pub(crate) fn attach_device_program(
 /// Of `enum perf_type_id` and `enum perf_sw_ids` (linux/perf_event.h).
 const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_COUNT_SW_CONTEXT_SWITCHES: u64 = 3;
-/// The pid is the descriptor of a cgroup.
+/// The pid argument is the descriptor of a cgroup.
 const PERF_FLAG_PID_CGROUP: libc::c_ulong = 1 << 2;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
-/// `struct perf_event_attr` as it was first (PERF_ATTR_SIZE_VER0); every kernel takes it.
+/// `struct perf_event_attr` in its first version (PERF_ATTR_SIZE_VER0), which every kernel accepts.
 #[repr(C)]
 #[derive(Default)]
 struct PerfEventAttr {
@@ -198,13 +198,13 @@ struct PerfEventAttr {
     bp_addr: u64,
 }
 
-/// Of a [`PerfEventAttr`]'s flags: counts nothing until it is armed.
+/// Flag of a [`PerfEventAttr`]: the event counts nothing until it is armed.
 const DISABLED: u64 = 1;
 
-// So many overflows later it is disabled again.
+// Arms an event for this number of overflows.
 nix::ioctl_write_int_bad!(perf_event_refresh, nix::request_code_none!(b'$', 2));
 
-/// Tells that a task of a cgroup, or of one below it, has stopped running on a CPU; once each time it is armed.
+/// An event that fires when a task of a cgroup or of its children stops running on a CPU, once each time it is armed.
 #[derive(Debug)]
 pub(crate) struct TaskSwitch {
     event: AsyncFd<OwnedFd>,
@@ -212,22 +212,22 @@ pub(crate) struct TaskSwitch {
     _ring: Ring,
 }
 
-/// The pages by which the kernel hands samples over, the latest in place of the first. There is no wake-up without;
-/// nobody reads them.
+/// The mapping into which the kernel writes samples, overwriting old ones. It is never read, but without it the kernel
+/// wakes no poll.
 #[derive(Debug)]
 struct Ring {
     start: *mut libc::c_void,
     length: usize,
 }
 
-// SAFETY: the address of a mapping that nobody reads.
+// SAFETY: the address of a mapping that no other code reads.
 unsafe impl Send for Ring {}
 // SAFETY: see above.
 unsafe impl Sync for Ring {}
 
 impl TaskSwitch {
-    /// `cgroup` is its open directory; of a CPU that is not online it is ENODEV. May block for some milliseconds. Within
-    /// a tokio runtime only.
+    /// Opens the event; `cgroup` is the cgroup's open directory. ENODEV if the CPU is not online. May block for some
+    /// milliseconds. To be called within a tokio runtime.
     pub(crate) fn open(cgroup: &File, cpu: u32) -> std::io::Result<Self> {
         let attr = PerfEventAttr {
             kind: PERF_TYPE_SOFTWARE,
@@ -254,7 +254,7 @@ impl TaskSwitch {
         Ok(Self { event: watch(fd, Interest::READABLE)?, armed: false, _ring: ring })
     }
 
-    /// Has it tell of the next time, unless it still does.
+    /// Arms the event, unless it is armed.
     pub(crate) fn arm(&mut self) -> std::io::Result<()> {
         if !self.armed {
             // SAFETY: the descriptor is open for the call, and the argument is a number.
@@ -264,7 +264,7 @@ impl TaskSwitch {
         Ok(())
     }
 
-    /// Returns once it has happened. Not to wait any more is harmless: it is told the next time.
+    /// Waits until the event has fired. Cancelling loses nothing: the next call returns then.
     pub(crate) async fn happened(&mut self) -> std::io::Result<()> {
         self.event.readable().await?.clear_ready();
         self.armed = false;
@@ -273,7 +273,7 @@ impl TaskSwitch {
 }
 
 impl Ring {
-    /// The kernel's page and one for samples. Who may not write there leaves it to the kernel to make room.
+    /// Maps the kernel's page and one for samples. The mapping is read-only, so that the kernel overwrites old samples.
     fn of(event: &OwnedFd) -> std::io::Result<Self> {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
         let length = 2 * rustix::param::page_size();
@@ -286,7 +286,8 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody has an address in it. It was mapped whole, so this cannot fail.
+        // SAFETY: this value owns the mapping, and no address in it is used elsewhere. It was mapped as a whole, so
+        // this cannot fail.
         let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
     }
 }

@@ -1,8 +1,7 @@
-//! Waiting for devices: the kernel's uevents over netlink (kobject_uevent, group 1).
+//! Waiting for devices with the kernel's uevents over netlink (kobject_uevent, group 1).
 //!
-//! The only way the agent waits for something to appear. A uevent carries no decision here: it only says
-//! that it is worth looking again, and the looking is done in sysfs, which is the truth. So an event lost to
-//! a full socket buffer costs nothing, and no matcher can miss an event it has not foreseen.
+//! This is the only way in which the agent waits for a device. A uevent's content is ignored: it only causes another
+//! look at sysfs. So an event that is lost to a full socket buffer does no harm, and no event can be misread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use netlink_sys::protocols::NETLINK_KOBJECT_UEVENT;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::sync::{Notify, OnceCell};
 
-/// Wakes those who wait for a device.
+/// Wakes tasks that wait for a device.
 #[derive(Debug, Default)]
 pub struct Uevents {
     listening: OnceCell<()>,
@@ -19,9 +18,9 @@ pub struct Uevents {
 }
 
 impl Uevents {
-    /// Calls `look` until it finds something: at once, and after each uevent. `None` when `timeout` passes.
+    /// Calls `look` at once and after each uevent until it returns a value. `None` after `timeout`.
     ///
-    /// The listener is in place before the first look, so nothing that comes after it is missed.
+    /// If the first look finds nothing, the listener is started before the next look, so that no later event is missed.
     pub async fn wait_until<T>(
         &self,
         timeout: Duration,
@@ -51,10 +50,10 @@ async fn listen(happened: Arc<Notify>) -> std::io::Result<()> {
     tokio::spawn(async move {
         loop {
             match socket.recv_from_full().await {
-                // Only the kernel (port 0) is believed.
+                // Events that do not come from the kernel (port 0) are ignored.
                 Ok((_, sender)) if sender.port_number() != 0 => {}
                 Ok(_) => happened.notify_waiters(),
-                // The buffer ran over: something happened, nobody knows what. Looking again finds out.
+                // The buffer overflowed and events are lost: look again.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => happened.notify_waiters(),
                 Err(error) => {
                     tracing::error!("uevents: {error}");

@@ -1,19 +1,19 @@
-//! A PCI function's path from the root bus: the form in which the host tells the agent where a device is.
+//! A PCI path: how the host locates a PCI function for the agent, from the root bus.
 //!
-//! Bus numbers are given by the guest's firmware or kernel and mean nothing to the host; slot and function
-//! along the way do not change (PCI Local Bus 3.0 §3.2.2.3.2: 5 bits of device, 3 bits of function).
+//! The guest's kernel assigns bus numbers, which the host does not know; slot and function at each step do not change
+//! (PCI Local Bus 3.0 §3.2.2.3.2: 5 bits of device, 3 bits of function).
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Device and function number on one bus.
+/// The slot (device number) and function number on one bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotFunction {
     slot: u8,
     function: u8,
 }
 
-/// Why a path is refused.
+/// Why a text is not a PCI path.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("PCI path {text:?}: {reason}")]
 pub struct ParsePciPathError {
@@ -22,7 +22,7 @@ pub struct ParsePciPathError {
 }
 
 impl SlotFunction {
-    /// `slot` is 0..=31, `function` 0..=7; anything else is `None`.
+    /// `None` unless `slot` is 0..=31 and `function` is 0..=7.
     pub fn new(slot: u8, function: u8) -> Option<Self> {
         (slot < 32 && function < 8).then_some(Self { slot, function })
     }
@@ -44,17 +44,17 @@ impl fmt::Display for SlotFunction {
     }
 }
 
-/// One or more steps from the root bus: every step but the last is a bridge.
+/// One or more steps from the root bus; every step except the last is a bridge.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PciPath(Vec<SlotFunction>);
 
 impl PciPath {
-    /// A function on the root bus itself.
+    /// The path of a function on the root bus.
     pub fn on_root_bus(at: SlotFunction) -> Self {
         Self(vec![at])
     }
 
-    /// The steps, never empty.
+    /// The steps, at least one.
     pub fn steps(&self) -> &[SlotFunction] {
         &self.0
     }
@@ -105,7 +105,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn refuses_what_is_not_a_path() {
+    fn malformed_paths_are_refused() {
         for text in ["", "/", "1", "20.0", "1f.8", "01.0/", "01.0//02.0", "+1.0", "0001.0", "1.0 "] {
             assert!(text.parse::<PciPath>().is_err(), "{text:?}");
         }

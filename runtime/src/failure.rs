@@ -1,7 +1,7 @@
-//! Why a request to the shim failed: a containerd status code and a message that names the thing.
+//! The error of a request to the shim: a containerd status code and a message that names the object.
 //!
-//! The one place where errors become codes. Inside the runtime errors are typed; a caller of the Task service
-//! sees only this.
+//! Only this module turns errors into status codes. Inside the runtime errors are typed; a caller of the Task service
+//! sees an [`RpcError`] only.
 
 use std::error::Error;
 use std::fmt;
@@ -19,42 +19,42 @@ use crate::container::io::StdioError;
 use crate::host::MountError;
 use crate::host::NetworkError;
 use crate::plan::PlanError;
-use crate::sandbox::BootError;
-use crate::sandbox::LendError;
+use crate::sandbox::AssignError;
 use crate::sandbox::ResizeError;
+use crate::sandbox::SandboxBootError;
 
-/// A failed request.
+/// The error of a failed request.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub struct RpcError {
     code: Code,
     message: String,
 }
 
-/// The request's result.
-pub type Outcome<T> = Result<T, Failure>;
+/// The result of a request.
+pub type RpcResult<T> = Result<T, RpcError>;
 
-impl Failure {
-    /// There is no such container, process or file.
+impl RpcError {
+    /// The container, process or file does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self { code: Code::NOT_FOUND, message: message.into() }
     }
 
-    /// The id is taken.
+    /// The id is in use.
     pub fn already_exists(message: impl Into<String>) -> Self {
         Self { code: Code::ALREADY_EXISTS, message: message.into() }
     }
 
-    /// The request contradicts itself or asks for what cannot be had.
+    /// The request contradicts itself or exceeds a limit.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self { code: Code::INVALID_ARGUMENT, message: message.into() }
     }
 
-    /// Not in this state.
+    /// The object's state does not permit the request.
     pub fn precondition(message: impl Into<String>) -> Self {
         Self { code: Code::FAILED_PRECONDITION, message: message.into() }
     }
 
-    /// The request is known but not served.
+    /// The request is not supported.
     pub fn unimplemented(message: impl Into<String>) -> Self {
         Self { code: Code::UNIMPLEMENTED, message: message.into() }
     }
@@ -75,13 +75,13 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl Error for Failure {}
+impl Error for RpcError {}
 
 /// An error and its causes in one line.
 pub fn chain(error: &dyn Error) -> String {
@@ -95,7 +95,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The code that stands for an error, whatever its words.
+/// An error with a status code, which does not depend on its message.
 trait Coded: Error + Sized {
     fn code(&self) -> Code;
 }
@@ -111,7 +111,7 @@ impl Coded for CreateError {
             Self::Plan(error) => error.code(),
             Self::Boot(error) => error.code(),
             Self::Mount(error) => error.code(),
-            Self::Lend(error) => error.code(),
+            Self::Assign(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Task(error) => error.code(),
@@ -145,7 +145,7 @@ impl Coded for TaskError {
             Self::Cdi(error) => error.code(),
             Self::Mount(error) => error.code(),
             Self::Network(error) => error.code(),
-            Self::Lend(error) => error.code(),
+            Self::Assign(error) => error.code(),
         }
     }
 }
@@ -181,11 +181,11 @@ impl Coded for PlanError {
     }
 }
 
-impl Coded for BootError {
+impl Coded for SandboxBootError {
     fn code(&self) -> Code {
         match self {
             Self::File { source, .. } => of_io(source),
-            // A damaged kernel or a size that cannot be had.
+            // A damaged kernel or an unsupported size.
             Self::Build(kiai_vmm::BootError::Load(_) | kiai_vmm::BootError::Config(_)) => {
                 Code::INVALID_ARGUMENT
             }
@@ -197,15 +197,19 @@ impl Coded for BootError {
     }
 }
 
-impl Coded for LendError {
+impl Coded for AssignError {
     fn code(&self) -> Code {
         match self {
             Self::Open { source, .. } => of_io(source),
             Self::Vfio { source, .. } => of_io(source),
-            Self::OtherMode { .. } | Self::Taken(_) | Self::InterfaceTaken(_) => Code::FAILED_PRECONDITION,
-            Self::Attach { .. } | Self::Nic { .. } | Self::Share(_) | Self::Pass(_) | Self::Panicked(_) => {
-                Code::INTERNAL
+            Self::AccessConflict { .. } | Self::FunctionAssigned(_) | Self::InterfaceAssigned(_) => {
+                Code::FAILED_PRECONDITION
             }
+            Self::Attach { .. }
+            | Self::Nic { .. }
+            | Self::Volume(_)
+            | Self::Function(_)
+            | Self::Panicked(_) => Code::INTERNAL,
             Self::Agent(error) => error.code(),
         }
     }
@@ -227,7 +231,7 @@ impl Coded for StdioError {
     }
 }
 
-/// What the agent answered keeps its code.
+/// An error of the agent keeps its status code.
 impl Coded for AgentError {
     fn code(&self) -> Code {
         self.answer().unwrap_or(Code::INTERNAL)
@@ -245,26 +249,26 @@ fn of_io(error: &io::Error) -> Code {
     }
 }
 
-impl From<CreateError> for Failure {
+impl From<CreateError> for RpcError {
     fn from(error: CreateError) -> Self {
         Self { code: error.code(), message: chain(&error) }
     }
 }
 
-impl From<TaskError> for Failure {
+impl From<TaskError> for RpcError {
     fn from(error: TaskError) -> Self {
         Self { code: error.code(), message: chain(&error) }
     }
 }
 
-impl From<PlanError> for Failure {
+impl From<PlanError> for RpcError {
     fn from(error: PlanError) -> Self {
         Self { code: error.code(), message: chain(&error) }
     }
 }
 
-impl From<Failure> for ttrpc::Error {
-    fn from(error: Failure) -> Self {
+impl From<RpcError> for ttrpc::Error {
+    fn from(error: RpcError) -> Self {
         Self::RpcStatus(ttrpc::get_status(error.code, error.message))
     }
 }
@@ -276,8 +280,8 @@ mod tests {
     #[test]
     fn a_missing_kernel_is_not_found_and_named() {
         let source = io::Error::from(io::ErrorKind::NotFound);
-        let error = BootError::File { what: "kernel", path: "/k".into(), source };
-        let failure = Failure::from(CreateError::from(error));
+        let error = SandboxBootError::File { file: "kernel", path: "/k".into(), source };
+        let failure = RpcError::from(CreateError::from(error));
         assert_eq!(failure.code(), Code::NOT_FOUND);
         assert!(failure.to_string().contains("kernel /k"), "{failure}");
     }
@@ -289,13 +293,13 @@ mod tests {
             code: Code::INVALID_ARGUMENT,
             message: "no such file: /bin/x".into(),
         };
-        let failure = Failure::from(TaskError::from(refused));
+        let failure = RpcError::from(TaskError::from(refused));
         assert_eq!(failure.code(), Code::INVALID_ARGUMENT);
         assert!(failure.to_string().contains("/bin/x"));
     }
 
     #[test]
     fn a_signal_to_what_has_ended_finds_nothing() {
-        assert_eq!(Failure::from(TaskError::Finished("container c".into())).code(), Code::NOT_FOUND);
+        assert_eq!(RpcError::from(TaskError::Finished("container c".into())).code(), Code::NOT_FOUND);
     }
 }

@@ -41,7 +41,7 @@ impl Kiai {
         }
         // Sockets live below it, and a socket's path has at most 107 bytes.
         let state = tempfile::Builder::new().prefix("kiai-").tempdir_in("/run").unwrap();
-        // The same on every machine, whatever is configured there and however many CPUs it has.
+        // The same on every machine, independent of its configuration and number of CPUs.
         let vcpus = vcpus();
         let most = vcpus.max(2);
         let configuration = format!("[sandbox]\nvcpus = {vcpus}\nmax-vcpus = {most}\nconsole-log = true\n");
@@ -132,7 +132,7 @@ impl Kiai {
         left.into_iter().map(|path| format!("container {}", path.display())).collect()
     }
 
-    /// Gets rid of whatever a failed scenario left, so that the next one starts from a clean machine.
+    /// Removes the remains of a failed scenario, so that the next one starts from a clean machine.
     pub(crate) fn discard(&self) {
         for container in self.containers_left() {
             let name = container.rsplit('/').next().unwrap_or_default();

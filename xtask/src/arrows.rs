@@ -110,7 +110,7 @@ fn module_mistakes(rules: &Rules, name: &str, arrows: &Arrows) -> Vec<String> {
 /// A circle among the arrows of a crate that are allowed, as a mistake of the rules: only debts may close one.
 fn circle(name: &str, allowed: &BTreeMap<String, Vec<String>>) -> Option<String> {
     let mut left = allowed.clone();
-    // Whoever uses nobody that is left takes part in no circle.
+    // A module that uses none of the remaining modules is in no cycle.
     while let Some(end) = left
         .iter()
         .find(|(_, used)| !used.iter().any(|used| left.contains_key(used)))

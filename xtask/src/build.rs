@@ -40,7 +40,7 @@ pub(crate) fn kiai() -> Result<PathBuf> {
     })
 }
 
-/// A program that is built once in the life of this process, whoever asks for it: labs are started side by side.
+/// A program that is built at most once by this process, although labs that start in parallel request it.
 struct Once(Mutex<Option<PathBuf>>);
 
 impl Once {

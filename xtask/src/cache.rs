@@ -78,7 +78,7 @@ pub(crate) fn artifact(
     if done.is_dir() {
         return Ok(done);
     }
-    // Under the lock nobody else is making it: what is there was left by a process that died.
+    // The lock is held, so no other process makes it: an existing one is the remains of a killed process.
     let unfinished = folder.join(format!("{hash}.unfinished"));
     remove_tree(&unfinished)?;
     fs::create_dir(&unfinished)?;

@@ -68,7 +68,7 @@ fn build(fragments: &str, source: &apt::Source, version: &str, folder: &Path) ->
         command.arg("--directory").arg(work.join(&package)).arg(format!("O={}", objects.display()));
         command.arg(format!("--jobs={}", std::thread::available_parallelism().map_or(1, usize::from)));
         command.arg(target).env("KCONFIG_ALLCONFIG", &wanted);
-        // The same source and configuration give the same kernel, whoever builds it and when.
+        // The same source and configuration result in the same kernel, independent of builder and time.
         command.env("KBUILD_BUILD_USER", "kiai").env("KBUILD_BUILD_HOST", "kiai");
         command.env("KBUILD_BUILD_VERSION", "1").env("KBUILD_BUILD_TIMESTAMP", timestamp.trim());
         command

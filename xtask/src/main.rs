@@ -14,7 +14,6 @@ mod image;
 mod kernel;
 mod lab;
 mod metadata;
-mod place;
 mod registry;
 mod rootfs;
 mod run;
@@ -25,6 +24,7 @@ mod step;
 mod store;
 mod test;
 mod tidy;
+mod venue;
 mod workspace;
 
 use std::path::PathBuf;

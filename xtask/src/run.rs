@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::lab::{Lab, Machine};
-use crate::place::{self, Place};
 use crate::registry::{Access, Registry};
+use crate::venue::{self, Venue};
 use crate::{cache, image, step, test};
 
 const PYTHON: &str =
@@ -19,14 +19,14 @@ const PYTHON: &str =
 
 /// Shows it, where microVMs can run.
 pub(crate) fn show() -> Result<ExitCode> {
-    match place::choose()? {
-        Place::Machine => {
+    match venue::choose()? {
+        Venue::Machine => {
             let scratch = cache::scratch()?;
             let mut command = Command::new(std::env::current_exe()?);
             test::environment(command.arg("run-here"), scratch.path())?;
             Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Place::Lab => {
+        Venue::Lab => {
             let mut lab = Lab::new(vec!["xtask".into(), "run-here".into()]);
             lab.put_project()?;
             lab.place(std::env::current_exe()?, "bin/xtask");

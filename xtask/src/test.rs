@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::build::{self, SHIM};
 use crate::e2e::{self, Reviewed, Selection};
-use crate::{check, fuzz, image, kernel, place, rootfs, step};
+use crate::{check, fuzz, image, kernel, rootfs, step, venue};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         skipped = check::all()?;
     }
     let selection = Selection { filters: arguments.filters.clone(), failed: arguments.rerun_failed };
-    let summary = e2e::run(place::choose()?, &selection)?;
+    let summary = e2e::run(venue::choose()?, &selection)?;
     skipped.extend(summary.skipped);
 
     let mut refused = 0;

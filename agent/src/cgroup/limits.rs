@@ -1,4 +1,4 @@
-//! The limits of a cgroup as they are, so that an update that fails half-way can be undone.
+//! A snapshot of a cgroup's limits, from which an update that failed half-way is undone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,25 +6,25 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// Endings of the files that hold limits (kernel cgroup-v2.rst). What counts, and what acts when it is written, has
-/// other names.
+/// Extensions of the files that hold limits (kernel cgroup-v2.rst). Counters, and files that act when written, have
+/// other extensions.
 const LIMITS: [&str; 10] =
     ["max", "min", "high", "low", "weight", "idle", "burst", "cpus", "mems", "partition"];
 
-/// What the files of one cgroup said.
+/// The contents of each limit file of one cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits(BTreeMap<PathBuf, String>);
 
 impl Limits {
-    /// Reads all there are in a cgroup's directory.
+    /// Reads every limit file in a cgroup's directory.
     pub fn read(directory: &Path) -> io::Result<Self> {
         let mut limits = BTreeMap::new();
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             let is_limit = path.extension().is_some_and(|ending| LIMITS.iter().any(|limit| ending == *limit));
-            // `cgroup.max.depth` and its like are the agent's own, and no resource.
+            // `cgroup.max.depth` and its like limit no resource.
             let is_own = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"cgroup."));
-            // A limit that cannot be read is none that an update sets.
+            // An update sets no limit that cannot be read.
             if is_limit
                 && !is_own
                 && let Ok(text) = fs::read_to_string(&path)
@@ -35,7 +35,7 @@ impl Limits {
         Ok(Self(limits))
     }
 
-    /// Writes back what is no longer so. Goes on after an error, and answers with the first.
+    /// Restores the limits that have changed. Goes on after an error, and returns the first.
     pub fn restore(&self) -> io::Result<()> {
         let mut result = Ok(());
         for (path, wanted) in &self.0 {
@@ -57,8 +57,8 @@ fn restore_one(path: &Path, wanted: &str) -> io::Result<()> {
     lines_to_write(&now, wanted).iter().try_for_each(|line| fs::write(path, line))
 }
 
-/// What to write, one after the other. A file with a line for each device takes one at a time, and a device that had
-/// none is told that it has no limit.
+/// The lines to write, one write each. A file with a line for each device takes one line at a time; a device that had
+/// no line gets one without limits.
 fn lines_to_write(now: &str, wanted: &str) -> Vec<String> {
     let key =
         |line: &str| line.split_once(' ').map(|(key, _)| key.to_owned()).filter(|key| key.contains(':'));
@@ -68,7 +68,7 @@ fn lines_to_write(now: &str, wanted: &str) -> Vec<String> {
     let mut lines: Vec<String> =
         new.map(|device| format!("{device} rbps=max wbps=max riops=max wiops=max")).collect();
     lines.extend(wanted.lines().map(str::to_owned));
-    // `cpuset.cpus` says nothing where nothing was chosen.
+    // An empty `cpuset.cpus` means the parent's CPUs.
     if lines.is_empty() { vec!["\n".to_owned()] } else { lines }
 }
 

@@ -1,9 +1,9 @@
-//! Devices the host has assigned to a container: waited for, and found by their locators.
+//! Finding the devices that the host has assigned to a container, by their locators.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiai_protocol::agent::Device;
+use kiai_protocol::agent::DeviceAssignment;
 use kiai_protocol::agent::device_locator::By;
 use kiai_protocol::pci_path::PciPath;
 
@@ -14,7 +14,7 @@ use crate::device::LocateError;
 use crate::device::Node;
 use crate::device::Nodes;
 use crate::device::address;
-use crate::device::give_to_vfio;
+use crate::device::bind_to_vfio;
 use crate::device::vfio_container;
 use crate::device::wait_for;
 use crate::device::wait_for_nodes;
@@ -22,10 +22,10 @@ use crate::fault::Fault;
 use crate::fault::Result;
 use crate::uevent::Uevents;
 
-/// Waits until each of `devices` has its nodes.
+/// Waits until each of `devices` has its nodes, and returns them.
 pub(super) async fn wait_for_all(
     uevents: &Uevents,
-    devices: &[Device],
+    devices: &[DeviceAssignment],
     timeout: Duration,
 ) -> Result<Vec<AssignedDevice>> {
     let mut found = Vec::new();
@@ -35,7 +35,11 @@ pub(super) async fn wait_for_all(
     Ok(found)
 }
 
-async fn wait_for_one(uevents: &Uevents, device: &Device, timeout: Duration) -> Result<AssignedDevice> {
+async fn wait_for_one(
+    uevents: &Uevents,
+    device: &DeviceAssignment,
+    timeout: Duration,
+) -> Result<AssignedDevice> {
     let host = host_identity(device)?;
     let (pci_path, nodes) = match &device.locator.by {
         Some(By::PciFunction(path)) => {
@@ -45,7 +49,7 @@ async fn wait_for_one(uevents: &Uevents, device: &Device, timeout: Duration) -> 
         }
         Some(By::PciVfio(path)) => {
             let path: PciPath = path.parse().map_err(LocateError::from)?;
-            let group = give_to_vfio(uevents, &path, timeout).await?;
+            let group = bind_to_vfio(uevents, &path, timeout).await?;
             (path.to_string(), function(device, host, &path, vec![group], Some(vfio_container()?))?)
         }
         by => {
@@ -56,7 +60,7 @@ async fn wait_for_one(uevents: &Uevents, device: &Device, timeout: Duration) -> 
     Ok(AssignedDevice { entry: PathBuf::from(&device.container_path), host, pci_path, nodes })
 }
 
-fn host_identity(device: &Device) -> Result<Identity> {
+fn host_identity(device: &DeviceAssignment) -> Result<Identity> {
     let path = &device.container_path;
     let kind = match device.kind.as_str() {
         "b" => DeviceKind::Block,
@@ -74,7 +78,7 @@ fn host_identity(device: &Device) -> Result<Identity> {
 }
 
 fn function(
-    device: &Device,
+    device: &DeviceAssignment,
     host: Identity,
     path: &PciPath,
     own: Vec<Node>,

@@ -1,4 +1,4 @@
-//! How a container comes to be: mount, locate, rewrite, build. All of it, or nothing is left.
+//! Creating a container, in order: mount, locate devices, rewrite the spec, build. On an error nothing of it is left.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::devices::Devices;
 use super::inventory::Inventory;
 use super::io::{Streams, Terminal, pipes, start_terminal};
 use super::localize::{Guest, LocalizeError, Localized, join_pids, localize};
-use super::process::{Fresh, Process};
+use super::process::{BuiltProcess, Process};
 use super::state::{Container, Phase};
 use super::{RUN, check_id};
 use crate::cgroup::Cgroup;
@@ -24,13 +24,13 @@ use crate::fault::{Fault, Result};
 use crate::oci::{OciError, Request};
 use crate::sandbox::Sandbox;
 
-/// How long a located device may take to appear. The host attaches before it asks.
+/// How long a device may take to appear. The host has attached it before it calls.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Builds a container up to the point where its program waits to be started.
+/// Creates a container; its program waits to be started.
 pub async fn create(sandbox: &Arc<Sandbox>, request: CreateContainerRequest) -> Result<Arc<Container>> {
     check_id("container", &request.container_id)?;
-    let place = sandbox.reserve(&request.container_id)?;
+    let reservation = sandbox.reserve(&request.container_id)?;
     let spec = serde_json::from_slice(&request.spec)
         .map_err(|error| Fault::InvalidArgument(format!("OCI spec: {error}")))?;
     let streams = Streams::reserve(&request.stdio, &sandbox.streams)?;
@@ -39,7 +39,7 @@ pub async fn create(sandbox: &Arc<Sandbox>, request: CreateContainerRequest) -> 
     let directory = Path::new(RUN).join(&request.container_id);
     match build(sandbox, &request, spec, streams, &cgroup, &directory, storages.clone()).await {
         Ok(container) => {
-            place.fill(container.clone());
+            reservation.fill(container.clone());
             Ok(container)
         }
         Err(fault) => {
@@ -90,7 +90,7 @@ async fn build(
     std::fs::write(&config, serde_json::to_vec(&spec).context("encode the spec")?)
         .with_context(|| format!("write {config:?}"))?;
 
-    // Before anything of the container runs.
+    // Before any process of the container runs.
     cgroup.make().with_context(|| format!("make the cgroup of container {id}"))?;
     let devices = Devices::enforce(inventory, cgroup)?;
 
@@ -107,9 +107,9 @@ async fn build(
 
     let of_init = cgroup.clone();
     let init = Process::follow(fresh, cgroup.clone(), move || {
-        // Without a pid namespace the rest would outlive its init.
+        // Without a pid namespace of its own, the container's other processes would outlive its init.
         if !own_pids && let Err(error) = of_init.kill() {
-            tracing::error!("kill what an init has left: {error}");
+            tracing::error!("kill the processes that an init has left: {error}");
         }
     });
     Ok(Arc::new(Container {
@@ -125,14 +125,14 @@ async fn build(
     }))
 }
 
-/// What becomes of the streams depends on what the process is built with.
+/// The streams of a process that is being built, with a terminal or with pipes.
 pub(super) enum Plumbing {
     Terminal(Streams),
     Pipes(super::io::Pipes),
 }
 
 impl Plumbing {
-    /// Starts the copying for a process that has just been built.
+    /// Starts to copy the streams of a process that has just been built.
     pub(super) fn start(
         self,
         pid: i32,
@@ -141,7 +141,7 @@ impl Plumbing {
         owner: u32,
         rows: u32,
         columns: u32,
-    ) -> anyhow::Result<Fresh> {
+    ) -> anyhow::Result<BuiltProcess> {
         let (terminal, (copying, whole)) = match self {
             Self::Pipes(pipes) => (None, pipes.start(&exit)),
             Self::Terminal(streams) => {
@@ -152,14 +152,14 @@ impl Plumbing {
                 (Some(terminal), copying)
             }
         };
-        Ok(Fresh { pid, exit, terminal, copying, whole })
+        Ok(BuiltProcess { pid, exit, terminal, copying, whole })
     }
 }
 
-/// Makes the working directory in the root file system if it is not there, as other runtimes do.
+/// Makes the working directory in the root file system if it does not exist, as other runtimes do.
 ///
-/// Resolved within the root, so no link of an image leads out of it. What cannot be made is left for
-/// libcontainer to complain about: the directory may come with a mount.
+/// The path is resolved within the root, so no link of an image leads out of it. A failure is ignored: the directory
+/// may be in a mount, and otherwise libcontainer reports it.
 fn make_within(root: &Path, wanted: &Path) {
     use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -183,11 +183,11 @@ fn make_within(root: &Path, wanted: &Path) {
 impl From<OciError> for Fault {
     fn from(error: OciError) -> Self {
         match error {
-            // Deep in what libcontainer says is what the payload said: the program cannot be executed.
+            // libcontainer's message contains the payload's: the program cannot be executed.
             OciError::Refused(reason) if reason.contains("exec: \"") => {
                 Self::InvalidArgument(reason[reason.find("exec: \"").unwrap_or(0)..].to_owned())
             }
-            OciError::Unfit(reason) => Self::FailedPrecondition(reason),
+            OciError::FailedPrecondition(reason) => Self::FailedPrecondition(reason),
             error => Self::Internal(anyhow::Error::new(error)),
         }
     }

@@ -1,11 +1,11 @@
-//! The devices of one container: its inventory, the program that enforces its rules, and the lock under which either
-//! changes.
+//! The devices of one container: its inventory, the BPF program that enforces its rules, and the lock under which
+//! both change.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
-use kiai_protocol::agent::FoundDevice;
+use kiai_protocol::agent::ContainerDevice;
 use parking_lot::Mutex;
 use tokio::sync::MutexGuard;
 
@@ -16,23 +16,23 @@ use crate::device::filter;
 use crate::fault::Result;
 use crate::sys;
 
-/// What a container has of devices, and what it may do with them.
+/// The devices of a container and the rules in force.
 #[derive(Debug)]
 pub struct Devices {
-    /// Held by an attach, a detach and an update from before their check to their end, or until all is as it was.
+    /// Held by a plug, an unplug and an update from before their check until they are done or undone.
     changes: tokio::sync::Mutex<()>,
-    in_force: Mutex<InForce>,
+    in_force: Mutex<RuleProgram>,
 }
 
-/// An inventory, and the program that the kernel has of its rules.
+/// An inventory, and the BPF program of its rules.
 #[derive(Debug)]
-pub(super) struct InForce {
+pub(super) struct RuleProgram {
     inventory: Arc<Inventory>,
     program: OwnedFd,
 }
 
-impl InForce {
-    /// Has the kernel check the program of an inventory's rules; nobody follows it yet.
+impl RuleProgram {
+    /// Loads the program of an inventory's rules into the kernel, which verifies it. It is not enforced yet.
     pub(super) fn load(inventory: Arc<Inventory>) -> Result<Self> {
         let program = filter::program(inventory.rules());
         let program = sys::load_device_program(&program).context("load the device program")?;
@@ -41,19 +41,19 @@ impl InForce {
 }
 
 impl Devices {
-    /// Of a container of which nothing runs yet.
+    /// Enforces an inventory's rules for a container of which no process runs yet.
     pub(super) fn enforce(inventory: Inventory, cgroup: &Cgroup) -> Result<Self> {
-        let in_force = InForce::load(Arc::new(inventory))?;
+        let in_force = RuleProgram::load(Arc::new(inventory))?;
         cgroup.filter_devices(&in_force.program, None).context("attach the device program")?;
         Ok(Self { changes: Default::default(), in_force: Mutex::new(in_force) })
     }
 
-    /// Waits for the change that is under way.
+    /// Begins a change, after the change that is under way.
     pub(super) async fn change(&self) -> Change<'_> {
         Change { devices: self, _lock: self.changes.lock().await }
     }
 
-    /// The same where waiting blocks.
+    /// [`Self::change`] for a thread that may block.
     pub(super) fn change_blocking(&self) -> Change<'_> {
         Change { devices: self, _lock: self.changes.blocking_lock() }
     }
@@ -62,18 +62,18 @@ impl Devices {
         self.in_force.lock().inventory.clone()
     }
 
-    /// Where its PCI functions are, on the host and here.
+    /// The addresses of its PCI functions on the host and in the guest.
     pub(super) fn pci_addresses(&self) -> PciAddresses {
         self.inventory().pci_addresses()
     }
 
-    /// What the host is told: each device, and the rules in force.
-    pub fn report(&self) -> Result<(Vec<FoundDevice>, Vec<String>)> {
+    /// The report for the host: each device, and the rules in force.
+    pub fn report(&self) -> Result<(Vec<ContainerDevice>, Vec<String>)> {
         self.inventory().report()
     }
 }
 
-/// A change of a container's devices, of which there is one at a time.
+/// A change of a container's devices; one at a time.
 #[must_use]
 pub(super) struct Change<'a> {
     devices: &'a Devices,
@@ -81,12 +81,12 @@ pub(super) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// What the container has now.
+    /// The inventory in force.
     pub(super) fn inventory(&self) -> Arc<Inventory> {
         self.devices.inventory()
     }
 
-    /// Puts an inventory in the place of the one in force. On an error that is in force still.
+    /// Enforces an inventory in place of the one in force, which stays in force on an error.
     pub(super) fn enforce(&self, inventory: Arc<Inventory>, cgroup: &Cgroup) -> Result<()> {
         let mut in_force = self.devices.in_force.lock();
         if in_force.inventory.rules() == inventory.rules() {
@@ -94,11 +94,11 @@ impl Change<'_> {
             return Ok(());
         }
         drop(in_force);
-        self.enforce_loaded(InForce::load(inventory)?, cgroup)
+        self.enforce_loaded(RuleProgram::load(inventory)?, cgroup)
     }
 
-    /// The same with a program the kernel has accepted.
-    pub(super) fn enforce_loaded(&self, loaded: InForce, cgroup: &Cgroup) -> Result<()> {
+    /// [`Self::enforce`] with a program that is loaded already.
+    pub(super) fn enforce_loaded(&self, loaded: RuleProgram, cgroup: &Cgroup) -> Result<()> {
         let mut in_force = self.devices.in_force.lock();
         cgroup
             .filter_devices(&loaded.program, Some(&in_force.program))

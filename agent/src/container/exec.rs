@@ -1,4 +1,4 @@
-//! One more process in a running container.
+//! Running another process in a running container.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use crate::fault::{Fault, Result};
 use crate::oci::Request;
 use crate::sandbox::Sandbox;
 
-/// Starts the process; it runs when this answers.
+/// Starts a process in a container; it runs when this returns.
 pub async fn exec(
     sandbox: &Arc<Sandbox>,
     container: &Container,
     request: ExecProcessRequest,
 ) -> Result<Arc<Process>> {
     check_id("process", &request.exec_id)?;
-    // Held until the process is there, so the container is neither paused nor removed around it.
+    // Held until the process runs, so that the container is neither paused nor removed meanwhile.
     let phase = container.phase.read().await;
     if !matches!(*phase, Phase::Running) || container.init.has_exited() {
         return Err(container.wrong_phase("entered", &phase));
     }
-    let place = Place::reserve(container, &request.exec_id)?;
+    let reservation = ExecReservation::reserve(container, &request.exec_id)?;
     let scratch = Scratch::make(container)?;
     let process = build(sandbox, container, &request, &scratch.0).await?;
-    place.fill(process.clone());
+    reservation.fill(process.clone());
     Ok(process)
 }
 
@@ -65,7 +65,7 @@ async fn build(
     Ok(Process::follow(fresh, container.cgroup.clone(), || {}))
 }
 
-/// A directory for one helper: libcontainer leaves its sockets in the directory it finds the state in.
+/// A state directory for one helper, because libcontainer leaves sockets behind in its state directory.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -89,13 +89,13 @@ impl Drop for Scratch {
     }
 }
 
-/// An exec id that is taken; free again unless it is filled.
-struct Place<'a> {
+/// A reserved exec id. Dropping it frees the id unless a process was filled in.
+struct ExecReservation<'a> {
     container: &'a Container,
     exec_id: &'a str,
 }
 
-impl<'a> Place<'a> {
+impl<'a> ExecReservation<'a> {
     fn reserve(container: &'a Container, exec_id: &'a str) -> Result<Self> {
         let mut execs = container.execs.lock();
         if execs.contains_key(exec_id) {
@@ -113,7 +113,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for ExecReservation<'_> {
     fn drop(&mut self) {
         let mut execs = self.container.execs.lock();
         if execs.get(self.exec_id).is_some_and(Option::is_none) {

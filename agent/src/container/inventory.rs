@@ -1,14 +1,14 @@
-//! The devices of one container as a value: what it was made with, what was attached since, and the rules. Pure.
+//! The devices of one container as a value: those it was created with, those plugged in since, and the rules. Pure.
 //!
-//! [`Inventory::attach`], [`Inventory::detach`] and [`Inventory::with_rules`] return a new inventory, or an error and
-//! leave the old one to go on with. The guest's rules are derived from the host's and all rows anew each time, and are
-//! changed nowhere; whatever makes an inventory goes through the same check ([`Inventory::checked`]).
+//! [`Inventory::plug`], [`Inventory::unplug`] and [`Inventory::with_rules`] return a new inventory, or an error and
+//! leave the old one to go on with. The guest's rules are derived from the host's and all entries anew each time, and
+//! are changed nowhere; every function that makes an inventory uses the same check ([`Inventory::checked`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 
-use kiai_protocol::agent::FoundDevice;
+use kiai_protocol::agent::ContainerDevice;
 use kiai_protocol::agent::PluggedDevice;
 use oci_spec::runtime::Linux;
 use oci_spec::runtime::LinuxDevice;
@@ -16,12 +16,12 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceType;
 use oci_spec::runtime::Spec;
 
-use super::plug::is_place;
+use super::plug::is_target;
 use crate::device;
 use crate::device::AssignedDevice;
 use crate::device::DeviceKind;
 use crate::device::GuestNode;
-use crate::device::HostRows;
+use crate::device::HostEntries;
 use crate::device::Identity;
 use crate::device::Nodes;
 use crate::device::Origin;
@@ -36,21 +36,23 @@ use crate::fault::Fault;
 use crate::fault::Result;
 use crate::oci::DeviceNode;
 
-/// Entries that come together, and the devices assigned for them.
+/// Entries of `linux.devices` that are added together, by the spec or by one plug request, with the devices assigned
+/// for them.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Attachment {
-    /// As the host wrote them.
+pub(super) struct EntryGroup {
+    /// With the host's numbers.
     entries: Vec<LinuxDevice>,
     devices: Vec<AssignedDevice>,
-    /// The host's rules for these entries; none where the container's are for them too.
+    /// The host's rules for these entries; none if the container's rules apply to them.
     rules: Option<Vec<Rule>>,
 }
 
-/// A node, and where it comes from.
-type Placed = (DeviceNode, Origin);
+/// A node with its origin.
+type NodeWithOrigin = (DeviceNode, Origin);
 
-impl Attachment {
-    /// `linux` is OCI JSON with the host's entries and rules; `devices` were found for the entries.
+impl EntryGroup {
+    /// Reads a plug request: `linux` is an OCI `linux` object as JSON with the host's entries and rules, `devices` are
+    /// assigned for the entries.
     pub(super) fn new(linux: &[u8], devices: Vec<AssignedDevice>) -> Result<Self> {
         if linux.is_empty() && devices.is_empty() {
             return Ok(Self::default());
@@ -62,24 +64,24 @@ impl Attachment {
         Ok(Self { entries: linux.devices().clone().unwrap_or_default(), devices, rules: Some(rules) })
     }
 
-    /// Paths of the entries.
+    /// The paths of the entries.
     pub(super) fn entries(&self) -> Vec<PathBuf> {
         self.entries.iter().map(|entry| entry.path().clone()).collect()
     }
 
-    fn rows(&self) -> Result<HostRows> {
-        Ok(HostRows::of(&self.entries, &self.devices)?)
+    fn host_entries(&self) -> Result<HostEntries> {
+        Ok(HostEntries::of(&self.entries, &self.devices)?)
     }
 
-    /// Its nodes, but for fifos.
-    fn nodes(&self) -> Result<Vec<Placed>> {
-        let rows = self.rows()?;
-        let rewritten = rows.rewrite(&self.entries)?.into_iter();
-        let devices = rewritten.filter_map(|(row, node)| Some((row, node?.origin)));
-        devices.map(|(row, origin)| Ok((device_node(&row)?, origin))).collect()
+    /// The nodes of the entries, without fifos.
+    fn nodes(&self) -> Result<Vec<NodeWithOrigin>> {
+        let host_entries = self.host_entries()?;
+        let rewritten = host_entries.rewrite(&self.entries)?.into_iter();
+        let devices = rewritten.filter_map(|(entry, node)| Some((entry, node?.origin)));
+        devices.map(|(entry, origin)| Ok((device_node(&entry)?, origin))).collect()
     }
 
-    /// Without the devices of these names, and the entries that only they served.
+    /// This group without the named devices, and without the entries that only they served.
     fn without(&self, named: &[PluggedDevice]) -> Self {
         let is_named = |entry: &Path, host_address: &str| {
             let mut named = named.iter();
@@ -103,40 +105,40 @@ impl Attachment {
     }
 }
 
-/// What is to be done in the container when devices are detached.
+/// The nodes that unplugging concerns.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Detached {
-    /// Nodes to remove: nothing else has them.
+pub(super) struct Unplugged {
+    /// Nodes to remove, because no other entry has them.
     pub(super) nodes: Vec<DeviceNode>,
-    /// Nodes whose device is gone from the guest afterwards, so that nobody may have a use of it.
+    /// Nodes whose device leaves the guest, so that no process may use it.
     pub(super) assigned: Vec<DeviceNode>,
 }
 
-/// Everything a container has of devices.
+/// All devices of a container, and its rules.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Inventory {
     /// The host's rules for the container: the spec's, or those of the last update.
     host_rules: Vec<Rule>,
-    created: Attachment,
-    /// In the order in which they came.
-    attached: Vec<Attachment>,
-    /// Nodes the container was made with.
-    made: BTreeMap<PathBuf, Identity>,
-    /// Derived from the rules and rows above.
+    created: EntryGroup,
+    /// In the order in which they were plugged in.
+    plugged: Vec<EntryGroup>,
+    /// The nodes the container was created with.
+    created_nodes: BTreeMap<PathBuf, Identity>,
+    /// Derived from the rules and entries above.
     rules: Vec<Rule>,
 }
 
 impl Inventory {
-    /// Of a container that is to be made with `spec`, which is the host's, and with `devices` assigned to it.
+    /// The inventory of a container that is created with the host's `spec` and with `devices` assigned to it.
     pub(super) fn new(spec: &Spec, devices: Vec<AssignedDevice>) -> Result<Self> {
-        let created = Attachment { entries: device::entries(spec).to_vec(), devices, rules: None };
-        let made =
+        let created = EntryGroup { entries: device::entries(spec).to_vec(), devices, rules: None };
+        let created_nodes =
             created.nodes()?.into_iter().map(|(node, _)| (node.path.clone(), node.identity())).collect();
         let host_rules = Rule::parse_all(device::rules(spec))?;
-        Self { host_rules, created, made, ..Self::default() }.checked()
+        Self { host_rules, created, created_nodes, ..Self::default() }.checked()
     }
 
-    /// The host's spec with the guest's entries, rules and PCI addresses.
+    /// `spec`, the host's, with the guest's entries, rules and PCI addresses.
     pub(super) fn write_into(&self, spec: &Spec) -> Result<Spec> {
         let mut spec = device::rewrite(spec, &self.created.devices)?;
         if let Some(process) = spec.process_mut() {
@@ -145,42 +147,42 @@ impl Inventory {
         Ok(spec)
     }
 
-    /// With the nodes of `spec`, which has further entries of the guest's.
+    /// This inventory with the nodes of `spec`, which has entries for devices of the guest's own added.
     pub(super) fn with_guest_entries(mut self, spec: &Spec) -> Result<Self> {
         for entry in device::entries(spec).iter().filter(|entry| is_device(entry)) {
             let node = device_node(entry)?;
-            self.made.insert(node.path.clone(), node.identity());
+            self.created_nodes.insert(node.path.clone(), node.identity());
         }
         Ok(self)
     }
 
-    /// With other rules of the host, which are for all that the container has.
+    /// This inventory with other rules of the host, which apply to every device of the container.
     pub(super) fn with_rules(&self, rules: &[LinuxDeviceCgroup]) -> Result<Self> {
         let mut after = self.clone();
         after.host_rules = Rule::parse_all(rules)?;
-        for attachment in &mut after.attached {
-            attachment.rules = None;
+        for group in &mut after.plugged {
+            group.rules = None;
         }
         after.checked()
     }
 
-    /// With what comes to it, and the nodes to make for that. A device that would come to have two paths is refused, as
-    /// its rule is for both. A standard device that the container was made with does not come, and so does not go.
-    pub(super) fn attach(&self, mut new: Attachment) -> Result<(Self, Vec<DeviceNode>)> {
-        let mut known = self.made.clone();
-        known
-            .extend(self.attached_nodes()?.into_iter().map(|(node, _)| (node.path.clone(), node.identity())));
+    /// This inventory with a group plugged in, and the nodes to make for it. A device that would have two paths is
+    /// refused, because one rule would apply to both. A standard device that the container was created with is not
+    /// plugged in, and so not unplugged.
+    pub(super) fn plug(&self, mut new: EntryGroup) -> Result<(Self, Vec<DeviceNode>)> {
+        let mut known = self.created_nodes.clone();
+        known.extend(self.plugged_nodes()?.into_iter().map(|(node, _)| (node.path.clone(), node.identity())));
         let mut to_make = Vec::new();
         for (node, origin) in new.nodes()? {
             let (path, identity, lasts) = (&node.path, node.identity(), origin != Origin::Assigned);
-            if !is_place(path) {
-                let reason = "its path is not an absolute one without `..`";
+            if !is_target(path) {
+                let reason = "the path is not an absolute path without `..`";
                 return Err(Fault::InvalidArgument(format!("device {path:?}: {reason}")));
             }
             match known.iter().find(|(other, had)| *other == path || (!lasts && **had == identity)) {
                 Some((other, had)) if lasts && other == path && *had == identity => {}
                 Some((other, _)) => {
-                    let reason = format!("the container has it, or another, as {other:?}");
+                    let reason = format!("the container has this device or this path already, as {other:?}");
                     return Err(Fault::AlreadyExists(format!("device {path:?}: {reason}")));
                 }
                 None => {
@@ -191,62 +193,62 @@ impl Inventory {
         }
         let devices = &new.devices;
         new.entries.retain(|entry| {
-            let is_made = is_device(entry) && self.made.contains_key(entry.path());
+            let is_made = is_device(entry) && self.created_nodes.contains_key(entry.path());
             !is_made || devices.iter().any(|device| device.entry == *entry.path())
         });
         let mut after = self.clone();
-        after.attached.push(new);
+        after.plugged.push(new);
         after = after.checked()?;
-        after.attached.retain(|attachment| !attachment.entries.is_empty());
+        after.plugged.retain(|group| !group.entries.is_empty());
         Ok((after, to_make))
     }
 
-    /// Without those of `named` that were attached, and what is to be done for that. A rule of an update that names one
-    /// of them goes with it: the number will be another device's.
-    pub(super) fn detach(&self, named: &[PluggedDevice]) -> Result<(Self, Detached)> {
+    /// This inventory without those of the `named` devices that were plugged in, and the nodes that this concerns. A
+    /// rule of an update that names one of them is removed with it, because another device may get the number.
+    pub(super) fn unplug(&self, named: &[PluggedDevice]) -> Result<(Self, Unplugged)> {
         let mut after = self.clone();
-        after.attached = self.attached.iter().map(|attachment| attachment.without(named)).collect();
-        after.attached.retain(|attachment| !attachment.entries.is_empty());
+        after.plugged = self.plugged.iter().map(|group| group.without(named)).collect();
+        after.plugged.retain(|group| !group.entries.is_empty());
         let left = after.ruled_by_container();
         let gone: Vec<Identity> =
             self.ruled_by_container().into_iter().filter(|host| !left.contains(host)).collect();
         after.host_rules.retain(|rule| !gone.iter().any(|host| rule.names(*host)));
         if after.host_rules.is_empty() && !self.host_rules.is_empty() {
-            // A list of rules that allows nothing, which no list at all does not mean.
+            // An empty list would not mean that no device is allowed.
             after.host_rules.push(Rule::DENY_ALL);
         }
 
-        let left = after.attached_nodes()?;
-        let mut detached = Detached::default();
-        for (node, origin) in self.attached_nodes()? {
-            let stays = |(other, _): &Placed| other.path == node.path;
-            if left.iter().any(stays) || detached.nodes.contains(&node) {
+        let left = after.plugged_nodes()?;
+        let mut unplugged = Unplugged::default();
+        for (node, origin) in self.plugged_nodes()? {
+            let stays = |(other, _): &NodeWithOrigin| other.path == node.path;
+            if left.iter().any(stays) || unplugged.nodes.contains(&node) {
                 continue;
             }
             if origin == Origin::Assigned {
-                detached.assigned.push(node.clone());
+                unplugged.assigned.push(node.clone());
             }
-            if !self.made.contains_key(&node.path) {
-                detached.nodes.push(node);
+            if !self.created_nodes.contains_key(&node.path) {
+                unplugged.nodes.push(node);
             }
         }
-        Ok((after.checked()?, detached))
+        Ok((after.checked()?, unplugged))
     }
 
-    /// The one check: every entry is served or standard, every rule names a device the container has, and the rules
-    /// are few enough to be enforced. Derives the guest's rules.
+    /// The one check, which derives the guest's rules: every entry is served by an assigned or standard device, every
+    /// rule is for a device of the container, and the rules are few enough to be enforced.
     fn checked(mut self) -> Result<Self> {
-        let mut rows = HostRows::default();
-        let mut attached = Vec::new();
-        for attachment in self.all() {
-            match &attachment.rules {
-                None => rows = rows.merged(attachment.rows()?),
-                Some(rules) => attached.extend(device::derive_attached(rules, &attachment.rows()?)?),
+        let mut host_entries = HostEntries::default();
+        let mut plugged = Vec::new();
+        for group in self.all() {
+            match &group.rules {
+                None => host_entries = host_entries.merged(group.host_entries()?),
+                Some(rules) => plugged.extend(device::derive_plugged(rules, &group.host_entries()?)?),
             }
         }
-        let mut rules = device::derive(&self.host_rules, &rows)?;
+        let mut rules = device::derive(&self.host_rules, &host_entries)?;
         rules.extend(default_rules());
-        for rule in attached {
+        for rule in plugged {
             if !rules.contains(&rule) {
                 rules.push(rule);
             }
@@ -258,12 +260,12 @@ impl Inventory {
         Ok(self)
     }
 
-    /// The guest's rules, the last one that fits deciding.
+    /// The guest's rules; the last one that matches decides.
     pub(super) fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
-    /// Where its PCI functions are, on the host and here.
+    /// The addresses of its PCI functions on the host and in the guest.
     pub(super) fn pci_addresses(&self) -> PciAddresses {
         let functions = self.assigned().filter_map(|device| match &device.nodes {
             Nodes::Function { host_address, guest_address, .. } => {
@@ -275,15 +277,15 @@ impl Inventory {
         known.map(|(host, guest)| (host.clone(), guest.clone())).collect()
     }
 
-    /// What the host is told: each device, and the rules.
-    pub(super) fn report(&self) -> Result<(Vec<FoundDevice>, Vec<String>)> {
-        let mut rows = HostRows::default();
-        for attachment in self.all() {
-            rows = rows.merged(attachment.rows()?);
+    /// The report for the host: each device, and the rules in force.
+    pub(super) fn report(&self) -> Result<(Vec<ContainerDevice>, Vec<String>)> {
+        let mut host_entries = HostEntries::default();
+        for group in self.all() {
+            host_entries = host_entries.merged(group.host_entries()?);
         }
-        let mut found: Vec<FoundDevice> = Vec::new();
-        for entry in self.all().flat_map(|attachment| &attachment.entries) {
-            for node in rows.nodes(entry) {
+        let mut found: Vec<ContainerDevice> = Vec::new();
+        for entry in self.all().flat_map(|group| &group.entries) {
+            for node in host_entries.nodes(entry) {
                 let device = self.found(entry.path(), node);
                 if found.iter().all(|other| other.container_path != device.container_path) {
                     found.push(device);
@@ -293,10 +295,10 @@ impl Inventory {
         Ok((found, self.rules.iter().map(ToString::to_string).collect()))
     }
 
-    fn found(&self, entry: &Path, node: &GuestNode) -> FoundDevice {
+    fn found(&self, entry: &Path, node: &GuestNode) -> ContainerDevice {
         let identity = node.node.identity();
         let assigned = node.origin != Origin::Standard;
-        FoundDevice {
+        ContainerDevice {
             entry: entry.display().to_string(),
             container_path: node.path(entry).display().to_string(),
             kind: identity.kind.letter().to_string(),
@@ -309,22 +311,22 @@ impl Inventory {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Attachment> {
-        std::iter::once(&self.created).chain(&self.attached)
+    fn all(&self) -> impl Iterator<Item = &EntryGroup> {
+        std::iter::once(&self.created).chain(&self.plugged)
     }
 
     fn assigned(&self) -> impl Iterator<Item = &AssignedDevice> {
-        self.all().flat_map(|attachment| &attachment.devices)
+        self.all().flat_map(|group| &group.devices)
     }
 
-    /// The assigned devices, as on the host, that the container's rules are for.
+    /// The host identities of assigned devices to which the container's rules apply.
     fn ruled_by_container(&self) -> Vec<Identity> {
-        let attachments = self.all().filter(|attachment| attachment.rules.is_none());
-        attachments.flat_map(|attachment| &attachment.devices).map(|device| device.host).collect()
+        let groups = self.all().filter(|group| group.rules.is_none());
+        groups.flat_map(|group| &group.devices).map(|device| device.host).collect()
     }
 
-    fn attached_nodes(&self) -> Result<Vec<Placed>> {
-        let nodes: Result<Vec<_>> = self.attached.iter().map(Attachment::nodes).collect();
+    fn plugged_nodes(&self) -> Result<Vec<NodeWithOrigin>> {
+        let nodes: Result<Vec<_>> = self.plugged.iter().map(EntryGroup::nodes).collect();
         Ok(nodes?.into_iter().flatten().collect())
     }
 }
@@ -333,13 +335,13 @@ fn is_device(entry: &LinuxDevice) -> bool {
     !matches!(entry.typ(), LinuxDeviceType::A | LinuxDeviceType::P)
 }
 
-/// The node that an entry of the guest asks for.
+/// The node that an entry with the guest's numbers asks for.
 fn device_node(entry: &LinuxDevice) -> Result<DeviceNode> {
     let wrong = |reason: &str| Fault::InvalidArgument(format!("device {:?}: {reason}", entry.path()));
     let kind = match entry.typ() {
         LinuxDeviceType::B => DeviceKind::Block,
         LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
-        LinuxDeviceType::A | LinuxDeviceType::P => return Err(wrong("it is no device")),
+        LinuxDeviceType::A | LinuxDeviceType::P => return Err(wrong("its type is not b, c or u")),
     };
     let number = |number: i64| u32::try_from(number).map_err(|_| wrong("a device number has 32 bits"));
     let (major, minor) = (number(entry.major())?, number(entry.minor())?);

@@ -6,8 +6,8 @@
 //! not die of a lost client; if the process closes its input, the connection is closed. The host connects once it
 //! knows that the process is built: until then output waits in the pipe.
 //!
-//! When is output whole? When what the pipe held at the process's end has been handed over: the host is told how many
-//! bytes that is in all (`Whole`). A child of the process can keep the pipe open and go on writing: that goes on being
+//! When is output whole? When what the pipe held at the process's end is delivered: the host is told how many bytes
+//! that is in all (`Whole`). A child of the process can keep the pipe open and go on writing: that goes on being
 //! copied, but nobody waits for it.
 
 mod copy;
@@ -168,7 +168,7 @@ pub(super) struct Copying(
 );
 
 impl Pipes {
-    /// Starts to copy for the process that `exit` tells the end of.
+    /// Starts to copy for the process whose end `exit` reports.
     pub(super) fn start(self, exit: &ExitWatch) -> (Copying, Whole) {
         let mut tasks = JoinSet::new();
         if let Some((pipe, stream)) = self.stdin {

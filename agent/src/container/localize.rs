@@ -1,36 +1,37 @@
-//! An OCI spec written for a host, made true in the guest. Pure; devices are `device::rewrite`'s.
+//! Translates an OCI spec that was written for the host into one for the guest. Pure; `device::rewrite` translates
+//! devices.
 //!
-//! OCI runtime-spec 1.2 config.md, config-linux.md. What is the host's is replaced or dropped: the root, the
-//! cgroup's path, namespaces by path, security labels, hooks of the host. What is asked for and cannot be
-//! had is an error, not dropped.
+//! OCI runtime-spec 1.2 config.md, config-linux.md. Parts that refer to the host are replaced or dropped: the root, the
+//! cgroup's path, namespaces by path, security labels, hooks of the host. A request that the guest cannot serve is an
+//! error.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Arch, Hooks, LinuxNamespace, LinuxNamespaceType, Process, RootBuilder, Spec};
 
-/// A spec the guest can run, and what of it belongs to the whole sandbox.
+/// A spec that the guest can run, and the parts of it that apply to the whole sandbox.
 #[derive(Debug)]
 pub(super) struct Localized {
-    /// For libcontainer.
+    /// The spec for libcontainer.
     pub spec: Spec,
     /// `net.*` kernel parameters: the network namespace is the guest's, shared by all containers.
     pub sysctls: BTreeMap<String, String>,
-    /// The container has a pid namespace of its own, so the end of its init ends all of it. Otherwise it is to join
-    /// the pod's ([`join_pids`]).
+    /// The container has a pid namespace of its own, so that the end of its init ends its other processes. Otherwise it
+    /// is to join the pod's ([`join_pids`]).
     pub own_pids: bool,
 }
 
 /// Why a spec cannot be run in the guest.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LocalizeError {
-    /// A part every Linux container has.
+    /// The spec lacks a part that every Linux container needs.
     #[error("the OCI spec has no {0}")]
     Missing(&'static str),
-    /// The root file system.
+    /// The path of the root file system is wrong.
     #[error("rootfs {0:?} is not an absolute path")]
     Rootfs(PathBuf),
-    /// Understood, and not to be had in a guest.
+    /// A request that a guest cannot serve.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
 }
@@ -44,7 +45,7 @@ pub(super) struct Guest {
     pub x32: bool,
 }
 
-/// Makes `spec` the guest's. `rootfs` and `cgroup` replace what it says of them.
+/// Translates `spec`; `rootfs` and `cgroup` replace its root and its cgroup's path.
 pub(super) fn localize(
     mut spec: Spec,
     rootfs: &Path,
@@ -67,7 +68,7 @@ pub(super) fn localize(
         return Err(LocalizeError::Unsupported("linux.netDevices"));
     }
     if linux.seccomp().as_ref().is_some_and(libcontainer::seccomp::is_notify) {
-        // Its listener is a socket on the host.
+        // The notify listener is a socket on the host.
         return Err(LocalizeError::Unsupported("SCMP_ACT_NOTIFY in linux.seccomp"));
     }
     if !guest.x32
@@ -90,12 +91,12 @@ pub(super) fn localize(
     let mut shares_uts = true;
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     namespaces.retain_mut(|namespace| {
-        // A path names a namespace of the host, in a pod the one its containers share.
+        // A path names a namespace of the host; in a pod, the one that its containers share.
         let shared = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
         namespace.set_path(None);
         match namespace.typ() {
             LinuxNamespaceType::Network => false,
-            // Shared by the pod means the guest's own, which is the pod's.
+            // The pod's shared IPC namespace is the guest's own.
             LinuxNamespaceType::Ipc => !shared,
             LinuxNamespaceType::Uts => {
                 shares_uts = shared;
@@ -117,7 +118,7 @@ pub(super) fn localize(
         && let Some(memory) =
             linux.resources_mut().as_mut().and_then(|resources| resources.memory_mut().as_mut())
     {
-        // Memory plus swap: without swap the limit on memory says it all.
+        // The limit of memory plus swap: without swap the memory limit is enough.
         memory.set_swap(None);
     }
     if shares_uts {
@@ -136,19 +137,19 @@ pub(super) fn join_pids(spec: &mut Spec, namespace: PathBuf) {
     linux.set_namespaces(Some(namespaces));
 }
 
-/// Drops what is the host's from a process; also for `exec`.
+/// Drops the parts of an OCI process that refer to the host; also for `exec`.
 pub(super) fn localize_process(process: &mut Process) {
     if process.apparmor_profile().is_some() || process.selinux_label().is_some() {
         tracing::debug!("dropped the AppArmor profile and SELinux label: they are the host's");
         process.set_apparmor_profile(None).set_selinux_label(None);
     }
-    // libcontainer takes a `false` for set and would load seccomp too late to be allowed to.
+    // libcontainer takes `false` for true, and would load seccomp when it no longer has the privilege.
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
 }
 
-/// The hooks that are programs of the container. The others are the host's, which refuses what it cannot run.
+/// The hooks that are programs of the container. The others are programs of the host, which has refused them.
 fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
     let start = hooks.start_container().clone().filter(|list| !list.is_empty())?;
     let mut kept = Hooks::default();
@@ -156,7 +157,7 @@ fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
     Some(kept)
 }
 
-/// The sandbox's and the container's.
+/// Splits kernel parameters into the sandbox's and the container's.
 fn split_sysctls(sysctls: HashMap<String, String>) -> (BTreeMap<String, String>, HashMap<String, String>) {
     let (sandbox, own): (Vec<_>, Vec<_>) =
         sysctls.into_iter().partition(|(key, _)| key.starts_with("net.") || key.starts_with("net/"));

@@ -1,10 +1,10 @@
 //! Containers and their processes.
 //!
-//! In reading order: [`mod@create`] is the whole story of a container, [`mod@exec`] of one more process in it;
-//! [`state`] is what is remembered between calls, [`process`] watches one process to its end, [`io`] carries
-//! its standard streams, [`localize`] makes the host's spec the guest's. [`assign`]
-//! waits for the devices assigned to it, [`inventory`] is all of them as a value, with its rules, and [`devices`] enforces
-//! that; [`mod@plug`] changes the volumes and devices of an existing container, [`update`] its limits and rules.
+//! In reading order: [`mod@create`] creates a container, [`mod@exec`] runs another process in it; [`state`] is the
+//! container between calls, [`process`] follows one process to its end, [`io`] copies its standard streams,
+//! [`localize`] translates the host's spec. [`assign`] finds the devices assigned to a container, [`inventory`] is all
+//! of its devices and rules as a value, and [`devices`] enforces them; [`mod@plug`] changes the volumes and devices of
+//! an existing container, [`update`] its limits and rules.
 
 mod assign;
 mod create;
@@ -24,13 +24,13 @@ pub use create::create;
 pub use devices::Devices;
 pub use exec::exec;
 pub use plug::{plug, unplug};
-pub use process::{Ended, Process};
+pub use process::{Process, ProcessEnd};
 pub use state::{Container, Phase};
 
-/// Where bundles and state are kept.
+/// The directory of the containers' bundles and states.
 const RUN: &str = "/run/kiai/containers";
 
-/// An id that is safe as a file name: letters, digits, `_`, `.`, `-`; 1 to 128 of them, no dot first.
+/// Refuses an id that is not safe as a file name: it has 1 to 128 letters, digits, `_`, `.`, `-`, and no dot first.
 pub fn check_id(what: &str, id: &str) -> Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(plain) {

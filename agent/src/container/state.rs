@@ -1,4 +1,4 @@
-//! What is remembered of a container between the calls of the host, and the calls that only need that.
+//! A container between the host's calls, and the calls that need no more than its state.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ use crate::cgroup::Cgroup;
 use crate::fault::{Fault, Result};
 use crate::storage::Storages;
 
-/// Where a container is in its life. That it has stopped is known by its init alone.
+/// The phase of a container's life. Whether it has stopped, only its init tells.
 #[derive(Debug)]
 pub enum Phase {
-    /// Its init waits on this pipe's other end: see [`crate::oci::Built::started`].
+    /// Its init waits to be started; the pipe reports the start: see [`crate::oci::Built::started`].
     Created(pipe::Receiver),
     /// Its program runs.
     Running,
@@ -35,21 +35,21 @@ pub enum Phase {
 pub struct Container {
     pub(super) id: String,
     pub(super) cgroup: Cgroup,
-    /// Bundle and state.
+    /// The directory of its bundle and state.
     pub(super) directory: PathBuf,
     pub(super) storages: Vec<PathBuf>,
     pub(super) init: Arc<Process>,
-    /// Written by what changes the phase; read, and held, by what must not see it change.
+    /// Write-locked to change the phase; read-locked while the phase must not change.
     pub(super) phase: RwLock<Phase>,
     /// Processes of `exec`; `None` while one is being built.
     pub(super) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    /// Its devices and what it may do with them.
+    /// Its devices, and the rules in force.
     pub(super) devices: Devices,
     pub(super) oom_watch: AbortHandle,
 }
 
 impl Container {
-    /// libcontainer's state of all containers that share this directory, which is this one.
+    /// libcontainer's state directory, in which this container is the only one.
     pub(super) fn state(&self) -> PathBuf {
         self.directory.join("state")
     }
@@ -59,7 +59,7 @@ impl Container {
         &self.id
     }
 
-    /// The init process, for an empty `exec_id`, or one of `exec`.
+    /// The init if `exec_id` is empty, otherwise the process of `exec` with that id.
     pub fn process(&self, exec_id: &str) -> Result<Arc<Process>> {
         if exec_id.is_empty() {
             return Ok(self.init.clone());
@@ -68,7 +68,7 @@ impl Container {
         process.ok_or_else(|| Fault::NotFound(format!("container {} has no process {exec_id:?}", self.id)))
     }
 
-    /// Runs the program. Answers once it runs, or with the reason why it cannot.
+    /// Starts the program. Returns once it runs, or an error with the reason why it cannot.
     pub async fn start(&self) -> Result<()> {
         let mut phase = self.phase.write().await;
         let pipe = match std::mem::replace(&mut *phase, Phase::Over) {
@@ -78,7 +78,7 @@ impl Container {
                 return Err(self.wrong_phase("started", &phase));
             }
         };
-        // Nothing of this clones: it writes a state file and a word into the init's socket.
+        // This does not clone: it writes a state file and a message to the init's socket.
         let mut built = libcontainer::container::Container::load(self.state().join(&self.id))
             .with_context(|| format!("load the state of container {}", self.id))?;
         built.start().with_context(|| format!("start container {}", self.id))?;
@@ -91,7 +91,7 @@ impl Container {
         Ok(())
     }
 
-    /// Freezes every process.
+    /// Freezes every process of the container.
     pub async fn pause(&self) -> Result<()> {
         let mut phase = self.phase.write().await;
         if !matches!(*phase, Phase::Running) || self.init.has_exited() {
@@ -102,7 +102,7 @@ impl Container {
         Ok(())
     }
 
-    /// Lets every process go on.
+    /// Thaws every process of the container.
     pub async fn resume(&self) -> Result<()> {
         let mut phase = self.phase.write().await;
         if !matches!(*phase, Phase::Paused) {
@@ -113,7 +113,7 @@ impl Container {
         Ok(())
     }
 
-    /// Signals the init, a process of `exec`, or with `all` every process there is.
+    /// Sends a signal to the init or a process of `exec`; with `all`, to every process of the container.
     pub fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<()> {
         let process = self.process(exec_id)?;
         if !all {
@@ -131,16 +131,16 @@ impl Container {
             let pid = i32::try_from(pid).context("a pid is an i32")?;
             match crate::sys::kill(pid, signal) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    return Err(Fault::InvalidArgument(format!("{signal} is no signal")));
+                    return Err(Fault::InvalidArgument(format!("{signal} is not a signal")));
                 }
-                // Ended meanwhile.
+                // The process has ended meanwhile.
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Guest pids of every process in it.
+    /// The pids of the container's processes in the guest's root namespace.
     pub fn pids(&self) -> Result<Vec<u32>> {
         match self.cgroup.pids() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -148,12 +148,12 @@ impl Container {
         }
     }
 
-    /// Its devices as the host is told of them.
+    /// The container's devices.
     pub fn devices(&self) -> &Devices {
         &self.devices
     }
 
-    /// Figures of its cgroup.
+    /// Statistics of the container's cgroup.
     pub fn stats(&self) -> kiai_protocol::agent::StatsContainerResponse {
         self.cgroup.stats()
     }
@@ -172,9 +172,9 @@ impl Container {
         Ok(())
     }
 
-    /// Takes the container apart: processes, cgroup, mounts, state. Without `force` it must have stopped.
+    /// Removes the container's processes, cgroup, mounts and state. Without `force` it must have stopped.
     ///
-    /// Afterwards it is to be forgotten. Can be called again when it has failed.
+    /// The caller forgets the container afterwards. Can be called again after an error.
     pub async fn remove(&self, storages: &Storages, force: bool) -> Result<()> {
         let mut phase = self.phase.write().await;
         if !force && !self.init.has_exited() {

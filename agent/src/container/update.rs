@@ -1,29 +1,29 @@
-//! New limits and device rules for a container: all of them, or all is as it was.
+//! Updating a container's limits and device rules: all of them, or none.
 
 use anyhow::Context;
 use oci_spec::runtime::LinuxResources;
 
-use super::devices::InForce;
+use super::devices::RuleProgram;
 use super::state::Container;
 use crate::fault::Fault;
 use crate::fault::Result;
 
 impl Container {
-    /// Sets limits, and with new device rules, which are the host's, what it may do with devices; blocking. Rules are
-    /// checked as when the container was made. A memory limit below what the container cannot do without would be the
-    /// end of one of its processes, so it is refused.
+    /// Sets limits, and device rules if `resources` has any, which are the host's; blocks. Rules are checked as when
+    /// the container was created. A memory limit below the memory that cannot be reclaimed is refused, because the
+    /// OOM killer would kill a process.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         self.check_memory(resources)?;
         let change = self.devices.change_blocking();
-        // Whatever can be refused is, before anything changes.
+        // Everything that can be refused is checked before the first change.
         let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
         let inventory = rules.map(|rules| change.inventory().with_rules(rules)).transpose()?;
-        let loaded = inventory.map(|inventory| InForce::load(inventory.into())).transpose()?;
+        let loaded = inventory.map(|inventory| RuleProgram::load(inventory.into())).transpose()?;
         let limits =
             self.cgroup.limits().with_context(|| format!("read the limits of container {}", self.id))?;
         let updated = self.cgroup.update(resources).with_context(|| format!("update container {}", self.id));
         let updated = updated.map_err(Fault::Internal);
-        // The rules are last: they are in force, or those that were.
+        // The rules are last: enforcing them succeeds, or leaves the rules before in force.
         let enforced = updated
             .and_then(|()| loaded.map_or(Ok(()), |loaded| change.enforce_loaded(loaded, &self.cgroup)));
         enforced.inspect_err(|_| {

@@ -1,7 +1,7 @@
-//! Every device node of the guest, for a container that is to have them all.
+//! Entries for every device of the guest, for a container that gets all of them.
 //!
-//! Read from sysfs, as what creates nodes in `/dev` does: `/sys/dev/{block,char}/<major>:<minor>/uevent` has the
-//! node's name and, where the driver cares, its permissions.
+//! Read from sysfs, as device managers do: `/sys/dev/{block,char}/<major>:<minor>/uevent` has the node's name and, if
+//! the driver sets them, its permissions.
 
 use std::fs;
 use std::io;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, Spec};
 
-/// Nodes a container has of its own: its terminal, and what `ptmx` leads to.
+/// Nodes that every container has of its own: its terminal and its `ptmx`.
 const OWN: [&str; 2] = ["console", "ptmx"];
 
-/// The spec with an entry for each device of this guest whose path is not taken.
+/// The spec with an entry added for each device of the guest whose path has no entry.
 pub fn with_all(spec: &Spec) -> io::Result<Spec> {
     add_all(spec, Path::new("/sys"))
 }
@@ -23,7 +23,7 @@ fn add_all(spec: &Spec, sys: &Path) -> io::Result<Spec> {
     for (class, typ) in [("block", LinuxDeviceType::B), ("char", LinuxDeviceType::C)] {
         let mut found: Vec<_> = fs::read_dir(sys.join("dev").join(class))?
             .flatten()
-            // A device may go while this reads.
+            // A device may be removed while this reads.
             .filter_map(|device| entry(typ, &fs::read_to_string(device.path().join("uevent")).ok()?))
             .collect();
         found.sort_by(|one, other| one.path().cmp(other.path()));

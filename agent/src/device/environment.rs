@@ -1,12 +1,13 @@
-//! PCI addresses in a process's environment, from the host's to the guest's. Pure.
+//! Translates the host's PCI addresses in a process's environment into the guest's. Pure.
 //!
 //! Kubernetes device plugins tell a container which functions it was given in variables `PCIDEVICE_NAME` (a
 //! list of addresses, separated by commas) and `PCIDEVICE_NAME_INFO` (JSON with addresses as keys and values).
-//! An address is translated where the whole of a word is one; text that merely contains one stays.
+//! An item of a list or a JSON string is translated if all of it is an address; text that contains an address among
+//! other characters stays.
 //!
-//! No value is lost. An address that no assigned function has stays as it is, and so may come to be the guest's
-//! address of another one. Of two members of a JSON object that then have one key both stay, and the one of the
-//! assigned function is last, which is the one that parsers go by (RFC 8259 §4).
+//! No value is lost. An address that no assigned function has stays as it is, and may be the guest's address of
+//! another function. If two members of a JSON object get one key that way, both stay, and the member of the assigned
+//! function is last, because parsers use the last one (RFC 8259 §4).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +25,7 @@ use serde_json::Value;
 
 const PREFIX: &str = "PCIDEVICE_";
 
-/// Host address → guest address, both as sysfs writes them: "0000:00:03.0".
+/// The guest's address of each host address, both as sysfs writes them: "0000:00:03.0".
 pub type PciAddresses = BTreeMap<String, String>;
 
 /// Translates the addresses in a process's environment.
@@ -55,13 +56,13 @@ fn list_of(list: &str, addresses: &PciAddresses) -> String {
     words.join(",")
 }
 
-/// The guest's address, if a word is the host's address of an assigned function.
+/// The guest's address, if the text is the host's address of an assigned function.
 fn word_of<'a>(word: &str, addresses: &'a PciAddresses) -> Option<&'a str> {
-    // Hex digits come in either case.
+    // Hex digits may be upper or lower case.
     addresses.get(&word.trim().to_ascii_lowercase()).map(String::as_str)
 }
 
-/// JSON whose objects keep every member, in order.
+/// A JSON value whose objects keep every member in order, also members with the same key.
 enum Json {
     Object(Vec<(String, Json)>),
     Array(Vec<Json>),
@@ -78,7 +79,7 @@ impl Json {
                 for (key, value) in members {
                     let value = value.translated(addresses);
                     match word_of(&key, addresses) {
-                        // Behind one that has this very key and stays.
+                        // After the member that has this key and stays.
                         Some(guest) if keys.iter().any(|other| other == guest) => {
                             assigned.push((guest.to_owned(), value));
                         }

@@ -1,49 +1,49 @@
-//! Device rules as a program for the kernel: BPF_PROG_TYPE_CGROUP_DEVICE. Pure.
+//! Compiles device rules into a BPF program (BPF_PROG_TYPE_CGROUP_DEVICE). Pure.
 //!
-//! The kernel runs it whenever a process of the cgroup opens or makes a device node, with what is asked
-//! (`struct bpf_cgroup_dev_ctx`: access and type, major, minor); 1 lets it, 0 is EPERM. The program goes
-//! through the rules from the last to the first, because the last one decides: each answers for what it names
-//! of the access that is still open, a rule that denies by ending the search. Instructions as in the kernel's
+//! The kernel runs the program whenever a process of the cgroup opens or makes a device node, with the request
+//! (`struct bpf_cgroup_dev_ctx`: access and type, major, minor); 1 allows it, 0 is EPERM. The program goes through the
+//! rules from the last to the first, because the last one decides: a rule that allows takes its letters out of the
+//! access that is undecided, a rule that denies one of them ends the search. Instructions as in the kernel's
 //! bpf/standardization/instruction-set.rst.
 
 use super::DeviceKind;
 use super::rule::Rule;
 
-/// Most rules of one program. Far below what the kernel accepts, far above what anybody writes.
+/// The most rules of one program: far fewer than the kernel accepts, far more than specs have.
 pub const MAX_RULES: usize = 4096;
 
-/// Operations: class, source and operation in one byte.
+/// Operation codes: class, source and operation in one byte.
 mod op {
-    /// 32 bits of memory into a register (BPF_LDX | BPF_MEM | BPF_W).
+    /// Loads 32 bits of memory into a register (BPF_LDX | BPF_MEM | BPF_W).
     pub(super) const LOAD: u8 = 0x61;
-    /// A constant into a register (BPF_ALU | BPF_MOV | BPF_K).
+    /// Sets a register to a constant (BPF_ALU | BPF_MOV | BPF_K).
     pub(super) const SET: u8 = 0xb4;
-    /// A register into a register (BPF_ALU | BPF_MOV | BPF_X).
+    /// Copies a register (BPF_ALU | BPF_MOV | BPF_X).
     pub(super) const COPY: u8 = 0xbc;
-    /// BPF_ALU | BPF_AND | BPF_K.
+    /// Ands a register with a constant (BPF_ALU | BPF_AND | BPF_K).
     pub(super) const AND: u8 = 0x54;
-    /// BPF_ALU | BPF_RSH | BPF_K.
+    /// Shifts a register right by a constant (BPF_ALU | BPF_RSH | BPF_K).
     pub(super) const SHIFT_RIGHT: u8 = 0x74;
-    /// Jump if equal to a constant (BPF_JMP32 | BPF_JEQ | BPF_K).
+    /// Jumps if a register equals a constant (BPF_JMP32 | BPF_JEQ | BPF_K).
     pub(super) const JUMP_EQUAL: u8 = 0x16;
-    /// Jump if not (BPF_JMP32 | BPF_JNE | BPF_K).
+    /// Jumps if a register differs from a constant (BPF_JMP32 | BPF_JNE | BPF_K).
     pub(super) const JUMP_UNEQUAL: u8 = 0x56;
-    /// BPF_JMP | BPF_EXIT.
+    /// Returns register 0 (BPF_JMP | BPF_EXIT).
     pub(super) const EXIT: u8 = 0x95;
 }
 
-/// What the program returns in register 0.
+/// The register with the program's result.
 const RESULT: u8 = 0;
-/// Where its argument is.
+/// The register with the address of the program's argument.
 const CONTEXT: u8 = 1;
-/// The device's type, and all of the access asked for in the upper half at first.
+/// The device's type; at first with the requested access in the upper half.
 const TYPE: u8 = 2;
-/// The part of the access no rule has answered for.
+/// The part of the requested access that no rule has decided yet.
 const OPEN: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-/// One instruction, as the kernel has it in memory.
+/// One instruction in the kernel's memory layout.
 type Instruction = u64;
 
 fn instruction(code: u8, (to, from): (u8, u8), offset: i16, constant: u32) -> Instruction {
@@ -55,13 +55,13 @@ fn answer(allow: bool) -> [Instruction; 2] {
     [instruction(op::SET, (RESULT, 0), 0, allow.into()), instruction(op::EXIT, (0, 0), 0, 0)]
 }
 
-/// Jumps over `over` instructions unless the register is `constant`.
+/// Skips `over` instructions unless the register equals `constant`.
 fn unless(register: u8, constant: u32, over: usize) -> Instruction {
     let over = i16::try_from(over).expect("a rule is a handful of instructions");
     instruction(op::JUMP_UNEQUAL, (register, 0), over, constant)
 }
 
-/// The program that enforces `rules`, of which there are at most [`MAX_RULES`].
+/// Compiles `rules`, at most [`MAX_RULES`] of them.
 pub fn program(rules: &[Rule]) -> Vec<Instruction> {
     let mut program = vec![
         instruction(op::LOAD, (TYPE, CONTEXT), 0, 0),
@@ -70,7 +70,7 @@ pub fn program(rules: &[Rule]) -> Vec<Instruction> {
         instruction(op::SHIFT_RIGHT, (OPEN, 0), 0, 16),
         instruction(op::LOAD, (MAJOR, CONTEXT), 4, 0),
         instruction(op::LOAD, (MINOR, CONTEXT), 8, 0),
-        // Who only asks whether it is there asks for nothing.
+        // A request without any access only asks whether the device exists.
         unless(OPEN, 0, 2),
     ];
     program.extend(answer(true));
@@ -81,7 +81,7 @@ pub fn program(rules: &[Rule]) -> Vec<Instruction> {
     program
 }
 
-/// The instructions of one rule; past their end is the next one.
+/// The instructions of one rule, followed by those of the next.
 fn decide(rule: &Rule) -> Vec<Instruction> {
     let access = u32::from(rule.access.bits());
     let mut verdict = if rule.allow {

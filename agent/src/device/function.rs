@@ -1,8 +1,8 @@
-//! A PCI function of the host, assigned to this guest: the nodes its driver makes, or the node of its VFIO group.
+//! The nodes of a PCI function that is passed through: those its driver makes, or the node of its VFIO group.
 //!
-//! Nodes are found in sysfs below the function and named by the kernel (`DEVNAME`). A storage function has its
-//! nodes when its first disk has been scanned for partitions: opening the disk waits for that (Linux
-//! `block/bdev.c`, `open_mutex`). Any other has them when there is one; a network function may have none.
+//! Nodes are found in sysfs below the function, with the kernel's names (`DEVNAME`). A storage function has its nodes
+//! when its first disk has been scanned for partitions: opening the disk waits for that (Linux `block/bdev.c`,
+//! `open_mutex`). A network function may have none; any other function has its nodes when it has one.
 
 use std::fs;
 use std::io;
@@ -15,22 +15,22 @@ use super::locate::parse_dev;
 use super::{DeviceKind, LocateError, Node, pci_function};
 use crate::uevent::Uevents;
 
-/// The node every user of VFIO opens besides its group's: `/dev/vfio/vfio`, a misc device.
+/// sysfs directory of the VFIO container's node, `/dev/vfio/vfio`, which VFIO's users open besides a group's.
 const VFIO_CONTAINER: &str = "class/misc/vfio";
 
 /// PCI base classes (PCI Code and ID Assignment 1.11 §1).
 const STORAGE: u8 = 0x01;
 const NETWORK: u8 = 0x02;
 
-/// Drivers nest their devices a few levels deep; nothing deeper is looked at.
+/// The number of directory levels below a function that are searched for nodes.
 const DEEPEST: usize = 8;
 
-/// A function's address here: "0000:00:05.0".
+/// A function's address in the guest: "0000:00:05.0".
 pub fn address(path: &PciPath) -> Option<String> {
     Some(pci_function(Path::new("/sys"), path)?.file_name()?.to_str()?.to_owned())
 }
 
-/// Waits for the nodes the guest's own driver makes.
+/// Waits for the nodes that the guest's driver makes for a function.
 pub async fn wait_for_nodes(
     uevents: &Uevents,
     path: &PciPath,
@@ -45,7 +45,7 @@ pub async fn wait_for_nodes(
     };
     let scan = move || {
         for disk in nodes(&function).iter().filter(|node| node.kind == DeviceKind::Block) {
-            // The scan is over when this returns. A disk that cannot be read has no partitions.
+            // Opening waits for the scan. A disk that cannot be read has no partitions.
             let _ = fs::File::open(&disk.path);
         }
         nodes(&function)
@@ -53,19 +53,19 @@ pub async fn wait_for_nodes(
     tokio::task::spawn_blocking(scan).await.map_err(|error| LocateError::Wait(what(path), error.into()))
 }
 
-/// Takes the function from whatever driver it has, gives it to vfio-pci and waits for its group's node.
+/// Unbinds a function from its driver, binds it to vfio-pci and waits for its group's node.
 ///
-/// There is no IOMMU in this guest (the host's holds the guest to its own memory), so the group is one without
-/// (Linux `vfio.rst`, no-IOMMU mode), which the kernel has to be told to allow.
-pub async fn give_to_vfio(uevents: &Uevents, path: &PciPath, timeout: Duration) -> Result<Node, LocateError> {
+/// The guest has no IOMMU (the host's confines the guest to its own memory), so the group is one in VFIO's no-IOMMU
+/// mode (Linux `vfio.rst`), which has to be enabled in the kernel.
+pub async fn bind_to_vfio(uevents: &Uevents, path: &PciPath, timeout: Duration) -> Result<Node, LocateError> {
     let sys = Path::new("/sys");
     let function = pci_function(sys, path).ok_or_else(|| LocateError::Absent(what(path), Duration::ZERO))?;
-    let give = {
+    let bind = {
         let function = function.clone();
         move || bind(Path::new("/sys"), &function)
     };
-    let given = tokio::task::spawn_blocking(give).await.unwrap_or_else(|error| Err(error.into()));
-    given.map_err(|error| LocateError::Vfio(path.clone(), error))?;
+    let bound = tokio::task::spawn_blocking(bind).await.unwrap_or_else(|error| Err(error.into()));
+    bound.map_err(|error| LocateError::Vfio(path.clone(), error))?;
     match uevents.wait_until(timeout, || group_node(sys, &function)).await {
         Ok(Some(node)) => Ok(node),
         Ok(None) => Err(LocateError::Absent(format!("VFIO group of PCI path {path}"), timeout)),
@@ -73,7 +73,7 @@ pub async fn give_to_vfio(uevents: &Uevents, path: &PciPath, timeout: Duration) 
     }
 }
 
-/// The node that every user of VFIO opens besides its group's.
+/// The node of the VFIO container, which VFIO's users open besides a group's.
 pub fn vfio_container() -> Result<Node, LocateError> {
     let found = node(&Path::new("/sys").join(VFIO_CONTAINER), DeviceKind::Character);
     found.ok_or_else(|| LocateError::Absent("name /dev/vfio/vfio".into(), Duration::ZERO))
@@ -95,8 +95,8 @@ fn bind(sys: &Path, function: &Path) -> io::Result<()> {
     fs::write(sys.join("bus/pci/drivers_probe"), address)?;
     match fs::read_link(function.join("driver")) {
         Ok(driver) if driver.ends_with("vfio-pci") => Ok(()),
-        Ok(driver) => Err(io::Error::other(format!("{} has it", driver.display()))),
-        Err(_) => Err(io::Error::other("vfio-pci refuses it")),
+        Ok(driver) => Err(io::Error::other(format!("driver {} has taken it", driver.display()))),
+        Err(_) => Err(io::Error::other("vfio-pci does not bind to it")),
     }
 }
 
@@ -123,7 +123,7 @@ fn base_class(function: &Path) -> Option<u8> {
     u8::from_str_radix(text.trim().strip_prefix("0x")?.get(..2)?, 16).ok()
 }
 
-/// Every node below a function, by path.
+/// Every node below a function, sorted by path.
 fn nodes(function: &Path) -> Vec<Node> {
     let mut found = Vec::new();
     let mut level = vec![function.to_owned()];
@@ -131,7 +131,7 @@ fn nodes(function: &Path) -> Vec<Node> {
         let mut next = Vec::new();
         for directory in level {
             for child in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                // Links lead out of the function (driver, subsystem, iommu_group).
+                // Links lead to other objects (driver, subsystem, iommu_group).
                 if !child.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
                 }
@@ -151,7 +151,7 @@ fn kind(device: &Path) -> DeviceKind {
     if subsystem.ends_with("block") { DeviceKind::Block } else { DeviceKind::Character }
 }
 
-/// The node of a device that has one.
+/// The node of the device at a sysfs directory, if it has one.
 pub(super) fn node(device: &Path, kind: DeviceKind) -> Option<Node> {
     let (major, minor) = parse_dev(&fs::read_to_string(device.join("dev")).ok()?)?;
     let uevent = fs::read_to_string(device.join("uevent")).ok()?;

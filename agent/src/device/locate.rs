@@ -1,8 +1,7 @@
-//! From a locator to the guest's node: block devices by serial or by PCI path.
+//! Finds a disk's node by its locator, a serial or a PCI path.
 //!
-//! Guest names are found in sysfs, never predicted: `/sys/class/block/<name>/serial`, and for a PCI path the
-//! `block/` folder below the function's own (virtio-blk: `virtioN/block/<name>`, NVMe:
-//! `nvme/nvmeN/nvmeNn1`). Whole disks only.
+//! Names are found in sysfs, never predicted: by `/sys/class/block/<name>/serial`, and for a PCI path below the
+//! function's directory (virtio-blk: `virtioN/block/<name>`, NVMe: `nvme/nvmeN/nvmeNn1`). Only whole disks are found.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,17 +15,17 @@ use serde::{Deserialize, Serialize};
 use super::rule::Identity;
 use crate::uevent::Uevents;
 
-/// Block or character (OCI runtime-spec config-linux.md#devices).
+/// The type of a device (OCI runtime-spec config-linux.md#devices).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DeviceKind {
-    /// `b`
+    /// `b`.
     Block,
-    /// `c`; `u` means the same.
+    /// `c`, and `u`, which means the same.
     Character,
 }
 
 impl DeviceKind {
-    /// Its letter in a spec.
+    /// The type's letter in a spec.
     pub fn letter(self) -> char {
         match self {
             Self::Block => 'b',
@@ -38,52 +37,52 @@ impl DeviceKind {
 /// A device node of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Its path under `/dev`.
+    /// The node's path under `/dev`.
     pub path: PathBuf,
     /// Block or character.
     pub kind: DeviceKind,
-    /// Device number.
+    /// Major number.
     pub major: u32,
-    /// Device number.
+    /// Minor number.
     pub minor: u32,
 }
 
 impl Node {
-    /// What it names, under whatever path.
+    /// The identity of the node's device.
     pub fn identity(&self) -> Identity {
         Identity { kind: self.kind, major: self.major, minor: self.minor }
     }
 }
 
-/// Why a locator leads nowhere.
+/// Why a device was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
-    /// The message names neither a PCI path nor a serial.
-    #[error("device locator is empty")]
+    /// The locator has neither a PCI path nor a serial.
+    #[error("the device locator is empty")]
     Empty,
-    /// A serial of a virtio block device has 1 to 20 bytes (virtio 1.2 §5.2.6).
-    #[error("block serial {0:?} has not 1 to 20 bytes")]
+    /// The serial's length is wrong; that of a virtio block device has 1 to 20 bytes (virtio 1.2 §5.2.6).
+    #[error("the block serial {0:?} must have 1 to 20 bytes")]
     BadSerial(String),
-    /// The PCI path cannot be read.
+    /// The PCI path is malformed.
     #[error(transparent)]
     BadPciPath(#[from] ParsePciPathError),
-    /// It did not appear in time.
+    /// The device did not appear in time.
     #[error("no device with {0} appeared within {1:?}")]
     Absent(String, Duration),
-    /// It is there, but no driver has made a node for it.
+    /// The function is on the bus, but no driver has made a node for it.
     #[error(
-        "no driver of the guest's kernel makes a node for PCI function {0}; its user-space mode needs none"
+        "no driver of the guest's kernel makes a node for PCI function {0}; assign it in user-space mode, which needs none"
     )]
     NoDriver(PciPath),
-    /// vfio-pci does not take it.
-    #[error("give PCI function {0} to vfio-pci")]
+    /// The function cannot be bound to vfio-pci.
+    #[error("bind PCI function {0} to vfio-pci")]
     Vfio(PciPath, #[source] std::io::Error),
-    /// Uevents cannot be listened to.
+    /// The socket for uevents failed.
     #[error("wait for {0}")]
     Wait(String, #[source] std::io::Error),
 }
 
-/// Waits until the device has its node.
+/// Waits until a disk has its node.
 pub async fn wait_for(
     uevents: &Uevents,
     locator: &DeviceLocator,
@@ -108,14 +107,14 @@ pub async fn wait_for_virtio_fs(uevents: &Uevents, tag: &str, timeout: Duration)
     }
 }
 
-/// Linux 6.9 and later list the tags in sysfs.
+/// Whether a virtio-fs device has this tag; Linux 6.9 and later list the tags in sysfs.
 fn has_virtio_fs(sys: &Path, tag: &str) -> bool {
     fs::read_dir(sys.join("fs/virtiofs")).into_iter().flatten().flatten().any(|device| {
         fs::read_to_string(device.path().join("tag")).is_ok_and(|found| found.trim_end_matches('\n') == tag)
     })
 }
 
-/// A checked locator.
+/// A locator that was checked.
 enum Target {
     Serial(String),
     Pci(PciPath),
@@ -151,10 +150,9 @@ impl Target {
     }
 }
 
-/// The sysfs directory of a PCI function, if it is on the bus.
+/// The sysfs directory of a PCI function, if it is on the bus. `sys` is the mount point of sysfs.
 ///
-/// `sys` is where sysfs is mounted. Walks from the root bus through each bridge by slot and function; bus
-/// numbers are read, never assumed.
+/// Walks from the root bus through each bridge by slot and function; bus numbers are read, never assumed.
 pub fn pci_function(sys: &Path, path: &PciPath) -> Option<PathBuf> {
     let mut directory = sys.join("devices/pci0000:00");
     let mut bus = String::from("0000:00");
@@ -173,7 +171,7 @@ pub fn pci_function(sys: &Path, path: &PciPath) -> Option<PathBuf> {
 
 fn disk_with_serial(sys: &Path, serial: &str) -> Option<PathBuf> {
     fs::read_dir(sys.join("block")).ok()?.flatten().map(|entry| entry.path()).find(|disk| {
-        // virtio-blk has it on the disk, NVMe and SCSI on the device behind it.
+        // virtio-blk has the file in the disk's directory, NVMe and SCSI in that of its device.
         ["serial", "device/serial"]
             .iter()
             .filter_map(|name| fs::read_to_string(disk.join(name)).ok())
@@ -181,7 +179,7 @@ fn disk_with_serial(sys: &Path, serial: &str) -> Option<PathBuf> {
     })
 }
 
-/// The first whole disk below a PCI function: at most four levels down, where a `block` or NVMe folder is.
+/// The first whole disk below a PCI function, at most four directory levels down.
 fn disk_below(function: &Path) -> Option<PathBuf> {
     let mut level = vec![function.to_owned()];
     for _ in 0..4 {
@@ -190,7 +188,7 @@ fn disk_below(function: &Path) -> Option<PathBuf> {
             let mut children: Vec<_> = fs::read_dir(&directory).ok()?.flatten().collect();
             children.sort_by_key(fs::DirEntry::file_name);
             for child in children {
-                // Links lead out of the function (driver, subsystem, iommu_group).
+                // Links lead to other objects (driver, subsystem, iommu_group).
                 if !child.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
                 }

@@ -1,23 +1,26 @@
-//! Entries and rules of a container's devices, from the host's numbers to the guest's. Pure.
+//! Rewrites the entries and rules of a container's devices from the host's numbers to the guest's. Pure.
 //!
 //! OCI runtime-spec config-linux.md#devices and #allowed-device-list. One loop runs over the entries and one over the
-//! rules, and each looks up what it becomes by its **original** identity ([`HostRows`]). So every entry and every rule
-//! is changed at most once, whatever the devices and their order: with the loops the other way round a row changed
-//! from `1:3` to `1:5` for one device is taken for another's host number `1:5` and changed again.
+//! rules, and each is looked up by its **original** identity ([`HostEntries`]). So every entry and every rule is
+//! changed at most once, whatever the devices and their order: with the loops the other way round, an entry that was
+//! changed from `1:3` to `1:5` for one device would be taken for another device's host number `1:5` and changed
+//! again.
 //!
-//! What a container may do with a device here is what the rules let it do with the row's device on the host, no less
-//! and no more:
+//! The guest's rules allow a container the access to a device of the guest that the host's rules allow to the entry's
+//! device, no less and no more:
 //!
-//! - A rule that names a device becomes a rule for each of the row's nodes. One that allows a device which no row
-//!   names is an error, because its number may be a neighbour's here; one that denies such a device is dropped.
-//! - A rule with a wildcard (`b 254:*`) names a driver of the host. It becomes a rule for each node of a row that it
-//!   fits on the host, and for each standard device ([`super::standard`]) that it fits.
-//! - A rule for all numbers stays where it gives no use of a block or a character device of somebody else's: it denies,
-//!   it is for every type (`a *:*`, which engines write for privileged containers), or it lets nodes be made.
-//! - Last, where several devices of the host share a node (two IOMMU groups and `/dev/vfio/vfio`) so that the order of
-//!   rules would decide for one in another's place, a rule is appended that says what any of them may.
+//! - A rule for one device becomes a rule for each of the nodes of its entry. A rule that allows a device without an
+//!   entry is an error, because in the guest another container's device may have the number; a rule that denies such a
+//!   device is dropped.
+//! - A rule with a wildcard (`b 254:*`) is for a driver of the host. It becomes a rule for each node of each entry that
+//!   it matches on the host, and for each standard device ([`super::standard`]) that it matches.
+//! - A rule for all numbers stays if it does not allow to use block or character devices of other containers: it
+//!   denies, it is for every type (`a *:*`, which engines write for privileged containers), or it only allows to make
+//!   nodes.
+//! - If several devices of the host share a node (two IOMMU groups and `/dev/vfio/vfio`), the order of their rules
+//!   would decide about the node, so a rule with the access of all of them is appended.
 //!
-//! Enforcing the rules is [`super::filter`]'s business.
+//! [`super::filter`] compiles the rules.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,7 +35,7 @@ use oci_spec::runtime::MountBuilder;
 use oci_spec::runtime::Spec;
 
 use super::AssignedDevice;
-use super::HostRows;
+use super::HostEntries;
 use super::rule::Access;
 use super::rule::Identity;
 use super::rule::Rule;
@@ -40,63 +43,63 @@ use super::rule::RuleError;
 use super::rule::granted;
 use super::standard;
 
-/// Why entries, rules and devices do not fit together.
+/// Why entries, rules and assigned devices contradict each other.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RewriteError {
-    /// A device needs an entry to serve.
-    #[error("device {0:?} is not in linux.devices")]
+    /// A device is assigned for an entry that the spec does not have.
+    #[error("linux.devices has no entry {0:?}, for which a device is assigned")]
     NoEntry(PathBuf),
-    /// An entry needs a device, unless every guest has one.
+    /// No device is assigned for an entry, and it is not for a standard device.
     #[error("{path:?} in linux.devices is {}, which is not assigned to the guest", shown(*found))]
     NotAssigned {
-        /// The entry.
+        /// The entry's path.
         path: PathBuf,
-        /// What the spec says; none for what is no device.
+        /// The entry's identity; none if its type or number is not a device's.
         found: Option<Identity>,
     },
-    /// A rule needs a device, unless every guest has one.
-    #[error("device rule \"{0}\": linux.devices has no such device")]
+    /// A rule allows a device that has no entry and is not a standard device.
+    #[error("device rule \"{0}\": linux.devices has no entry for this device")]
     RuleNotAssigned(Rule),
-    /// Two devices at one path of the container.
-    #[error("{0:?} would be two devices")]
+    /// Two devices have one path in the container.
+    #[error("two devices have the path {0:?} in the container")]
     TwoDevices(PathBuf),
-    /// The entry at this path is another device than the host meant.
-    #[error("{path:?} is {} in linux.devices, but {expected} was located for it", shown(*found))]
+    /// The entry is for another device than the assignment.
+    #[error("{path:?} is {} in linux.devices, but {expected} is assigned for it", shown(*found))]
     OtherIdentity {
-        /// The entry.
+        /// The entry's path.
         path: PathBuf,
-        /// What the spec says; none for what is no device.
+        /// The entry's identity; none if its type or number is not a device's.
         found: Option<Identity>,
-        /// What the host said.
+        /// The identity in the assignment.
         expected: Identity,
     },
-    /// The host's device and the guest's are not of one type.
-    #[error("{0:?} was located as a device of another type")]
+    /// The host's device and the guest's have different types.
+    #[error("the guest's device for {0:?} has another type than the host's")]
     OtherKind(PathBuf),
-    /// A rule nobody can follow.
+    /// A rule is malformed.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// One host device would become two of the guest.
-    #[error("{first:?} and {second:?} are the same device on the host, but not in the guest")]
+    /// One device of the host has two devices in the guest.
+    #[error("{first:?} and {second:?} are one device on the host, but two in the guest")]
     Split {
-        /// One path.
+        /// The path of one entry.
         first: PathBuf,
-        /// The other.
+        /// The path of the other.
         second: PathBuf,
     },
 }
 
-/// Returns `spec` with its entries and rules as the guest's, or an error. A spec without any rule lets its entries be
-/// used.
+/// Returns `spec` with its entries and rules rewritten for the guest. A spec without any rule allows to use its
+/// entries.
 pub fn rewrite(spec: &Spec, devices: &[AssignedDevice]) -> Result<Spec, RewriteError> {
-    let rows = HostRows::of(entries(spec), devices)?;
-    let rules = derive(&Rule::parse_all(rules(spec))?, &rows)?;
+    let host_entries = HostEntries::of(entries(spec), devices)?;
+    let rules = derive(&Rule::parse_all(rules(spec))?, &host_entries)?;
     let mut rewritten = spec.clone();
     let Some(linux) = rewritten.linux_mut() else { return Ok(rewritten) };
     let mut bound = Vec::new();
     if linux.devices().is_some() {
         let mut made = Vec::new();
-        for (entry, node) in rows.rewrite(entries(spec))? {
+        for (entry, node) in host_entries.rewrite(entries(spec))? {
             match node.filter(|node| has_user_namespace(linux) && node.node.path != *entry.path()) {
                 Some(node) => bound.push(bind(&node.node.path, entry.path())),
                 None => made.push(entry),
@@ -115,39 +118,39 @@ pub fn rewrite(spec: &Spec, devices: &[AssignedDevice]) -> Result<Spec, RewriteE
     Ok(rewritten)
 }
 
-/// Whoever makes the container cannot make nodes in a user namespace, and binds the guest's.
+/// Whether the container has a user namespace, in which libcontainer cannot make nodes and binds the guest's.
 fn has_user_namespace(linux: &Linux) -> bool {
     let mut namespaces = linux.namespaces().iter().flatten();
     namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
-/// libcontainer binds what has the entry's own path in the guest, which may be a neighbour's node; so an entry whose
-/// node has another path is a mount.
+/// A bind mount of a node at an entry's path. libcontainer would bind the node that has the entry's path in the guest,
+/// which may be another container's.
 fn bind(node: &Path, entry: &Path) -> Mount {
     let mount = MountBuilder::default().source(node).destination(entry).typ("bind");
     mount.options(vec!["bind".to_owned()]).build().expect("every field of a mount has a default")
 }
 
-/// The entries of a spec.
+/// The entries of a spec's `linux.devices`.
 pub fn entries(spec: &Spec) -> &[LinuxDevice] {
     spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default()
 }
 
-/// The rules of a spec.
+/// The rules of a spec's `linux.resources.devices`.
 pub fn rules(spec: &Spec) -> &[LinuxDeviceCgroup] {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
 }
 
-/// A container's rules in the guest's numbers: what they let it do with the nodes of `rows`, with standard devices and,
-/// by a rule for every device, with what else the guest has.
-pub fn derive(rules: &[Rule], rows: &HostRows) -> Result<Vec<Rule>, RewriteError> {
+/// Derives the guest's rules from the host's: for the nodes of `entries`, for standard devices and, from a rule for
+/// every device, for every other device of the guest.
+pub fn derive(rules: &[Rule], host_entries: &HostEntries) -> Result<Vec<Rule>, RewriteError> {
     let mut derived = Vec::new();
     for rule in rules {
-        derived.extend(translate(rule, rows)?);
+        derived.extend(translate(rule, host_entries)?);
     }
     let mut appended = Vec::new();
-    for (node, wanted) in wanted(rules, rows) {
+    for (node, wanted) in wanted(rules, host_entries) {
         let has = granted(&derived, node);
         appended.extend(Rule::exact(true, node, wanted.without(has)));
         appended.extend(Rule::exact(false, node, has.without(wanted)));
@@ -156,44 +159,45 @@ pub fn derive(rules: &[Rule], rows: &HostRows) -> Result<Vec<Rule>, RewriteError
     Ok(derived)
 }
 
-/// The rules of rows that come to a container with rules of their own, to follow the container's. They are about
-/// nothing but the nodes of `rows`.
-pub fn derive_attached(rules: &[Rule], rows: &HostRows) -> Result<Vec<Rule>, RewriteError> {
+/// Derives the guest's rules for entries that are plugged in with rules of their own, to follow the container's. They
+/// only concern the nodes of `entries`.
+pub fn derive_plugged(rules: &[Rule], host_entries: &HostEntries) -> Result<Vec<Rule>, RewriteError> {
     for rule in rules {
-        translate(rule, rows)?;
+        translate(rule, host_entries)?;
     }
-    let wanted = wanted(rules, rows).into_iter();
+    let wanted = wanted(rules, host_entries).into_iter();
     Ok(wanted.filter_map(|(node, access)| Rule::exact(true, node, access)).collect())
 }
 
-/// What a rule of the host is here.
-fn translate(rule: &Rule, rows: &HostRows) -> Result<Vec<Rule>, RewriteError> {
+/// The guest's rules for one rule of the host.
+fn translate(rule: &Rule, host_entries: &HostEntries) -> Result<Vec<Rule>, RewriteError> {
     let no_use = !rule.allow || rule.kind.is_none() || rule.access == Access::MKNOD;
     if rule.major.is_none() && rule.minor.is_none() && no_use {
         return Ok(vec![*rule]);
     }
     let mut is_known = false;
     let mut derived = Vec::new();
-    for (_, nodes) in rows.iter().filter(|(host, _)| rule.fits(*host)) {
+    for (_, nodes) in host_entries.iter().filter(|(host, _)| rule.matches(*host)) {
         is_known = true;
         derived.extend(nodes.iter().map(|node| rule.narrowed(node.node.identity())));
     }
-    // A row decides about its number, also where the number is a standard device's.
-    let standard = standard::expand(rule).filter(|(own, _)| own.is_none_or(|own| rows.get(own).is_none()));
+    // If an entry has the number of a standard device, the entry decides.
+    let standard =
+        standard::expand(rule).filter(|(own, _)| own.is_none_or(|own| host_entries.get(own).is_none()));
     derived.extend(standard.map(|(_, rule)| rule));
     let names_one = rule.major.is_some() && rule.minor.is_some();
     let is_orphan = rule.allow && names_one && !is_known && derived.is_empty();
     if is_orphan { Err(RewriteError::RuleNotAssigned(*rule)) } else { Ok(derived) }
 }
 
-/// What may be done with each node of the rows: what may be done with any device of the host that becomes it.
-fn wanted(rules: &[Rule], rows: &HostRows) -> BTreeMap<Identity, Access> {
+/// The access to each node of the entries: that of every device of the host that the node serves.
+fn wanted(rules: &[Rule], host_entries: &HostEntries) -> BTreeMap<Identity, Access> {
     let may = |host| if rules.is_empty() { Access::ALL } else { granted(rules, host) };
     let mut wanted = BTreeMap::<Identity, Access>::new();
-    for (host, nodes) in rows.iter() {
+    for (host, nodes) in host_entries.iter() {
         for node in nodes.iter().map(|node| node.node.identity()) {
-            // A standard device without a row is itself on the host.
-            let own = standard::contains(node) && rows.get(node).is_none();
+            // A standard device without an entry is the same device on the host.
+            let own = standard::contains(node) && host_entries.get(node).is_none();
             let own = if own { granted(rules, node) } else { Access::NONE };
             let all = wanted.entry(node).or_default();
             *all = all.with(may(host)).with(own);
@@ -203,7 +207,7 @@ fn wanted(rules: &[Rule], rows: &HostRows) -> BTreeMap<Identity, Access> {
 }
 
 fn shown(found: Option<Identity>) -> String {
-    found.map_or_else(|| "no device".to_owned(), |found| found.to_string())
+    found.map_or_else(|| "not a device".to_owned(), |found| found.to_string())
 }
 
 #[cfg(test)]

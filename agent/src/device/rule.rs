@@ -1,7 +1,7 @@
-//! Device rules of an OCI spec, read and checked, and what a list of them grants. Pure.
+//! Device rules of an OCI spec, and the access that a list of them grants. Pure.
 //!
-//! OCI runtime-spec config-linux.md#allowed-device-list. Of several rules that name a device the last one
-//! decides, for each of reading, writing and making a node by itself; what no rule names is denied.
+//! OCI runtime-spec config-linux.md#allowed-device-list. Of several rules that match a device the last one decides, for
+//! each of reading, writing and making a node by itself; a device that no rule matches is denied.
 
 use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceCgroupBuilder;
@@ -9,29 +9,29 @@ use oci_spec::runtime::LinuxDeviceType;
 
 use super::DeviceKind;
 
-/// Ways to use a device, as the bits the kernel has for them (`BPF_DEVCG_ACC_*` of linux/bpf.h).
+/// Access to a device, in the kernel's bits (`BPF_DEVCG_ACC_*` of linux/bpf.h).
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Access(u8);
 
 impl Access {
-    /// None of them.
+    /// No access.
     pub const NONE: Self = Self(0);
-    /// Making a node of it.
+    /// Making a node of the device.
     pub const MKNOD: Self = Self(1);
-    /// Opening it for reading.
+    /// Opening the device for reading.
     pub const READ: Self = Self(2);
-    /// Opening it for writing.
+    /// Opening the device for writing.
     pub const WRITE: Self = Self(4);
-    /// All of them.
+    /// Every access.
     pub const ALL: Self = Self(7);
 
-    /// Reads letters of `r`, `w` and `m`. An absent or empty word is all of them, as runtimes take it.
-    pub fn parse(word: Option<&str>) -> Option<Self> {
-        let word = word.unwrap_or_default();
-        if word.is_empty() {
+    /// Parses letters of `r`, `w` and `m`. No letters mean every access, as in other runtimes.
+    pub fn parse(letters: Option<&str>) -> Option<Self> {
+        let letters = letters.unwrap_or_default();
+        if letters.is_empty() {
             return Some(Self::ALL);
         }
-        word.chars().try_fold(Self::NONE, |access, letter| {
+        letters.chars().try_fold(Self::NONE, |access, letter| {
             Some(access.with(match letter {
                 'r' => Self::READ,
                 'w' => Self::WRITE,
@@ -46,24 +46,24 @@ impl Access {
         self.0
     }
 
-    /// Whether it is none.
+    /// Whether it is no access.
     pub fn is_none(self) -> bool {
         self == Self::NONE
     }
 
-    /// Both together.
+    /// The access that is in either.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// What of it is not in `other`.
+    /// The access that is not in `other`.
     #[must_use]
     pub fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    /// What is in both.
+    /// The access that is in both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
@@ -87,14 +87,14 @@ impl std::fmt::Debug for Access {
     }
 }
 
-/// What a device is, apart from its name.
+/// The identity of a device: its type and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     /// Block or character.
     pub kind: DeviceKind,
-    /// Device number.
+    /// Major number.
     pub major: u32,
-    /// Device number.
+    /// Minor number.
     pub minor: u32,
 }
 
@@ -104,37 +104,37 @@ impl std::fmt::Display for Identity {
     }
 }
 
-/// One rule; what it leaves open fits every device.
+/// One rule. A part that is none matches every device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// Allows; else denies.
+    /// It allows; otherwise it denies.
     pub allow: bool,
     /// Block or character.
     pub kind: Option<DeviceKind>,
-    /// Device number.
+    /// Major number.
     pub major: Option<u32>,
-    /// Device number.
+    /// Minor number.
     pub minor: Option<u32>,
-    /// What it allows or denies.
+    /// The access it allows or denies.
     pub access: Access,
 }
 
-/// Why a rule cannot be enforced.
+/// Why a rule is malformed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RuleError {
-    /// A letter other than r, w, m.
+    /// The access has a letter other than r, w, m.
     #[error("device rule \"{0}\": access is made of the letters r, w and m")]
     Access(String),
-    /// A number no device can have.
+    /// The number is one that no device can have.
     #[error("device rule \"{0}\": a device number has 32 bits")]
     Number(String),
-    /// A type no rule can have.
+    /// The type is one that no rule can have.
     #[error("device rule \"{0}\": the type is none of a, b and c")]
     Type(String),
 }
 
 impl Rule {
-    /// Reads a rule of a spec. A negative number stands for every number, as some clients write it.
+    /// Parses a rule of a spec. A negative number stands for every number, as some clients write it.
     pub fn parse(rule: &LinuxDeviceCgroup) -> Result<Self, RuleError> {
         let shown = || rule.to_string().chars().take(128).collect::<String>();
         let number = |number: Option<i64>| match number {
@@ -156,36 +156,36 @@ impl Rule {
         })
     }
 
-    /// Reads a list of them.
+    /// Parses a list of rules.
     pub fn parse_all(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Self>, RuleError> {
         rules.iter().map(Self::parse).collect()
     }
 
-    /// Denies everything.
+    /// The rule that denies every access to every device.
     pub const DENY_ALL: Self =
         Self { allow: false, kind: None, major: None, minor: None, access: Access::ALL };
 
-    /// A rule for one device; none for no access.
+    /// A rule for one device; none if the access is none.
     pub(super) fn exact(allow: bool, device: Identity, access: Access) -> Option<Self> {
         let Identity { kind, major, minor } = device;
         let rule = Self { allow, kind: Some(kind), major: Some(major), minor: Some(minor), access };
         (!access.is_none()).then_some(rule)
     }
 
-    /// This rule for one device.
+    /// This rule restricted to one device.
     pub(super) fn narrowed(&self, device: Identity) -> Self {
         let Identity { kind, major, minor } = device;
         Self { kind: Some(kind), major: Some(major), minor: Some(minor), ..*self }
     }
 
-    /// Whether it is for a device, alone or among others.
-    pub(super) fn fits(&self, device: Identity) -> bool {
+    /// Whether the rule matches a device.
+    pub(super) fn matches(&self, device: Identity) -> bool {
         self.kind.is_none_or(|kind| kind == device.kind)
             && self.major.is_none_or(|major| major == device.major)
             && self.minor.is_none_or(|minor| minor == device.minor)
     }
 
-    /// Whether it is for that device and no other.
+    /// Whether the rule matches this device and no other.
     pub fn names(&self, device: Identity) -> bool {
         *self == self.narrowed(device)
     }
@@ -215,16 +215,16 @@ impl From<Rule> for LinuxDeviceCgroup {
     }
 }
 
-/// What may be done with `device` under `rules`.
+/// The access to `device` that `rules` grant.
 pub fn granted(rules: &[Rule], device: Identity) -> Access {
-    rules.iter().filter(|rule| rule.fits(device)).fold(Access::NONE, |granted, rule| {
+    rules.iter().filter(|rule| rule.matches(device)).fold(Access::NONE, |granted, rule| {
         if rule.allow { granted.with(rule.access) } else { granted.without(rule.access) }
     })
 }
 
-/// What every container may do whatever its spec says; to come after the spec's own rules. It may make any
-/// node, which is not to use it, and use those the runtime has to supply (config-linux.md#default-devices):
-/// null, zero, full, random, urandom, tty, ptmx and the pseudo-terminals behind it.
+/// The rules of every container, which follow those of its spec. They allow to make any node, which does not allow to
+/// use it, and to use the devices that the runtime has to supply (config-linux.md#default-devices): null, zero, full,
+/// random, urandom, tty, ptmx and pseudo-terminals.
 pub fn default_rules() -> impl Iterator<Item = Rule> {
     const ANY: Option<u32> = None;
     const USED: [(u32, Option<u32>); 8] = [

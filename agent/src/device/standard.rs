@@ -1,5 +1,5 @@
-//! Devices that every Linux kernel numbers alike and gives to whoever opens them (Linux `devices.txt`). The guest's
-//! own serve a container as the host's would, so their numbers mean the same on both sides.
+//! Standard devices: they have the same numbers in every Linux kernel and serve any process (Linux `devices.txt`). The
+//! guest's own serve a container as the host's would, so their numbers mean the same on both sides.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::DeviceKind;
 use super::rule::Identity;
 use super::rule::Rule;
 
-/// Path, major and minor number; all of them character devices.
+/// Path, major and minor number of each standard device; all are character devices.
 const NODES: [(&str, u32, u32); 11] = [
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -22,7 +22,7 @@ const NODES: [(&str, u32, u32); 11] = [
     ("/dev/fuse", 10, 229),
 ];
 
-/// The major number of the terminals in `/dev/pts`. Which of them a process sees is its mount's business.
+/// The major number of the terminals in `/dev/pts`. A process only sees those of its own devpts mount.
 const PSEUDO_TERMINALS: u32 = 136;
 
 /// The guest's own path of a standard device that has a node in `/dev`.
@@ -33,17 +33,17 @@ pub(super) fn path(device: Identity) -> Option<&'static Path> {
         .map(|(path, ..)| Path::new(*path))
 }
 
-/// Whether the device is the same on the host and here.
+/// Whether a device is a standard device.
 pub(super) fn contains(device: Identity) -> bool {
     path(device).is_some() || (device.kind == DeviceKind::Character && device.major == PSEUDO_TERMINALS)
 }
 
-/// The standard devices that a rule names by wildcard, as a rule for each; pseudo-terminals are one.
+/// A rule for each standard device that `rule` matches; pseudo-terminals are one rule without a device.
 pub(super) fn expand(rule: &Rule) -> impl Iterator<Item = (Option<Identity>, Rule)> {
     let rule = *rule;
     let kind = Some(DeviceKind::Character);
     let nodes =
-        NODES.iter().map(|(_, major, minor)| identity(*major, *minor)).filter(move |own| rule.fits(*own));
+        NODES.iter().map(|(_, major, minor)| identity(*major, *minor)).filter(move |own| rule.matches(*own));
     let terminals = rule.kind.is_none_or(|kind| kind == DeviceKind::Character)
         && rule.major.is_none_or(|major| major == PSEUDO_TERMINALS);
     let terminals = terminals.then_some((None, Rule { kind, major: Some(PSEUDO_TERMINALS), ..rule }));

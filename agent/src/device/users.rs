@@ -1,7 +1,7 @@
-//! Which devices somebody has a use of, so that they cannot be taken away.
+//! Which devices are in use, so that they cannot be unplugged.
 //!
-//! A device of a guest's driver that goes leaves its users with errors, and a disk's file system with what it had not
-//! written; one that vfio-pci has does not go before its last user has let go of it.
+//! Removing a device of a guest's driver gives its users errors, and loses what a disk's file system had not written;
+//! removing a device of vfio-pci blocks until its last user has closed it.
 
 use std::fs;
 use std::io;
@@ -14,8 +14,9 @@ use super::DeviceKind;
 use super::function::node;
 use super::rule::Identity;
 
-/// Those of `devices` that are mounted, or held in another way, or that a process has open. What is not there any more,
-/// thrown off its bus for instance, nobody has a use of, though a process may still have a file of it. Blocks.
+/// Those of `devices` that are mounted, held exclusively in another way, or open in a process. A device that is no
+/// longer in the guest, because it was removed from its bus for instance, counts as unused although a process may
+/// still have it open. Blocks.
 pub fn used(devices: &[Identity]) -> io::Result<Vec<Identity>> {
     let devices: Vec<_> = devices.iter().copied().filter(|device| guest_node(device).is_some()).collect();
     let mut used: Vec<_> = devices.iter().copied().filter(is_held).collect();
@@ -25,14 +26,14 @@ pub fn used(devices: &[Identity]) -> io::Result<Vec<Identity>> {
     Ok(used)
 }
 
-/// Whether the kernel lets nobody else have it.
+/// Whether the kernel refuses to open the device once more.
 fn is_held(device: &Identity) -> bool {
     let Some(path) = guest_node(device) else { return false };
     let flags = match device.kind {
         DeviceKind::Block => OFlags::RDONLY | OFlags::EXCL,
-        // A group is open once, also to who has kept only a function of it.
+        // A VFIO group can be opened once; a process that has kept only a function of it counts.
         DeviceKind::Character if path.starts_with("/dev/vfio") => OFlags::RDWR,
-        // Opening another one may mean something to it.
+        // Opening a device of another driver may have an effect.
         DeviceKind::Character => return false,
     };
     matches!(open(&path, flags | OFlags::CLOEXEC, Mode::empty()), Err(Errno::BUSY))
@@ -47,11 +48,11 @@ fn guest_node(device: &Identity) -> Option<PathBuf> {
     Some(node(Path::new(&directory), device.kind)?.path)
 }
 
-/// Devices that processes have open.
+/// The devices that processes have open.
 fn opened(proc: &Path) -> io::Result<Vec<Identity>> {
     let mut opened = Vec::new();
     for process in fs::read_dir(proc)?.flatten() {
-        // It may end while this reads.
+        // The process may end while this reads.
         for file in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
             opened.extend(open_device(&file.path()));
         }
@@ -59,7 +60,7 @@ fn opened(proc: &Path) -> io::Result<Vec<Identity>> {
     Ok(opened)
 }
 
-/// What the file behind a link of /proc is, if it is a device. A server of its file system is not asked.
+/// The device that a link in /proc/PID/fd leads to, if it leads to a device. Does not ask a file system's server.
 fn open_device(link: &Path) -> Option<Identity> {
     let found = statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
     let kind = match FileType::from_raw_mode(found.stx_mode.into()) {

@@ -1,7 +1,7 @@
-//! One message with descriptors on a socket pair: how the agent and a helper talk.
+//! The channel between the agent and a helper: messages with descriptors on a socket pair.
 //!
-//! SOCK_SEQPACKET, so that a message is one piece and the end of the other side is an empty one. Every
-//! descriptor is close-on-exec on both sides, so a process started at the same time inherits none.
+//! SOCK_SEQPACKET, so that a message is received whole, and an empty one means that the other side is closed. Every
+//! descriptor is close-on-exec on both sides, so that a process started at the same time inherits none.
 
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 use std::mem::MaybeUninit;
@@ -14,13 +14,13 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Most bytes of one message.
+/// The most bytes of one message.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Most descriptors that go with one message.
+/// The most descriptors with one message.
 const MAX_DESCRIPTORS: usize = 4;
 
-/// Both ends of a new channel, blocking.
+/// Makes a channel; both ends are blocking.
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
@@ -40,7 +40,7 @@ pub fn send<M: Serialize>(socket: impl AsFd, message: &M, descriptors: &[Borrowe
     Ok(())
 }
 
-/// Receives one message. `Ok(None)` when the other side is gone without a word.
+/// Receives one message. `Ok(None)` if the other side closed without sending one.
 pub fn receive<M: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(M, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];

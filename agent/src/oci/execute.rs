@@ -1,4 +1,4 @@
-//! The agent's side of a helper: start one, ask it, take its answer.
+//! The agent's side of a helper: starts it, sends the request and receives the answer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -11,19 +11,19 @@ use super::{Answer, Request, channel};
 use crate::reaper::{ExitWatch, Expectation, Reaper, ended};
 use crate::sys;
 
-/// Why a helper did nothing.
+/// Why a helper did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
-    /// The helper could not be run or talked to.
-    #[error("OCI helper")]
+    /// The helper could not be started, or the channel to it failed.
+    #[error("run the OCI helper")]
     RoleProcess(#[source] std::io::Error),
     /// The helper ended without an answer.
-    #[error("OCI helper ended with status {0} and no answer")]
+    #[error("the OCI helper ended with status {0} and without an answer")]
     Ended(u32),
-    /// The container is not in a state for what was asked.
+    /// The container's state does not allow the request.
     #[error("{0}")]
-    Unfit(String),
-    /// What libcontainer or the kernel said.
+    FailedPrecondition(String),
+    /// libcontainer or the kernel refused; the message is theirs.
     #[error("{0}")]
     Refused(String),
 }
@@ -35,20 +35,20 @@ pub struct RoleProcess {
     pub program: PathBuf,
     /// Log level of the helpers.
     pub level: tracing::Level,
-    /// Reaps the helpers and what they leave behind.
+    /// Reaps the helpers and the processes they leave behind.
     pub reaper: Arc<Reaper>,
 }
 
-/// What a helper has built.
+/// A process that a helper has built.
 #[derive(Debug)]
 pub struct Built {
-    /// Pid in the guest's root namespace.
+    /// The process's pid in the guest's root namespace.
     pub pid: i32,
-    /// The end of that process.
+    /// Tells when and how the process ends.
     pub exit: ExitWatch,
-    /// Master side of its terminal, if it has one.
+    /// The master side of its terminal, if it has one.
     pub master: Option<OwnedFd>,
-    /// For a container: ends when the program runs; until then carries the reason why it cannot.
+    /// A container's start pipe: it is closed when the program runs, and carries the reason if it cannot run.
     pub started: Option<OwnedFd>,
 }
 
@@ -63,7 +63,7 @@ impl RoleProcess {
         Ok(Built { started: Some(started), ..built })
     }
 
-    /// Starts a process in a container; `streams` as above.
+    /// Starts a process in a container; `streams` as for [`Self::create`].
     pub async fn exec(&self, request: Request, streams: &[OwnedFd]) -> Result<Built, OciError> {
         let descriptors: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
         self.build(request, &descriptors).await
@@ -74,7 +74,7 @@ impl RoleProcess {
         self.build(Request::PodInit, &[]).await
     }
 
-    /// Changes what is in the container whose init is `container`, a pidfd.
+    /// Plugs or unplugs volumes and nodes in the container whose init's pidfd is `container`.
     pub async fn change(&self, request: Request, container: &OwnedFd) -> Result<(), OciError> {
         self.ask(request, &[container.as_fd()]).await.map(drop)
     }
@@ -84,11 +84,11 @@ impl RoleProcess {
             (Answer::Pid(pid), mut descriptors, expectation) => {
                 Ok(Built { pid, exit: expectation.claim(pid), master: descriptors.pop(), started: None })
             }
-            (answer, ..) => Err(OciError::Refused(format!("{answer:?} is no answer to that"))),
+            (answer, ..) => Err(OciError::Refused(format!("{answer:?} does not answer the request"))),
         }
     }
 
-    /// What the helper has done, and what came with its answer.
+    /// Runs a helper with a request; returns its answer with the descriptors that came with it.
     async fn ask(
         &self,
         request: Request,
@@ -113,7 +113,7 @@ impl RoleProcess {
         ours.readable().await.map_err(OciError::RoleProcess)?.retain_ready();
         match channel::receive::<Answer>(ours.get_ref()).map_err(OciError::RoleProcess)? {
             Some((Answer::Failed(reason), _)) => Err(OciError::Refused(reason)),
-            Some((Answer::Unfit(reason), _)) => Err(OciError::Unfit(reason)),
+            Some((Answer::FailedPrecondition(reason), _)) => Err(OciError::FailedPrecondition(reason)),
             Some((answer, descriptors)) => Ok((answer, descriptors, expectation)),
             None => Err(OciError::Ended(ended(&mut helper).await.status)),
         }

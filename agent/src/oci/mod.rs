@@ -1,5 +1,5 @@
-//! The helper roles: the agent executes itself to build containers, to add processes to them, and to change
-//! what is mounted in them and which device nodes they have ([`plug`]).
+//! The helpers: the agent executes itself to build containers, to add processes to them, and to change their mounts and
+//! device nodes ([`plug`]).
 //!
 //! libcontainer clones with raw system calls, which a process with threads must not do, and which cannot enter a
 //! mount namespace either. So the serving process does neither; it starts `kiai-agent oci`, a short-lived process
@@ -8,8 +8,8 @@
 
 pub mod channel;
 mod execute;
+mod path;
 mod payload;
-mod place;
 mod plug;
 pub mod pod_init;
 mod role;
@@ -22,7 +22,7 @@ pub use execute::{Built, OciError, RoleProcess};
 pub use plug::{Changes, DeviceNode, Volume};
 pub use role::main;
 
-/// What a helper is asked to do. Descriptors come with it, see each variant.
+/// A request to a helper. The descriptors that come with it are listed at each variant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Build a container up to the point where its init waits to be started (OCI `created`).
@@ -63,15 +63,15 @@ pub enum Request {
     Unplug(Changes),
 }
 
-/// What a helper has to say. With a terminal its master side comes with it.
+/// A helper's answer. The master side of a terminal comes with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// Pid of the process in the guest's root namespace.
     Pid(i32),
-    /// It is done.
+    /// The request was carried out.
     Done,
-    /// The container is not in a state for it: nothing was done, and why.
-    Unfit(String),
-    /// Nothing was done, and why.
+    /// The container's state does not allow the request, with the reason; nothing was changed.
+    FailedPrecondition(String),
+    /// The request failed, with the reason; nothing was changed.
     Failed(String),
 }

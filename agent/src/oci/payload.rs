@@ -1,9 +1,9 @@
-//! Turns a prepared container process into the program it is for: the last steps before `execve`.
+//! The last steps of a container's process before `execve`.
 //!
-//! Runs in the container, after libcontainer has entered its namespaces and root. Two things libcontainer
-//! 0.7 does not do for us. It gives a process of `exec` no seccomp filter; we load it here, and since that
-//! can need CAP_SYS_ADMIN the capabilities are dropped here too, after it (the order runc has). And it
-//! reports a program that cannot be executed only by the exit status; we say so on the start pipe.
+//! Runs in the container, after libcontainer has entered its namespaces and root. Two steps libcontainer 0.7 does not
+//! do. It gives a process of `exec` no seccomp filter: the filter is loaded here, and because that can need
+//! CAP_SYS_ADMIN the capabilities are dropped here too, after it (the order runc has). And it reports a program that
+//! cannot be executed only by the exit status: the reason is written to the start pipe here.
 
 use std::ffi::CString;
 use std::io::Write;
@@ -19,17 +19,17 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 
 use crate::sys;
 
-/// Where a bare program name is looked for when the environment has no PATH.
+/// The path in which a program is looked for if the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The executor given to libcontainer.
+/// The executor that libcontainer calls.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Payload {
-    /// Takes the reason when the program cannot be executed; closed by a successful `execve`.
+    /// The start pipe: takes the reason if the program cannot be executed; a successful `execve` closes it.
     pub(super) started: Option<Arc<OwnedFd>>,
-    /// Loaded here for processes of `exec`.
+    /// The filter to load, for processes of `exec`.
     pub(super) seccomp: Option<LinuxSeccomp>,
-    /// Dropped to here for processes of `exec`.
+    /// The capabilities to keep, for processes of `exec`.
     pub(super) capabilities: Option<LinuxCapabilities>,
 }
 
@@ -62,7 +62,7 @@ impl Payload {
             (Err(reason), _) | (_, Err(reason)) => return reason,
         };
         sys::restore_sigpipe();
-        // Not execvp, which runs what it cannot execute as a shell script.
+        // Not execvp, which runs a file without an interpreter as a shell script.
         let Err(error) = nix::unistd::execv(&path, &arguments);
         format!("exec: {:?}: {}", program.display().to_string(), error.desc())
     }
@@ -84,7 +84,7 @@ impl Executor for Payload {
     }
 }
 
-/// The program's path in the container and its arguments, the program's name first.
+/// The program's path in the container, and its arguments with the program's name first.
 fn program(spec: &Spec) -> Result<(PathBuf, Vec<String>), String> {
     let process = spec.process().as_ref().ok_or("the specification has no process")?;
     let arguments = process.args().clone().filter(|args| !args.is_empty()).ok_or("process.args is empty")?;
@@ -94,7 +94,7 @@ fn program(spec: &Spec) -> Result<(PathBuf, Vec<String>), String> {
     Ok((found, arguments))
 }
 
-/// Looks `name` up in `path` the way a shell does; the messages are those containerd's clients know.
+/// Looks a program up in `path` as a shell does; containerd's clients know these messages.
 fn find(name: &str, path: &str) -> Result<PathBuf, String> {
     let quoted = format!("exec: {name:?}");
     if name.is_empty() {

@@ -1,9 +1,8 @@
-//! What a helper does to the mounts and device nodes of a container that is there.
+//! Changing the mounts and device nodes of an existing container, in a helper.
 //!
-//! Everything is opened first, in a mount namespace of the helper's own: each volume's file system is mounted
-//! there, and what is wanted of it is cloned, mounted nowhere yet. Then the helper enters the container's mount
-//! namespace, whose root is the container's: no path leads out of it, whatever the links ([`super::place`]). What is
-//! unmounted can be put back, because a clone of it is at hand.
+//! First each volume's file system is mounted in a mount namespace of the helper's own, and a detached clone of the
+//! volume's entry is opened. Then the helper enters the container's mount namespace, whose root is the container's: no
+//! path leads out of it, whatever the links ([`super::path`]). An unmounted volume can be mounted again from its clone.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,15 +17,15 @@ use rustix::mount::{
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
+use super::path::ContainerPath;
 use crate::device::DeviceKind;
 use crate::device::rule::Identity;
 use crate::storage::mount;
 
-/// Where a volume's file system is mounted while it is opened; seen by this helper alone.
+/// The mount point of a volume's file system while it is opened, in the helper's own mount namespace.
 const OPENED: &str = "/run/kiai/volume";
 
-/// A volume of its own virtio-fs device.
+/// A volume: one entry of the root directory of its own virtio-fs device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     /// The device's tag.
@@ -39,66 +38,66 @@ pub struct Volume {
     pub attributes: u32,
 }
 
-/// A node of a device.
+/// A device node of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
     /// Absolute path in the container.
     pub path: PathBuf,
     /// Block or character.
     pub kind: DeviceKind,
-    /// Device number.
+    /// Major number.
     pub major: u32,
-    /// Device number.
+    /// Minor number.
     pub minor: u32,
-    /// Permission bits.
+    /// Permission bits of the node.
     pub mode: u32,
-    /// Owner.
+    /// The node's owner.
     pub uid: u32,
-    /// Group.
+    /// The node's group.
     pub gid: u32,
 }
 
-/// What comes or goes together.
+/// The volumes and nodes of one request.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
-    /// Volumes.
+    /// Volumes to mount or unmount.
     pub volumes: Vec<Volume>,
-    /// Device nodes.
+    /// Device nodes to make or remove.
     pub nodes: Vec<DeviceNode>,
 }
 
-/// The container is not as it would have to be; nothing was changed.
+/// The container's state does not allow the request; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Unfit(String);
+pub(super) struct FailedPrecondition(String);
 
-/// Makes each node and mounts each volume in the container, or none.
+/// Makes every node and mounts every volume, or none.
 pub(super) fn plug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Result<()> {
     let trees = open(&changes.volumes)?;
     let root = enter(descriptors)?;
     let (mut nodes, mut mounts) = (Vec::new(), Vec::new());
-    let mut all = || -> Result<(), Unfit> {
+    let mut all = || -> Result<(), FailedPrecondition> {
         for node in &changes.nodes {
             nodes.push(node.make(&root)?);
         }
         for (volume, tree) in changes.volumes.iter().zip(&trees) {
-            mounts.push(put(&root, volume, tree)?);
+            mounts.push(mount_volume(&root, volume, tree)?);
         }
         Ok(())
     };
     let result = all();
     if result.is_err() {
-        for place in mounts.into_iter().rev() {
-            // What somebody has come to use within this moment is detached from there all the same.
-            let _ = place.unmount(UnmountFlags::DETACH);
+        for mount in mounts.into_iter().rev() {
+            // A volume that a process uses already is detached all the same.
+            let _ = mount.unmount(UnmountFlags::DETACH);
         }
-        nodes.into_iter().rev().for_each(Place::unmake);
+        nodes.into_iter().rev().for_each(ContainerPath::unmake);
     }
     Ok(result?)
 }
 
 impl DeviceNode {
-    /// What it names, under whatever path.
+    /// The identity of the node's device.
     pub fn identity(&self) -> Identity {
         Identity { kind: self.kind, major: self.major, minor: self.minor }
     }
@@ -114,63 +113,68 @@ impl DeviceNode {
         rustix::fs::makedev(self.major, self.minor)
     }
 
-    fn unfit(&self) -> impl Fn(Errno) -> Unfit {
-        |errno| Unfit(format!("device {:?}: {errno}", self.path))
+    fn failed(&self) -> impl Fn(Errno) -> FailedPrecondition {
+        |errno| FailedPrecondition(format!("device {:?}: {errno}", self.path))
     }
 
-    fn make(&self, root: &OwnedFd) -> Result<Place, Unfit> {
-        let mut place = Place::find(root.as_fd(), &self.path, true).map_err(self.unfit())?;
+    fn make(&self, root: &OwnedFd) -> Result<ContainerPath, FailedPrecondition> {
+        let mut place = ContainerPath::resolve(root.as_fd(), &self.path, true).map_err(self.failed())?;
         let made = place.make_node(self.file_type(), Mode::from_raw_mode(self.mode), self.number());
-        match made.and_then(|()| place.give_to(self.uid, self.gid)) {
+        match made.and_then(|()| place.chown(self.uid, self.gid)) {
             Ok(()) => Ok(place),
             Err(errno) => {
                 place.unmake();
-                Err(self.unfit()(errno))
+                Err(self.failed()(errno))
             }
         }
     }
 
-    /// Whether it was there and named that device.
-    fn remove(&self, root: &OwnedFd) -> Result<bool, Unfit> {
-        let Ok(place) = Place::find(root.as_fd(), &self.path, false) else { return Ok(false) };
+    /// Removes the node; returns whether it existed and was this device's.
+    fn remove(&self, root: &OwnedFd) -> Result<bool, FailedPrecondition> {
+        let Ok(place) = ContainerPath::resolve(root.as_fd(), &self.path, false) else { return Ok(false) };
         let is_it = place.stat().is_ok_and(|there| {
             FileType::from_raw_mode(there.st_mode) == self.file_type() && there.st_rdev == self.number()
         });
         if is_it {
-            place.remove().map_err(self.unfit())?;
+            place.remove().map_err(self.failed())?;
         }
         Ok(is_it)
     }
 }
 
 impl Volume {
-    fn unfit(&self) -> impl Fn(Errno) -> Unfit {
+    fn failed(&self) -> impl Fn(Errno) -> FailedPrecondition {
         |errno| {
-            let reason = if errno == Errno::BUSY { "it is in use".into() } else { errno.to_string() };
-            Unfit(format!("volume at {:?}: {reason}", self.target))
+            let reason = if errno == Errno::BUSY {
+                "in use; close its files in the container first".into()
+            } else {
+                errno.to_string()
+            };
+            FailedPrecondition(format!("volume at {:?}: {reason}", self.target))
         }
     }
 }
 
-fn put(root: &OwnedFd, volume: &Volume, tree: &Tree) -> Result<Place, Unfit> {
-    let mut place = Place::find(root.as_fd(), &volume.target, true).map_err(volume.unfit())?;
+fn mount_volume(root: &OwnedFd, volume: &Volume, tree: &Tree) -> Result<ContainerPath, FailedPrecondition> {
+    let mut place = ContainerPath::resolve(root.as_fd(), &volume.target, true).map_err(volume.failed())?;
     match place.make(tree.is_directory).and_then(|()| place.mount(&tree.root)) {
         Ok(()) => Ok(place),
         Err(errno) => {
             place.unmake();
-            Err(volume.unfit()(errno))
+            Err(volume.failed()(errno))
         }
     }
 }
 
-/// Unmounts each volume and removes each node, or none. What is not there any more is as good as gone.
+/// Unmounts every volume and removes every node, or none. A volume that is already unmounted and a node that is already
+/// removed are no error.
 pub(super) fn unplug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Result<()> {
     let trees = open(&changes.volumes)?;
     let root = enter(descriptors)?;
     let (mut volumes, mut nodes) = (Vec::new(), Vec::new());
-    let mut all = || -> Result<(), Unfit> {
+    let mut all = || -> Result<(), FailedPrecondition> {
         for (volume, tree) in changes.volumes.iter().zip(&trees) {
-            if take_out(&root, volume, tree)? {
+            if unmount_volume(&root, volume, tree)? {
                 volumes.push((volume, tree));
             }
         }
@@ -182,33 +186,33 @@ pub(super) fn unplug(changes: &Changes, descriptors: &[OwnedFd]) -> anyhow::Resu
         Ok(())
     };
     let result = all();
-    if let Err(unfit) = &result {
-        // Each of them is tried: the container may have made one place unfit meanwhile, but not the others.
+    if let Err(failed) = &result {
+        // Each is tried, because the container may have changed one path meanwhile, but not the others.
         let nodes = nodes.iter().map(|node| node.make(&root));
-        let volumes = volumes.iter().rev().map(|(volume, tree)| put(&root, volume, tree));
+        let volumes = volumes.iter().rev().map(|(volume, tree)| mount_volume(&root, volume, tree));
         let back: Vec<_> = nodes.chain(volumes).filter_map(Result::err).collect();
         if let Some(lost) = back.first() {
-            anyhow::bail!("{unfit}; and what was taken out cannot be put back: {lost}");
+            anyhow::bail!("{failed}; and a volume or node that was removed cannot be restored: {lost}");
         }
     }
     Ok(result?)
 }
 
-/// Whether it was mounted there.
-fn take_out(root: &OwnedFd, volume: &Volume, tree: &Tree) -> Result<bool, Unfit> {
-    let Ok(place) = Place::find(root.as_fd(), &volume.target, false) else { return Ok(false) };
+/// Unmounts a volume; returns whether it was mounted.
+fn unmount_volume(root: &OwnedFd, volume: &Volume, tree: &Tree) -> Result<bool, FailedPrecondition> {
+    let Ok(place) = ContainerPath::resolve(root.as_fd(), &volume.target, false) else { return Ok(false) };
     if !place.stat().is_ok_and(|there| there.st_dev == tree.device) {
         return Ok(false);
     }
-    place.unmount(UnmountFlags::empty()).map_err(volume.unfit())?;
+    place.unmount(UnmountFlags::empty()).map_err(volume.failed())?;
     Ok(true)
 }
 
-/// What is to be mounted, mounted nowhere yet.
+/// A detached clone of a volume's entry.
 struct Tree {
     root: OwnedFd,
     is_directory: bool,
-    /// Number of the file system, by which it is known from others.
+    /// The device number of the volume's file system, which identifies it.
     device: u64,
 }
 
@@ -237,18 +241,18 @@ fn open_one(volume: &Volume) -> anyhow::Result<Tree> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let root = open_tree(CWD, &entry, how).context("open its entry")?;
-    unmount(OPENED, UnmountFlags::DETACH).context("let go of its file system")?;
-    let there = rustix::fs::fstat(&root).context("look at its entry")?;
+    unmount(OPENED, UnmountFlags::DETACH).context("unmount its file system")?;
+    let there = rustix::fs::fstat(&root).context("stat its entry")?;
     let is_directory = FileType::from_raw_mode(there.st_mode).is_dir();
     Ok(Tree { root, is_directory, device: there.st_dev })
 }
 
-/// The root of the container, whose mount namespace this process is in from here on.
+/// Enters the container's mount namespace, for the rest of the process's life; returns the container's root.
 fn enter(descriptors: &[OwnedFd]) -> anyhow::Result<OwnedFd> {
     ensure!(descriptors.len() == 1, "the request comes with the container's init");
     move_into_thread_name_spaces(descriptors[0].as_fd(), ThreadNameSpaceType::MOUNT)
         .context("enter the container's mount namespace")?;
-    // Nodes are made with the mode they are to have.
+    // So that nodes get exactly the mode they are made with.
     rustix::process::umask(Mode::empty());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open("/", flags, Mode::empty()).context("open the container's root")

@@ -1,4 +1,4 @@
-//! What a helper does: one request, one answer, and the end. Runs as a process of its own with one thread.
+//! The helper's side: it serves one request and ends. Runs as a process of its own with one thread.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -20,9 +20,9 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::payload::Payload;
 use super::{Answer, Request, channel, plug, pod_init};
 
-/// Runs the helper: the channel is descriptor 0, messages for the log go to descriptor 2.
+/// Runs the helper: descriptor 0 is the channel, descriptor 2 the log.
 ///
-/// Descriptors 0 to 2 are the container's later on, so neither is kept there.
+/// Both are moved to other descriptors, because the container's process gets 0 to 2.
 pub fn main(level: tracing::Level) -> anyhow::Result<()> {
     crate::panics::abort_on_panic();
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take the helper channel")?;
@@ -31,15 +31,15 @@ pub fn main(level: tracing::Level) -> anyhow::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    let reasons = Reasons::new().context("make room for reasons")?;
+    let reasons = Reasons::new().context("make the file for reasons")?;
     crate::log::start(log.into(), level, Some(reasons.0.try_clone()?));
 
     let (request, descriptors) =
         channel::receive::<Request>(&socket)?.context("the agent closed the helper channel")?;
     let (answer, master) = match serve(request, descriptors) {
         Ok(served) => served,
-        Err(error) => match error.downcast_ref::<plug::Unfit>() {
-            Some(unfit) => (Answer::Unfit(unfit.to_string()), None),
+        Err(error) => match error.downcast_ref::<plug::FailedPrecondition>() {
+            Some(failed) => (Answer::FailedPrecondition(failed.to_string()), None),
             None => (Answer::Failed(reasons.explain(&error)), None),
         },
     };
@@ -48,7 +48,7 @@ pub fn main(level: tracing::Level) -> anyhow::Result<()> {
 }
 
 fn serve(request: Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<(Answer, Option<OwnedFd>)> {
-    // The agent's own limits are the kernel's greatest; programs expect what a service manager would give.
+    // The agent's own limits are as high as the kernel allows; programs expect a service manager's.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(524_288) });
     let (pid, master) = match request {
         Request::Create { id, bundle, state, terminal } => create(id, &bundle, &state, terminal, descriptors),
@@ -91,7 +91,7 @@ fn exec(
     terminal: bool,
     descriptors: Vec<OwnedFd>,
 ) -> anyhow::Result<(i32, Option<OwnedFd>)> {
-    // Capabilities and seccomp are the payload's: see there.
+    // `Payload` drops capabilities and loads seccomp.
     let text = std::fs::read(process).with_context(|| format!("read {process:?}"))?;
     let mut wanted: Process = serde_json::from_slice(&text).with_context(|| format!("parse {process:?}"))?;
     let payload = Payload {
@@ -161,7 +161,7 @@ impl Console {
         Ok(Some(Self { listener, path }))
     }
 
-    /// Takes the master side; libcontainer has sent it before its build returned.
+    /// Receives the master side, which libcontainer has sent before its build returned.
     fn master(self) -> anyhow::Result<OwnedFd> {
         let (connection, _) = self.listener.accept().context("accept on the console socket")?;
         let mut bytes = [0; 4096];
@@ -181,7 +181,7 @@ impl Console {
     }
 }
 
-/// What libcontainer has logged as errors, in whichever of its processes: a file in memory they all inherit.
+/// The errors that libcontainer has logged in any of its processes: a file in memory that they inherit.
 struct Reasons(File);
 
 impl Reasons {
@@ -189,7 +189,7 @@ impl Reasons {
         Ok(Self(rustix::fs::memfd_create("reasons", rustix::fs::MemfdFlags::CLOEXEC)?.into()))
     }
 
-    /// The error, and the first things that were logged: the first is where it went wrong.
+    /// The error with the first two logged errors, which are nearest to the cause.
     fn explain(&self, error: &anyhow::Error) -> String {
         let mut logged = vec![0; 2048];
         let length = self.0.read_at(&mut logged, 0).unwrap_or(0);

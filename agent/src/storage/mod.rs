@@ -1,7 +1,7 @@
-//! What the host asks to be mounted: once per mount point, counted, undone in reverse.
+//! Storages: mounts that the host asks for, each made once and counted.
 //!
-//! A list is mounted whole or not at all. Several containers may name the same storage; it is unmounted when
-//! the last of them is gone. Where a device is and how a mount is made is said in [`source`] and [`mount`].
+//! A list is mounted whole or not at all. Several containers may use one storage; it is unmounted with the last of
+//! them. [`source`] plans a mount, [`mount`] makes it.
 
 pub(crate) mod mount;
 mod source;
@@ -19,19 +19,19 @@ use crate::device::LocateError;
 use crate::fault::Fault;
 use crate::uevent::Uevents;
 
-/// Why a storage cannot be had.
+/// Why a storage was not mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The request is wrong.
     #[error("storage at {0:?}: {1}")]
     Invalid(PathBuf, String),
-    /// Something else is mounted there.
+    /// Another storage has the mount point.
     #[error("storage at {0:?}: another storage is mounted there")]
     Occupied(PathBuf),
-    /// Its device does not come.
+    /// Its device was not found.
     #[error("storage at {0:?}: {1}")]
     Device(PathBuf, #[source] LocateError),
-    /// The kernel will not.
+    /// The kernel refuses the mount.
     #[error("storage at {0:?}: {1}")]
     Mount(PathBuf, #[source] mount::MountError),
 }
@@ -47,7 +47,7 @@ impl From<StorageError> for Fault {
     }
 }
 
-/// The mounts made for the host.
+/// The storages that are mounted.
 #[derive(Debug)]
 pub struct Storages {
     uevents: Arc<Uevents>,
@@ -58,17 +58,17 @@ pub struct Storages {
 struct Mounted {
     request: Storage,
     users: usize,
-    /// The mount point was made for it and goes with it.
+    /// The topmost directory that was made for the mount point, which is removed with it.
     made: Option<PathBuf>,
 }
 
 impl Storages {
-    /// Nothing mounted. Devices are awaited through `uevents`.
+    /// No storages. Devices are awaited with `uevents`.
     pub fn new(uevents: Arc<Uevents>) -> Self {
         Self { uevents, mounted: Mutex::default() }
     }
 
-    /// Mounts `requests` in order, or leaves everything as it was. Returns what [`Self::release`] takes.
+    /// Mounts every storage in order, or none. Returns the mount points for [`Self::release`].
     pub async fn mount(&self, requests: &[Storage]) -> Result<Vec<PathBuf>, StorageError> {
         let mut done = Vec::new();
         for request in requests {
@@ -83,7 +83,7 @@ impl Storages {
         Ok(done)
     }
 
-    /// Gives up mounts in reverse order. What cannot be unmounted is logged and left detached.
+    /// Releases storages in reverse order. A mount that is busy is logged and detached.
     pub async fn release(&self, mount_points: &[PathBuf]) {
         let mut table = self.mounted.lock().await;
         for mount_point in mount_points.iter().rev() {
@@ -99,7 +99,7 @@ impl Storages {
 
     async fn mount_one(&self, request: &Storage) -> Result<PathBuf, StorageError> {
         let mount_point = check_mount_point(&request.mount_point)?;
-        // Held across the wait for a device: two requests for one mount point must not both mount.
+        // Locked while the device is awaited, because two requests for one mount point must not both mount.
         let mut table = self.mounted.lock().await;
         if let Some(entry) = table.get_mut(&mount_point) {
             if entry.request != *request {
@@ -110,7 +110,7 @@ impl Storages {
         }
         let plan = source::plan(request, &mount_point, &self.uevents).await?;
         let target = mount_point.clone();
-        // A mount can wait for its device or for the host: not on the thread that serves.
+        // A mount can block on its device or on the host.
         let made = tokio::task::spawn_blocking(move || mount::apply(&plan, &target))
             .await
             .expect("mounting does not panic")
@@ -129,7 +129,7 @@ async fn unmount(mount_point: PathBuf, made: Option<PathBuf>) {
     tokio::task::spawn_blocking(undo).await.expect("unmounting does not panic");
 }
 
-/// An absolute path without `.` or `..`, not the root itself.
+/// Refuses a mount point that is not an absolute path without `..`, or is the root.
 fn check_mount_point(text: &str) -> Result<PathBuf, StorageError> {
     let path = Path::new(text);
     let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
@@ -137,7 +137,7 @@ fn check_mount_point(text: &str) -> Result<PathBuf, StorageError> {
         let reason = String::from("the mount point is not an absolute path without `..`");
         return Err(StorageError::Invalid(path.to_owned(), reason));
     }
-    // Without doubled or trailing slashes, so that one place has one name.
+    // Without doubled or trailing slashes, so that each mount point has one spelling.
     Ok(path.components().collect())
 }
 

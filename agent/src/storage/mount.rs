@@ -1,7 +1,7 @@
 //! Makes and undoes a planned mount, with the kernel's mount API of fsopen(2) and open_tree(2).
 //!
-//! It takes parameters one by one, so neither a comma in a path nor a page full of layers is a problem, and
-//! it says in words what it does not like.
+//! That API takes parameters one by one, so that neither a comma in a path nor a long list of layers is a problem, and
+//! it reports errors as text.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,17 +23,17 @@ const LONGEST_STRING: usize = 255;
 /// Why a mount was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// A step of the kernel's mount API; `said` is what it had to say about it.
+    /// A step of the kernel's mount API failed.
     #[error("{step}: {errno}{said}")]
     Kernel {
-        /// What was tried.
+        /// The step.
         step: String,
-        /// Its error.
+        /// The kernel's error.
         errno: Errno,
-        /// Its words, if it had any.
+        /// The kernel's messages, each after a semicolon.
         said: String,
     },
-    /// The mount point.
+    /// The mount point could not be made.
     #[error("make the mount point")]
     MountPoint(#[source] std::io::Error),
 }
@@ -72,24 +72,24 @@ pub(super) fn undo(target: &Path, made: Option<&Path>) -> Result<(), Errno> {
         Err(Errno::BUSY) => {
             unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).and(Err(Errno::BUSY))
         }
-        // Not mounted: `apply` has failed half way.
+        // It is not mounted: `apply` failed before the mount.
         Err(Errno::INVAL) => Ok(()),
         other => other,
     };
     if let Some(made) = made {
-        let mut place = Some(target);
-        while let Some(path) = place {
-            // A file or an empty directory; anything else has come to have another use.
+        let mut next = Some(target);
+        while let Some(path) = next {
+            // Only a file or an empty directory is removed.
             if std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path)).is_err() || path == made {
                 break;
             }
-            place = path.parent();
+            next = path.parent();
         }
     }
     result
 }
 
-/// A new file system, mounted nowhere yet. Parameters are in order: a key, and a value unless it is a flag.
+/// A detached mount of a new file system. Parameters are set in order: a key, and a value unless it is a flag.
 pub(crate) fn new_file_system(
     fstype: &str,
     parameters: &[(String, Option<String>)],
@@ -113,7 +113,7 @@ pub(crate) fn new_file_system(
         .map_err(kernel(format!("mount {fstype}"), Some(context.as_fd())))
 }
 
-/// A path too long for fsconfig(2) by another name: that of a descriptor open on it.
+/// A short path for one that is too long for fsconfig(2): that of a descriptor open on it.
 fn shorten(value: &str, kept: &mut Vec<OwnedFd>) -> Result<String, MountError> {
     if value.len() <= LONGEST_STRING {
         return Ok(value.to_owned());
@@ -125,13 +125,13 @@ fn shorten(value: &str, kept: &mut Vec<OwnedFd>) -> Result<String, MountError> {
     Ok(name)
 }
 
-/// Mounts on `target` what is mounted nowhere yet.
+/// Mounts a detached tree on `target`.
 pub(crate) fn attach(tree: &OwnedFd, target: &Path) -> Result<(), MountError> {
     move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(kernel(String::from("attach the mount"), None))
 }
 
-/// A bind mount takes its restrictions only once it is there.
+/// Sets the flags of a bind mount, which is possible only after it is made.
 fn restrict(target: &Path, attributes: MountAttrFlags) -> Result<(), MountError> {
     let mut flags = MountFlags::BIND;
     for (attribute, flag) in [
@@ -150,7 +150,7 @@ fn restrict(target: &Path, attributes: MountAttrFlags) -> Result<(), MountError>
     mount_remount(target, flags, "").map_err(kernel(String::from("restrict the bind mount"), None))
 }
 
-/// Makes `target` and its parents. Returns the topmost one that was not there.
+/// Makes `target` and its parents. Returns the topmost path that did not exist.
 fn make(target: &Path, directory: bool) -> std::io::Result<Option<PathBuf>> {
     let missing = target.ancestors().take_while(|path| path.symlink_metadata().is_err()).last();
     let missing = missing.map(Path::to_owned);
@@ -166,14 +166,14 @@ fn make(target: &Path, directory: bool) -> std::io::Result<Option<PathBuf>> {
 }
 
 fn kernel(step: String, context: Option<BorrowedFd<'_>>) -> impl FnOnce(Errno) -> MountError {
-    move |errno| MountError::Kernel { step, errno, said: context.map(words).unwrap_or_default() }
+    move |errno| MountError::Kernel { step, errno, said: context.map(messages).unwrap_or_default() }
 }
 
-/// What the kernel has written to the file system context: lines like `e overlay: no lower`.
-fn words(context: BorrowedFd<'_>) -> String {
+/// The kernel's messages in the file system context: lines like `e overlay: no lower`.
+fn messages(context: BorrowedFd<'_>) -> String {
     let mut said = String::new();
     let mut line = [0; 512];
-    // One message for each read, ENODATA after the last; the kernel keeps no more than eight.
+    // Each read returns one message, and ENODATA after the last; the kernel keeps at most eight.
     while let Ok(length) = rustix::io::read(context, &mut line) {
         let text = String::from_utf8_lossy(&line[..length]);
         said.push_str("; ");

@@ -1,4 +1,4 @@
-//! From a storage request to a mount plan: where the source is in this guest, and what the options mean.
+//! Plans the mount of a storage: finds its source in the guest, and parses its options.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,33 +11,33 @@ use super::StorageError;
 use crate::device;
 use crate::uevent::Uevents;
 
-/// How long a device may take from the request to its node. The host attaches before it asks.
+/// How long a device may take to appear. The host has attached it before it calls.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A mount to be made.
+/// The plan of a mount.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// A file system.
+    /// A new file system.
     New {
-        /// Its type.
+        /// The file system's type.
         fstype: String,
         /// Parameters of the file system in order: a key, and a value unless it is a flag.
         parameters: Vec<(String, Option<String>)>,
-        /// Of the mount itself.
+        /// Attributes of the mount.
         attributes: MountAttrFlags,
     },
-    /// A directory or file of the guest seen at another place.
+    /// A bind mount of a directory or file of the guest.
     Bind {
-        /// What is seen.
+        /// The path that is bound.
         source: PathBuf,
-        /// With everything mounted below it.
+        /// With the mounts below it.
         recursive: bool,
-        /// Of the mount itself.
+        /// Attributes of the mount.
         attributes: MountAttrFlags,
     },
 }
 
-/// Decides what to mount; waits for a device where one is named.
+/// Plans the mount of a storage; waits for its device if it has one.
 pub(super) async fn plan(
     request: &Storage,
     mount_point: &Path,
@@ -102,11 +102,11 @@ pub(super) async fn plan(
             let (source, recursive) = (PathBuf::from(&bind.source), options.recursive);
             Ok(Plan::Bind { source, recursive, attributes: options.attributes })
         }
-        Some(_) => Err(invalid("the source is of a kind this agent does not know")),
+        Some(_) => Err(invalid("this agent does not know the kind of its source")),
     }
 }
 
-/// The attributes of a mount whose file system takes no options; on an error the one it does not know.
+/// Parses the options of a mount whose file system takes none; the error is the unknown option.
 pub(crate) fn attributes(options: &[String], read_only: bool) -> Result<MountAttrFlags, String> {
     let options = Options::parse(options, read_only);
     match options.parameters.into_iter().find(|(key, _)| key != "ro") {
@@ -115,7 +115,7 @@ pub(crate) fn attributes(options: &[String], read_only: bool) -> Result<MountAtt
     }
 }
 
-/// fstab options taken apart: what is the mount's, what is the file system's.
+/// fstab options, split into the mount's attributes and the file system's parameters.
 #[derive(Debug)]
 struct Options {
     attributes: MountAttrFlags,
@@ -138,7 +138,7 @@ impl Options {
                 "noexec" => parsed.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
                 "noatime" => parsed.attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
                 "strictatime" => parsed.attributes |= MountAttrFlags::MOUNT_ATTR_STRICTATIME,
-                // The kernel's default, and the value of no attribute.
+                // The kernel's default, which has no attribute.
                 "relatime" | "suid" | "dev" | "exec" => {}
                 "nodiratime" => parsed.attributes |= MountAttrFlags::MOUNT_ATTR_NODIRATIME,
                 other => parsed.parameters.push(match other.split_once('=') {

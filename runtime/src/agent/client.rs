@@ -36,36 +36,36 @@ use ttrpc::context::Context;
 use super::convert;
 use crate::host::Network;
 
-/// How long a call may take whose work is bounded. A guest that is gone is noticed at once, by its connection;
-/// this is for one that hangs.
+/// The time-out of calls whose work is bounded, for a guest that hangs. A guest that has ended is noticed at once,
+/// because its connection closes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long the guest may take to find a device that was put on its bus.
+/// How long the guest may take to find a device that was attached.
 const RESCAN_TIMEOUT_MS: u32 = 20_000;
 
-/// A call that did not do what it should.
+/// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The agent said no.
+    /// The agent refused the call.
     #[error("agent: {message}")]
     Refused {
         /// Which call.
         call: &'static str,
         /// The status code.
         code: ttrpc::Code,
-        /// Its words; they name the thing.
+        /// The agent's message, which names the object.
         message: String,
     },
-    /// The connection ended.
+    /// The connection closed.
     #[error("agent: {call}: connection lost")]
     Lost {
         /// Which call.
         call: &'static str,
-        /// What ttrpc says.
+        /// ttrpc's error.
         #[source]
         source: ttrpc::Error,
     },
-    /// No answer in time.
+    /// The agent did not answer in time.
     #[error("agent: {call}: no answer within {} s", DEADLINE.as_secs())]
     Silent {
         /// Which call.
@@ -74,7 +74,7 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// The agent's own code, when it answered.
+    /// The code of the agent's answer; none if it did not answer.
     pub fn answer(&self) -> Option<ttrpc::Code> {
         match self {
             Self::Refused { code, .. } => Some(*code),
@@ -102,12 +102,12 @@ impl Agent {
         Ok(Self(AgentClient::new(ttrpc::r#async::Client::new(Socket::try_from(stream)?))))
     }
 
-    /// Prepares the guest for containers. Once, first of all.
+    /// Sets the guest up for containers. To be called once, before other calls.
     pub async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), AgentError> {
         bounded("CreateSandbox", self.0.create_sandbox(Context::default(), &request)).await.map(drop)
     }
 
-    /// Ends every container, syncs and powers the guest off; the answer comes before the power-off.
+    /// Removes every container, syncs and powers the guest off; the answer comes before the power-off.
     pub async fn destroy_sandbox(&self) -> Result<(), AgentError> {
         bounded("DestroySandbox", self.0.destroy_sandbox(Context::default(), &Empty::new())).await.map(drop)
     }
@@ -123,7 +123,7 @@ impl Agent {
         }
     }
 
-    /// Gives the guest the host's wall clock.
+    /// Sets the guest's wall clock to the host's.
     pub async fn set_clock(&self) -> Result<(), AgentError> {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let mut request = SetClockRequest::new();
@@ -132,7 +132,7 @@ impl Agent {
         bounded("SetClock", self.0.set_clock(Context::default(), &request)).await.map(drop)
     }
 
-    /// Makes the guest's network that of the pod: interfaces, then routes, then neighbours.
+    /// Configures the guest's network as the pod's: interfaces, then routes, then neighbours.
     pub async fn configure_network(&self, network: &Network) -> Result<(), AgentError> {
         for nic in &network.nics {
             let mut request = UpdateInterfaceRequest::new();
@@ -152,7 +152,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the guest look for devices that were put on its bus; returns once each has its node.
+    /// Has the guest rescan its bus; returns once every device of `expect` has its node.
     pub async fn rescan_pci(&self, expect: Vec<DeviceLocator>) -> Result<(), AgentError> {
         let mut request = RescanPciRequest::new();
         request.expect = expect;
@@ -160,14 +160,14 @@ impl Agent {
         bounded("RescanPci", self.0.rescan_pci(Context::default(), &request)).await.map(drop)
     }
 
-    /// Has the guest let go of a PCI function: its driver's, and off the guest's bus.
+    /// Has the guest release a PCI function: its driver is unbound, and it leaves the guest's bus.
     pub async fn remove_pci(&self, path: &str) -> Result<(), AgentError> {
         let mut request = RemovePciRequest::new();
         request.pci_path = path.into();
         bounded("RemovePci", self.0.remove_pci(Context::default(), &request)).await.map(drop)
     }
 
-    /// Builds a container, its process not yet started.
+    /// Creates a container; its process is not started.
     pub async fn create_container(
         &self,
         request: CreateContainerRequest,
@@ -175,19 +175,19 @@ impl Agent {
         bounded("CreateContainer", self.0.create_container(Context::default(), &request)).await
     }
 
-    /// Lets the container's process go.
+    /// Starts the container's process.
     pub async fn start_container(&self, container_id: &str) -> Result<(), AgentError> {
         bounded("StartContainer", self.0.start_container(Context::default(), &container(container_id)))
             .await
             .map(drop)
     }
 
-    /// Runs a further process in a container.
+    /// Runs another process in a container.
     pub async fn exec_process(&self, request: ExecProcessRequest) -> Result<(), AgentError> {
         bounded("ExecProcess", self.0.exec_process(Context::default(), &request)).await.map(drop)
     }
 
-    /// Sends a signal to a process, or to all of the container.
+    /// Sends a signal to a process; with `all`, to every process of the container.
     pub async fn signal(&self, of: &ProcessRequest, signal: u32, all: bool) -> Result<(), AgentError> {
         let mut request = SignalProcessRequest::new();
         request.container_id.clone_from(&of.container_id);
@@ -197,13 +197,13 @@ impl Agent {
         bounded("SignalProcess", self.0.signal_process(Context::default(), &request)).await.map(drop)
     }
 
-    /// Answers when the process has exited, however long that takes.
+    /// Waits, without a time-out, until the process has exited.
     pub async fn wait_process(&self, of: &ProcessRequest) -> Result<WaitProcessResponse, AgentError> {
         let answer = self.0.wait_process(Context::default(), of).await;
         answer.map_err(|error| AgentError::of("WaitProcess", error))
     }
 
-    /// Tells a terminal its size.
+    /// Sets the size of a process's terminal.
     pub async fn resize_terminal(
         &self,
         of: &ProcessRequest,
@@ -217,7 +217,7 @@ impl Agent {
         bounded("ResizeTerminal", self.0.resize_terminal(Context::default(), &request)).await.map(drop)
     }
 
-    /// Pids of a container, as the guest numbers them.
+    /// The guest's pids of a container's processes.
     pub async fn list_processes(&self, container_id: &str) -> Result<Vec<u32>, AgentError> {
         let request = container(container_id);
         bounded("ListProcesses", self.0.list_processes(Context::default(), &request)).await.map(|a| a.pids)
@@ -230,7 +230,7 @@ impl Agent {
             .map(drop)
     }
 
-    /// Thaws it.
+    /// Thaws a container.
     pub async fn resume_container(&self, container_id: &str) -> Result<(), AgentError> {
         bounded("ResumeContainer", self.0.resume_container(Context::default(), &container(container_id)))
             .await
@@ -245,7 +245,7 @@ impl Agent {
         bounded("UpdateContainer", self.0.update_container(Context::default(), &request)).await.map(drop)
     }
 
-    /// Figures of a container's cgroup.
+    /// Statistics of a container's cgroup.
     pub async fn stats(&self, container_id: &str) -> Result<StatsContainerResponse, AgentError> {
         bounded("StatsContainer", self.0.stats_container(Context::default(), &container(container_id))).await
     }
@@ -258,29 +258,29 @@ impl Agent {
         bounded("RemoveContainer", self.0.remove_container(Context::default(), &request)).await.map(drop)
     }
 
-    /// Forgets a process that was run in a container and has exited.
+    /// Forgets an exited process of a container.
     pub async fn remove_process(&self, of: &ProcessRequest) -> Result<(), AgentError> {
         bounded("RemoveProcess", self.0.remove_process(Context::default(), of)).await.map(drop)
     }
 
-    /// Puts volumes and devices into a container, in order, or none of them.
+    /// Plugs volumes and devices into a container, all or none.
     pub async fn plug(&self, request: PlugRequest) -> Result<PlugResponse, AgentError> {
         bounded("Plug", self.0.plug(Context::default(), &request)).await
     }
 
-    /// Takes volumes, in order, and devices out of a container, or none of them: what is in use is refused.
+    /// Unplugs volumes and devices from a container, all or none; an error if one of them is in use.
     pub async fn unplug(&self, request: UnplugRequest) -> Result<PlugResponse, AgentError> {
         bounded("Unplug", self.0.unplug(Context::default(), &request)).await
     }
 
-    /// Brings CPUs on or off line until `count` are online.
+    /// Brings CPUs online or offline until `count` are online.
     pub async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
         let mut request = OnlineCpusRequest::new();
         request.count = count.into();
         bounded("OnlineCpus", self.0.online_cpus(Context::default(), &request)).await.map(drop)
     }
 
-    /// Answers with the next thing the guest says unasked; `None` is one that this runtime does not know.
+    /// Waits for the guest's next event; `None` for one of a kind that this runtime does not know.
     pub async fn next_event(&self) -> Result<Option<Event>, AgentError> {
         let answer = self.0.next_event(Context::default(), &Empty::new()).await;
         answer.map(|answer| answer.event).map_err(|error| AgentError::of("NextEvent", error))

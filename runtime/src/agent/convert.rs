@@ -1,4 +1,4 @@
-//! Our types as the protocol's, and the protocol's figures as containerd's.
+//! Converts the runtime's types to the protocol's, and the protocol's statistics to containerd's.
 
 use containerd_shim_protos::cgroups_v2::metrics;
 use kiai_protocol::agent;
@@ -35,7 +35,7 @@ pub(super) fn neighbour(from: &network::Neighbour) -> agent::Neighbour {
     neighbour
 }
 
-/// A container's figures in the form containerd reads (`io.containerd.cgroups.v2.Metrics`).
+/// A container's statistics as containerd's message (`io.containerd.cgroups.v2.Metrics`).
 pub fn stats(from: &agent::StatsContainerResponse) -> metrics::Metrics {
     let mut pids = metrics::PidsStat::new();
     pids.current = from.pids_current;

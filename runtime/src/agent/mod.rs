@@ -1,8 +1,7 @@
 //! The host's end of the agent protocol: one ttrpc connection over vsock (`protocol/proto/agent.proto`), and one
 //! connection for each standard stream.
 //!
-//! Typed calls with typed errors; decides nothing. `convert` is the only place where our types become the
-//! protocol's.
+//! Typed calls with typed errors; decides nothing. Only `convert` converts the runtime's types to the protocol's.
 
 mod client;
 mod convert;
@@ -18,5 +17,5 @@ pub use stream::StreamError;
 pub use stream::new_secret;
 pub use stream::open_stream;
 
-/// Messages of the protocol, for those who fill them in.
+/// The protocol's messages.
 pub use kiai_protocol::agent as message;

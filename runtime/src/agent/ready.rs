@@ -1,4 +1,4 @@
-//! Waiting for the agent: it calls when it serves, the host never asks.
+//! Waiting for the agent, which connects once it serves; the host never polls.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -12,30 +12,30 @@ use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
-/// A listener on the port the agent calls once it serves. To be made before the guest runs.
+/// A listener on the port to which the agent connects once it serves. To be made before the guest runs.
 pub struct Ready {
     ports: Arc<VsockPorts>,
     called: oneshot::Receiver<UnixStream>,
 }
 
-/// The agent's call was none.
+/// Why the agent is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadyError {
     /// The port is taken.
     #[error(transparent)]
     Port(#[from] PortInUse),
-    /// The device went away, or the stream ended early.
-    #[error("the agent's call broke off")]
+    /// The vsock device was removed, or the connection closed early.
+    #[error("the agent's connection closed before it was ready")]
     Stream(#[from] io::Error),
-    /// An initrd of another version, or something else altogether.
+    /// The agent is of another version, or is not Kiai's agent.
     #[error(
-        "the guest's agent speaks another version of the protocol ({0:02x?}): is the initrd of this release?"
+        "the guest's agent uses another version of the protocol ({0:02x?}); use the initrd of this release"
     )]
     Version([u8; 8]),
 }
 
 impl Ready {
-    /// Listens.
+    /// Starts to listen.
     pub fn listen(ports: &Arc<VsockPorts>) -> Result<Self, ReadyError> {
         let (call, called) = oneshot::channel();
         let call = Mutex::new(Some(call));
@@ -43,7 +43,7 @@ impl Ready {
             READY_PORT,
             Box::new(move |stream| {
                 if let Some(call) = call.lock().take() {
-                    // Nobody waits any more when the boot was given up.
+                    // The receiver is dropped if the boot failed.
                     let _ = call.send(stream);
                 }
             }),
@@ -51,7 +51,7 @@ impl Ready {
         Ok(Self { ports: ports.clone(), called })
     }
 
-    /// Returns once the agent has called and said what it should.
+    /// Returns once the agent has connected and sent the right message.
     pub async fn wait(mut self) -> Result<(), ReadyError> {
         let gone = |_| io::Error::from(io::ErrorKind::ConnectionAborted);
         let stream = (&mut self.called).await.map_err(gone)?;

@@ -1,4 +1,4 @@
-//! What CDI devices need, written into an OCI spec (SPEC.md "OCI Edits"). Pure but for [`look_at_node`].
+//! Writes the edits of CDI devices into an OCI spec (SPEC.md "OCI Edits"). Pure except for [`look_at_node`].
 
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
@@ -19,24 +19,24 @@ use super::file::DeviceNode;
 use super::file::MountEdit;
 use super::name::DeviceName;
 
-/// Options that every mount can have (mount(8)), those for the kernel's defaults among them.
+/// Options that every mount supports (mount(8)), including those that select the kernel's defaults.
 const MOUNT_ATTRIBUTES: &[&str] =
     &["nosuid", "nodev", "noexec", "noatime", "nodiratime", "strictatime", "suid", "dev", "exec", "relatime"];
 
-/// A device wants what cannot be had; the spec is as it was.
+/// An edit of a device is not supported; the spec is unchanged.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ApplyError {
-    /// Programs of the host cannot enter a microVM.
+    /// The device has a hook. A hook is a program of the host, which cannot act on a microVM.
     #[error("CDI device {name}: its {hook} hook {} is a program of the host: not supported", path.display())]
     Hook {
         /// The device.
         name: DeviceName,
-        /// When it would run.
+        /// Name of the hook: the moment at which it runs.
         hook: String,
-        /// The program.
+        /// The hook's program.
         path: PathBuf,
     },
-    /// The other things a microVM cannot have.
+    /// Another edit that a microVM does not support.
     #[error("CDI device {name}: {what}: not supported")]
     Unsupported {
         /// The device.
@@ -44,7 +44,7 @@ pub enum ApplyError {
         /// What it wants.
         what: String,
     },
-    /// What is set when a process starts cannot be set in one that runs.
+    /// The edit sets a property that a process gets at its start only.
     #[error("CDI device {name}: {what}: a running container cannot be given it; see kiai run --device")]
     Running {
         /// The device.
@@ -52,17 +52,17 @@ pub enum ApplyError {
         /// What it wants.
         what: String,
     },
-    /// A node that is not on the host.
+    /// The device node does not exist on the host.
     #[error("CDI device {name}: {} is no device node of this host", path.display())]
     NoNode {
         /// The device.
         name: DeviceName,
-        /// On the host.
+        /// Path on the host.
         path: PathBuf,
     },
 }
 
-/// What a node of the host is.
+/// Type and numbers of a device node of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NodeFacts {
     pub(super) typ: LinuxDeviceType,
@@ -71,7 +71,7 @@ pub(super) struct NodeFacts {
     pub(super) mode: u32,
 }
 
-/// Looks at a node of this host.
+/// Reads type and numbers of a device node of this host.
 pub(super) fn look_at_node(path: &Path) -> Option<NodeFacts> {
     let metadata = std::fs::metadata(path).ok()?;
     let typ = match metadata.file_type() {
@@ -85,7 +85,7 @@ pub(super) fn look_at_node(path: &Path) -> Option<NodeFacts> {
     Some(NodeFacts { typ, major, minor, mode: metadata.mode() & 0o777 })
 }
 
-/// The spec with what the devices need. `look` tells what a node of the host is.
+/// Applies the edits of the devices to the spec. `look` returns type and numbers of a device node of the host.
 pub(super) fn apply(
     spec: &Spec,
     edits: &[(DeviceName, &ContainerEdits)],
@@ -108,13 +108,13 @@ pub(super) fn apply(
     if edits.iter().any(|(_, edits)| !edits.mounts.is_empty())
         && let Some(mounts) = spec.mounts_mut()
     {
-        // What lies deeper is mounted later.
+        // Deeper destinations are mounted later.
         mounts.sort_by_key(|mount| mount.destination().components().count());
     }
     Ok(spec)
 }
 
-/// What a device needs of a container whose process runs: its environment and groups must be so already.
+/// The edits that a device needs in a running container. The process must have its variables and groups already.
 pub(super) fn needed(
     name: &DeviceName,
     process: &Process,
@@ -147,7 +147,7 @@ pub(super) fn needed(
     Ok(Needed { name: name.clone(), devices, rules, mounts: mounts.collect::<Result<_, _>>()? })
 }
 
-/// On an error says what cannot be had.
+/// The error names the unsupported part of the mount.
 fn needed_mount(mount: &Mount) -> Result<NeededMount, String> {
     let destination = mount.destination().clone();
     let at = destination.display();
@@ -157,7 +157,7 @@ fn needed_mount(mount: &Mount) -> Result<NeededMount, String> {
     }
     let options = mount.options().as_deref().unwrap_or_default();
     let (known, others): (Vec<_>, Vec<_>) = options.iter().partition(|option| is(option, MOUNT_ATTRIBUTES));
-    // Of a mount that nobody else sees these say nothing.
+    // Propagation has no meaning for a mount that exists in one mount namespace only.
     let none = ["bind", "rbind", "rw", "ro", "rro", "private", "rprivate", "slave", "rslave"];
     if let Some(unknown) = others.iter().find(|option| !is(option, &none)) {
         return Err(format!("mount {at} with option {unknown}"));
@@ -198,7 +198,7 @@ fn set_environment(process: &mut Process, words: &[String]) {
 fn add_groups(process: &mut Process, groups: &[u32]) {
     let mut user = process.user().clone();
     let mut all = user.additional_gids().clone().unwrap_or_default();
-    // The specification leaves out group 0.
+    // The specification excludes group 0.
     for group in groups.iter().filter(|&&group| group != 0) {
         if !all.contains(group) {
             all.push(*group);

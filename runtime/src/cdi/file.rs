@@ -1,4 +1,4 @@
-//! A CDI file as it is written (SPEC.md "CDI JSON Specification"): every key the specification has, and no other.
+//! The format of a CDI file (SPEC.md "CDI JSON Specification"): every key of the specification, and no other.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,25 +8,25 @@ use serde::Deserialize;
 use super::name::is_device;
 use super::name::is_kind;
 
-/// Major version of the specification, and the one before it.
+/// The supported major versions of the specification.
 const VERSIONS: [&str; 2] = ["0.", "1."];
 
-/// One file.
+/// The content of one CDI file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct File {
     pub(super) cdi_version: String,
     pub(super) kind: String,
-    /// Say something of the file to whom it may concern.
+    /// Annotations of the file, not used here.
     #[serde(default, rename = "annotations")]
     _annotations: BTreeMap<String, String>,
     pub(super) devices: Vec<Device>,
-    /// For every container that wants any of the devices.
+    /// Edits for every container with at least one of the devices.
     #[serde(default)]
     pub(super) container_edits: ContainerEdits,
 }
 
-/// One device.
+/// One device of a CDI file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Device {
@@ -36,7 +36,7 @@ pub(super) struct Device {
     pub(super) container_edits: ContainerEdits,
 }
 
-/// What a container needs.
+/// The edits that a container with the device needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct ContainerEdits {
@@ -50,7 +50,7 @@ pub(super) struct ContainerEdits {
     pub(super) additional_gids: Vec<u32>,
 }
 
-/// A node of the host.
+/// A device node of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct DeviceNode {
@@ -66,7 +66,7 @@ pub(super) struct DeviceNode {
     pub(super) gid: Option<u32>,
 }
 
-/// A path of the host.
+/// A mount of a host path.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct MountEdit {
@@ -78,7 +78,7 @@ pub(super) struct MountEdit {
     pub(super) options: Vec<String>,
 }
 
-/// A program of the host.
+/// A hook: a program of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Hook {
@@ -94,10 +94,10 @@ pub(super) struct NetDevice {
 }
 
 impl File {
-    /// What is wrong with it, if anything is.
+    /// Checks the file; the error is the first thing that is invalid.
     pub(super) fn check(&self) -> Result<(), String> {
         if !VERSIONS.iter().any(|version| self.cdi_version.starts_with(version)) {
-            return Err(format!("cdiVersion {:?} is not known here", self.cdi_version));
+            return Err(format!("cdiVersion {:?} is not supported", self.cdi_version));
         }
         if !is_kind(&self.kind) {
             return Err(format!("kind {:?} is not VENDOR/CLASS", self.kind));
@@ -111,7 +111,7 @@ impl File {
                 return Err(format!("device {:?}: not a name", device.name));
             }
             if self.devices[..index].iter().any(|other| other.name == device.name) {
-                return Err(format!("device {:?} is there twice", device.name));
+                return Err(format!("device {:?} is defined twice", device.name));
             }
             device.container_edits.check().map_err(|reason| format!("device {:?}: {reason}", device.name))?;
         }

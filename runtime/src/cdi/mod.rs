@@ -1,13 +1,13 @@
-//! Container Device Interface (github.com/cncf-tags/container-device-interface, SPEC.md 1.0): devices of vendors, by
-//! name.
+//! Container Device Interface (github.com/cncf-tags/container-device-interface, SPEC.md 1.0): vendors' devices,
+//! which a container asks for by name.
 //!
-//! A device is called `vendor.com/class=name` and stands in a file below `/etc/cdi` or `/var/run/cdi`, which says
-//! what a container that wants it needs: nodes, mounts, variables. All of that goes into the OCI spec on the
-//! host, before anything is planned, so a node a file names is lent like any other. What a file asks for and a
-//! microVM cannot have is refused by name. For a container that runs it goes into no spec, but says what is to
-//! come ([`for_running`]); what only a new process could be given is refused by name.
+//! A device is named `vendor.com/class=name`. A file below `/etc/cdi` or `/var/run/cdi` defines it and lists the edits
+//! that a container with the device needs: device nodes, mounts, environment variables. The host writes these edits
+//! into the OCI spec before the sandbox is planned, so a device node in a CDI file is assigned like any other. An
+//! edit that a microVM does not support is an error that names it. For a running container [`for_running`] returns
+//! the edits as a hotplug request; an edit that affects only a new process is an error that names it.
 //!
-//! [`name`] and [`apply`] are pure; [`registry`] reads the files. Knows nothing of guests.
+//! [`name`] and [`apply`] are pure; [`registry`] reads the files. This module does not know guests.
 
 mod apply;
 mod file;
@@ -29,33 +29,33 @@ pub use name::ParseNameError;
 pub use registry::Registry;
 pub use registry::RegistryError;
 
-/// Annotations with this prefix name devices, separated by commas.
+/// The value of an annotation with this prefix is a list of device names, separated by commas.
 pub const ANNOTATIONS: &str = "cdi.k8s.io/";
 
-/// Why a container cannot have the devices it names.
+/// The CDI devices of a container cannot be resolved or applied.
 #[derive(Debug, thiserror::Error)]
 pub enum CdiError {
-    /// An annotation with something else than names.
+    /// The value of an annotation is not a list of device names.
     #[error("annotation {annotation}")]
     Annotation {
-        /// Its name.
+        /// Name of the annotation.
         annotation: String,
-        /// The first word that is no name.
+        /// The first item that is not a device name.
         #[source]
         source: ParseNameError,
     },
-    /// No such device.
+    /// The device is not defined.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The device wants what cannot be had.
+    /// An edit of the device is not supported.
     #[error(transparent)]
     Apply(#[from] ApplyError),
 }
 
-/// The spec with the devices its annotations name; the same spec if they name none.
+/// Applies the devices in the spec's annotations to the spec. Without such annotations the spec is unchanged.
 ///
-/// Applying it to a spec in which somebody has applied them already changes nothing of weight: what is there is
-/// replaced by its like.
+/// Applying the devices a second time, for instance after the container engine did, has no effect: each edit replaces
+/// an equal one.
 pub fn apply_annotations(spec: Spec, registry: impl FnOnce() -> Registry) -> Result<Spec, CdiError> {
     let names = wanted(&spec)?;
     if names.is_empty() {
@@ -66,42 +66,42 @@ pub fn apply_annotations(spec: Spec, registry: impl FnOnce() -> Registry) -> Res
     Ok(apply::apply(&spec, &edits, &apply::look_at_node)?)
 }
 
-/// What a device needs of a container that is there.
+/// The edits that a device needs in a running container.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Needed {
     /// The device.
     pub name: DeviceName,
-    /// As they would be in its spec.
+    /// Device nodes, as in an OCI spec.
     pub devices: Vec<LinuxDevice>,
-    /// For those.
+    /// Device rules for `nodes`.
     pub rules: Vec<LinuxDeviceCgroup>,
-    /// Paths of the host.
+    /// Bind mounts of host paths.
     pub mounts: Vec<NeededMount>,
 }
 
-/// A path of the host that is mounted in the container.
+/// A bind mount of a host path in the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NeededMount {
-    /// On the host.
+    /// Path on the host.
     pub source: PathBuf,
-    /// In the container.
+    /// Path in the container.
     pub destination: PathBuf,
-    /// Not to be written to.
+    /// Whether the mount is read-only.
     pub read_only: bool,
-    /// What else is kept from it: `nosuid`, `nodev`, ...
+    /// The other mount options: `nosuid`, `nodev`, ...
     pub options: Vec<String>,
 }
 
-/// What each of these devices needs of a container whose init is `process` and runs.
+/// The edits that each of these devices needs in a running container whose init is `process`.
 ///
 /// # Errors
-/// A device needs what only a process that starts can be given, and `process` has not got it.
+/// A device needs an environment variable or a group that `process` does not have; only a new process can get it.
 pub fn for_running(
     names: &[DeviceName],
     process: &Process,
     registry: &Registry,
 ) -> Result<Vec<Needed>, CdiError> {
-    // What a file says for all its devices each of them needs: it goes with the last.
+    // The edits of a file that apply to all its devices are returned with the last one.
     let one = |name: &DeviceName| {
         let edits = registry.edits(std::slice::from_ref(name))?;
         Ok(apply::needed(name, process, &edits, &apply::look_at_node)?)
@@ -109,7 +109,7 @@ pub fn for_running(
     names.iter().map(one).collect()
 }
 
-/// The devices a spec's annotations name, each once, by annotation and then as they stand there.
+/// The devices in a spec's annotations, without duplicates, ordered by annotation and then by position in the list.
 fn wanted(spec: &Spec) -> Result<Vec<DeviceName>, CdiError> {
     let mut annotations: Vec<_> = spec
         .annotations()

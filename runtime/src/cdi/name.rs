@@ -1,4 +1,4 @@
-//! The name of a device: `vendor.com/class=name` (SPEC.md "kind" and "device name"). Pure.
+//! Names of CDI devices: `vendor.com/class=name` (SPEC.md "kind" and "device name"). Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,19 +6,19 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// A device's full name.
+/// The qualified name of a device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DeviceName {
-    /// `vendor.com/class`.
+    /// The kind, `vendor.com/class`.
     pub(super) kind: String,
-    /// Unique within its kind.
+    /// The device's name, unique within its kind.
     pub(super) device: String,
 }
 
-/// Not a name.
+/// The text is not the name of a CDI device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is no CDI device; write VENDOR/CLASS=NAME, like vendor.com/device=0")]
+#[error("{0:?} is not the name of a CDI device; write VENDOR/CLASS=NAME, like vendor.com/device=0")]
 pub struct ParseNameError(String);
 
 /// Letters, digits and some of `marks` in between; a letter first, a letter or digit last.
@@ -29,13 +29,13 @@ fn is_word(text: &str, marks: &str, digit_first: bool) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
 }
 
-/// Whether a text is `vendor.com/class`.
+/// Whether a text has the form `vendor.com/class`.
 pub(super) fn is_kind(text: &str) -> bool {
     text.split_once('/')
         .is_some_and(|(vendor, class)| is_word(vendor, "_-.", false) && is_word(class, "_-", false))
 }
 
-/// Whether a text can stand behind the `=`.
+/// Whether a text is valid after the `=`.
 pub(super) fn is_device(text: &str) -> bool {
     is_word(text, "_-.:", true)
 }

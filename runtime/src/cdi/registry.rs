@@ -1,4 +1,4 @@
-//! The devices of this host's CDI files.
+//! The registry: all devices that the CDI files of this host define.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,28 +8,28 @@ use super::file::ContainerEdits;
 use super::file::File;
 use super::name::DeviceName;
 
-/// Where files are; what stands in a later directory goes before what stands in an earlier one.
+/// The directories of CDI files. A later directory has precedence over an earlier one.
 const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
-/// Why a device cannot be had.
+/// A device cannot be found.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RegistryError {
-    /// No file has it; one that cannot be read might.
-    #[error("CDI device {name}: no file in {} has it{}", DIRECTORIES.join(" or "), not_readable(.broken))]
+    /// No readable file defines the device. A file that cannot be read may define it.
+    #[error("CDI device {name}: no file in {} defines it{}", DIRECTORIES.join(" or "), not_readable(.broken))]
     Unknown {
         /// The device.
         name: DeviceName,
-        /// Files that cannot be read, and why.
+        /// The files that cannot be read, each with the reason.
         broken: Vec<String>,
     },
-    /// Two files of one directory have it.
-    #[error("CDI device {name}: both {} and {} have it", one.display(), other.display())]
+    /// Two files of one directory define the device.
+    #[error("CDI device {name}: both {} and {} define it; remove one", one.display(), other.display())]
     Ambiguous {
         /// The device.
         name: DeviceName,
-        /// A file.
+        /// One of the files.
         one: PathBuf,
-        /// Another.
+        /// The other file.
         other: PathBuf,
     },
 }
@@ -38,19 +38,19 @@ fn not_readable(files: &[String]) -> String {
     if files.is_empty() { String::new() } else { format!(" (not readable: {})", files.join("; ")) }
 }
 
-/// All devices, by name.
+/// All devices of this host, by name.
 #[derive(Debug, Default)]
 pub struct Registry {
     files: Vec<(PathBuf, File)>,
-    /// Where each device is: an index into `files` and one into its devices.
+    /// For each device an index into `files` and an index into the devices of that file.
     devices: BTreeMap<DeviceName, (usize, usize)>,
     ambiguous: BTreeMap<DeviceName, (usize, usize)>,
     broken: Vec<String>,
 }
 
 impl Registry {
-    /// Reads the host's files. One that cannot be read costs the others nothing; it is named when a device is
-    /// missing.
+    /// Reads the host's CDI files. A file that cannot be read does not affect the others; the error for a missing
+    /// device names it.
     pub fn read() -> Self {
         Self::read_from(&DIRECTORIES.map(Path::new))
     }
@@ -92,8 +92,8 @@ impl Registry {
         self.files.push((path, file));
     }
 
-    /// What a container needs for these devices, in order, each with the name of whose need it is. What a file
-    /// says for all its devices comes once, before the first of them.
+    /// The edits for these devices, in order, each with the name of its device. The edits of a file that apply to all
+    /// its devices come once, before the first of them.
     pub(super) fn edits(
         &self,
         names: &[DeviceName],
@@ -119,7 +119,7 @@ impl Registry {
     }
 }
 
-/// `None` for what is no CDI file.
+/// `None` for a file that is not a CDI file.
 fn read_file(path: &Path) -> Result<Option<File>, String> {
     let extension = path.extension().and_then(|extension| extension.to_str());
     if !matches!(extension, Some("json" | "yaml" | "yml")) {

@@ -1,4 +1,4 @@
-//! The host's kernel, its directories and the tools of the network.
+//! Checks of the host's kernel, its directories and the network's tools.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use rustix::fs::Access;
 use crate::check::Finding;
 use crate::network::Settings;
 
-/// Mounts, taps and namespaces are root's.
+/// Whether the user is root: mounts, taps and namespaces need root.
 pub(super) fn root() -> Finding {
     match rustix::process::geteuid().is_root() {
         true => Finding::good("user", "root"),
@@ -16,7 +16,7 @@ pub(super) fn root() -> Finding {
     }
 }
 
-/// Whether a directory, or the first one above it that exists, can be written to.
+/// Whether a directory, or its nearest existing parent, is writable.
 pub(super) fn directory(name: &'static str, path: &Path) -> Finding {
     let existing = nearest_existing(path);
     let hint = format!("make {} writable, or name another folder (--root, --state)", path.display());
@@ -24,7 +24,7 @@ pub(super) fn directory(name: &'static str, path: &Path) -> Finding {
         return Finding::failed(name, format!("{} is not a directory", existing.display()), hint);
     }
     let writable = rustix::fs::access(&existing, Access::WRITE_OK | Access::EXEC_OK);
-    // A mounted /proc or a read-only file system lets itself be asked, but not written.
+    // access(2) reports /proc and /sys as writable, but no file can be made there.
     let kind = rustix::fs::statfs(&existing).map(|stat| stat.f_type);
     match (writable, kind) {
         (Err(errno), _) | (_, Err(errno)) => {
@@ -45,7 +45,7 @@ fn nearest_existing(path: &Path) -> PathBuf {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
-/// Whether layers can be laid over each other where containers write.
+/// Whether overlay mounts are available and supported by the root directory's file system.
 pub(super) fn overlay(root: &Path) -> Finding {
     const NAME: &str = "overlayfs";
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
@@ -72,7 +72,7 @@ fn module_exists(name: &str) -> bool {
     std::fs::read_to_string(list).is_ok_and(|list| list.contains(&format!("/{name}.ko")))
 }
 
-/// How the host's control groups are laid out. Sandboxes run on all; limits on the host need v2 or v1 memory.
+/// The version of the host's control groups. Sandboxes run with each; limits on the host need the memory controller.
 pub(super) fn cgroups() -> Finding {
     const NAME: &str = "control groups";
     let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
@@ -92,7 +92,7 @@ pub(super) fn cgroups() -> Finding {
     }
 }
 
-/// Without taps there is no network but loopback.
+/// Whether tap devices can be made. Without them the only network is loopback.
 pub(super) fn tun() -> Finding {
     const NAME: &str = "tun";
     let path = Path::new("/dev/net/tun");
@@ -107,7 +107,7 @@ pub(super) fn tun() -> Finding {
     }
 }
 
-/// The plugins of the default network.
+/// Whether the CNI plugins of the default network are installed.
 pub(super) fn plugins() -> Finding {
     const NAME: &str = "CNI plugins";
     let settings = Settings::default();
@@ -125,7 +125,7 @@ pub(super) fn plugins() -> Finding {
     )
 }
 
-/// The plugins call it for masquerading and port mappings.
+/// Whether iptables is installed: the plugins call it for masquerading and port mappings.
 pub(super) fn iptables() -> Finding {
     const NAME: &str = "iptables";
     let folders = std::env::var_os("PATH").unwrap_or_default();

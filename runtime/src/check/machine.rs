@@ -1,4 +1,4 @@
-//! The processor, KVM, and what a guest is made of.
+//! Checks of the processor, KVM, the guest kernel and the initial file system.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use kiai_vmm::ProbeError;
 use crate::check::Finding;
 use crate::config::Config;
 
-/// Whether it is one we run on, and what it says of virtualisation.
+/// Whether the processor is supported and reports virtualisation.
 pub(super) fn processor() -> Finding {
     const NAME: &str = "processor";
     if std::env::consts::ARCH != "x86_64" {
@@ -19,7 +19,7 @@ pub(super) fn processor() -> Finding {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     match virtualisation(&info) {
         Some(feature) => Finding::good(NAME, format!("x86-64 with {feature}")),
-        // KVM has the last word: some clouds hide the flag and offer KVM all the same.
+        // Only the check of KVM decides: some clouds hide the flag although KVM works.
         None => Finding::doubtful(
             NAME,
             "neither vmx (Intel) nor svm (AMD) among its flags",
@@ -40,7 +40,7 @@ fn virtualisation(cpuinfo: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether KVM runs the code of a stock kernel.
+/// Whether KVM runs the code of an unmodified kernel.
 pub(super) fn kvm() -> Finding {
     const NAME: &str = "kvm";
     match kiai_vmm::probe() {
@@ -62,7 +62,7 @@ pub(super) fn kvm() -> Finding {
     }
 }
 
-/// Whether the guest kernel is there and looks like one.
+/// Whether the guest kernel exists and has a known format.
 pub(super) fn kernel(config: &Config) -> Finding {
     let hint = "build it (cargo xtask kernel), or name one in KIAI_KERNEL or the configuration file";
     let describe = |start: &[u8]| {
@@ -77,7 +77,7 @@ pub(super) fn kernel(config: &Config) -> Finding {
     artifact("guest kernel", &config.kernel, hint, describe)
 }
 
-/// Whether the guest's initial file system is there and looks like one.
+/// Whether the guest's initial file system exists and has a known format.
 pub(super) fn initrd(config: &Config) -> Finding {
     let hint = "build it (cargo xtask rootfs), or name one in KIAI_INITRD or the configuration file";
     let describe = |start: &[u8]| {

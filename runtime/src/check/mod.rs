@@ -1,6 +1,6 @@
-//! Whether this machine can run microVMs, and if not, exactly why and what to do about it.
+//! `kiai check`: whether this machine can run microVMs, and if not, the reason and the remedy.
 //!
-//! Every check is one function that returns one [`Finding`]; none changes anything. Reading order: [`all`].
+//! Every check is one function that returns one [`Finding`] and changes nothing. Reading order: [`all`].
 
 mod host;
 mod machine;
@@ -10,28 +10,28 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::store::Paths;
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// As it should be.
+    /// The check passed.
     Good,
-    /// Something will not work, but microVMs will.
+    /// A feature does not work, but microVMs run.
     Doubtful,
-    /// No microVM will run.
+    /// No microVM runs.
     Failed,
 }
 
-/// What one check found.
+/// The report of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// The checked object.
     pub name: &'static str,
-    /// How it came out.
+    /// The result.
     pub outcome: Outcome,
-    /// What was found, one line.
+    /// The observation, on one line.
     pub detail: String,
-    /// What to do, if something is to be done.
+    /// The remedy, unless the check passed.
     pub hint: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Finding {
     }
 }
 
-/// Runs every check, in the order in which a start would meet them.
+/// Runs every check, in the order in which a container's start needs the objects.
 pub fn all(paths: &Paths) -> Vec<Finding> {
     let mut findings = vec![machine::processor(), machine::kvm(), host::root()];
     match Config::load() {
@@ -93,7 +93,7 @@ mod tests {
         }
         let state = findings.iter().find(|finding| finding.name == "state directory").unwrap();
         assert_eq!(state.outcome, Outcome::Failed);
-        // Looking must leave nothing behind.
+        // A check must not make files.
         assert!(!paths.root.exists());
     }
 }

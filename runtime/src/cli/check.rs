@@ -1,11 +1,11 @@
-//! `kiai check`: prints what [`crate::check`] finds.
+//! `kiai check`: prints the findings of [`crate::check`].
 
 use std::fmt::Write;
 
 use crate::check;
 use crate::check::Outcome;
 use crate::cli::Context;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::format;
 use crate::cli::format::Format;
 
@@ -18,7 +18,7 @@ pub(super) struct Check {
 }
 
 impl Check {
-    pub(super) fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let findings = check::all(context.store.paths());
         let failed = findings.iter().any(|finding| finding.outcome == Outcome::Failed);
         match self.format {

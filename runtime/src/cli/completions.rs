@@ -1,9 +1,9 @@
-//! `kiai completions`: what a shell needs to complete our words.
+//! `kiai completions`: a shell's completion script.
 
 use clap::CommandFactory;
 
 use crate::cli::Cli;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::format;
 
 /// Print the completions for a shell
@@ -15,7 +15,7 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    pub(super) fn perform(self) -> Result<u8, Failure> {
+    pub(super) fn perform(self) -> Result<u8, CommandError> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "kiai", &mut script);
         format::print(&String::from_utf8_lossy(&script))?;

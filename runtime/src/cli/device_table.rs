@@ -1,17 +1,17 @@
-//! The devices of a container as a table: from the spec's entry over the host to the guest.
+//! The devices of a container as a table: the spec's entry, the host's device, the guest's device.
 
 use crate::cli::format;
 use crate::plan::DeviceMap;
 use crate::plan::MappedDevice;
 
-/// What stands where nothing is to be said.
+/// The text of an empty cell.
 const NONE: &str = "-";
 
-/// The table, and below it what it cannot show.
+/// The table, and below it the device rules.
 pub(super) fn of(map: &DeviceMap) -> String {
     let located = map.devices.iter().any(|device| device.guest.is_some());
     let mut text = if map.devices.is_empty() {
-        "no devices but those every container has\n".to_owned()
+        "no devices except those of every container\n".to_owned()
     } else if located {
         let heading = ["ENTRY", "HOST", "ATTACHED", "PCI PATH", "GUEST", "IN THE CONTAINER", "ALLOWED"];
         format::table(&heading, &map.devices.iter().map(row).collect::<Vec<_>>())
@@ -23,7 +23,7 @@ pub(super) fn of(map: &DeviceMap) -> String {
         text.push_str("and every other device of the guest\n");
     }
     if !map.rules.is_empty() {
-        text.push_str("\nRules in force, the last one that fits decides:\n");
+        text.push_str("\nRules in force, of which the last one that matches decides:\n");
         for rule in &map.rules {
             text.push_str(&format!("  {rule}\n"));
         }
@@ -126,7 +126,7 @@ ENTRY          HOST                   ATTACHED                      PCI PATH   G
 /dev/vfio/12   c 243:0 0000:00:03.0   VFIO (cdev), guest's driver   07.0       b 259:0 /dev/nvme0n1   /dev/nvme0n1       rwm
 /dev/fuse      c 10:229               the guest's own               -          c 10:229               /dev/fuse          nothing
 
-Rules in force, the last one that fits decides:
+Rules in force, of which the last one that matches decides:
   deny a *:* rwm
   allow b 254:16 r
 ";
@@ -156,6 +156,6 @@ ENTRY       HOST               ATTACHED
 and every other device of the guest
 ";
         assert_eq!(of(&map), expected);
-        assert_eq!(of(&DeviceMap::default()), "no devices but those every container has\n");
+        assert_eq!(of(&DeviceMap::default()), "no devices except those of every container\n");
     }
 }

@@ -1,4 +1,5 @@
-//! `kiai devices`: which PCI functions of the host can be passed to a pod, and moving them to VFIO and back.
+//! `kiai devices`: lists which PCI functions of the host can be assigned to a pod, and binds them to VFIO or to the
+//! host's drivers.
 
 use std::path::Path;
 
@@ -6,7 +7,7 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::format;
 use crate::cli::format::Format;
 use crate::host::pci;
@@ -14,11 +15,11 @@ use crate::plan::PciAddress;
 use crate::plan::PciFunctionFacts;
 use crate::plan::VfioInterface;
 
-/// List the PCI devices of this machine that a pod can be given, or move one
+/// List the PCI devices of this machine that can be assigned to a pod, or bind one to another driver
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Devices {
-    /// Bridges too
+    /// List bridges, too
     #[arg(short, long)]
     all: bool,
     /// How to print
@@ -30,13 +31,13 @@ pub(super) struct Devices {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Take a device from the host's driver, so that a pod can have it
+    /// Bind a device to VFIO, so that it can be assigned to a pod
     Bind {
         /// Such as 0000:00:03.0
         #[arg(value_name = "ADDRESS")]
         address: PciAddress,
     },
-    /// Give a device back to the host's driver
+    /// Bind a device to the host's driver again
     Unbind {
         /// Such as 0000:00:03.0
         #[arg(value_name = "ADDRESS")]
@@ -53,19 +54,19 @@ struct Row {
     id: String,
     class: String,
     driver: Option<String>,
-    /// How a pod's machine would open it, once it is on vfio-pci.
+    /// The interface by which it is opened, once it is bound to vfio-pci.
     vfio: Option<VfioInterface>,
     group: Option<u32>,
     /// The other functions of its group.
     group_members: Vec<String>,
     resets: bool,
     ready: bool,
-    /// Why it is not ready and what to do, or how to use it.
+    /// Why it is not ready and the remedy, or how to use it.
     advice: String,
 }
 
 impl Devices {
-    pub(super) fn perform(self) -> Result<u8, Failure> {
+    pub(super) fn perform(self) -> Result<u8, CommandError> {
         let sys = Path::new(pci::SYS);
         let told = match self.action {
             None => return self.list(sys),
@@ -78,7 +79,7 @@ impl Devices {
                 let moved = pci::unbind(sys, address).map_err(anyhow::Error::from)?;
                 match moved.driver {
                     Some(driver) => format!("{address} is on {driver} again"),
-                    None => format!("{address} has no driver: the host has none for it"),
+                    None => format!("{address} has no driver: the host has no driver for it"),
                 }
             }
         };
@@ -86,7 +87,7 @@ impl Devices {
         Ok(0)
     }
 
-    fn list(self, sys: &Path) -> Result<u8, Failure> {
+    fn list(self, sys: &Path) -> Result<u8, CommandError> {
         let functions = functions(sys)?;
         let names = pci::names(&functions);
         let rows: Vec<Row> = functions
@@ -103,7 +104,7 @@ impl Devices {
     }
 }
 
-fn functions(sys: &Path) -> Result<Vec<PciFunctionFacts>, Failure> {
+fn functions(sys: &Path) -> Result<Vec<PciFunctionFacts>, CommandError> {
     Ok(pci::functions(sys).context("read the PCI devices of this machine")?)
 }
 
@@ -155,7 +156,7 @@ fn others<'a>(function: &PciFunctionFacts, all: &'a [PciFunctionFacts]) -> Vec<&
 
 fn advice(function: &PciFunctionFacts, all: &[PciFunctionFacts]) -> String {
     if function.is_bridge() {
-        return "a bridge, which the host keeps".to_owned();
+        return "a bridge, which stays with the host".to_owned();
     }
     if function.group.is_none() {
         return "no IOMMU: turn it on in the firmware, and intel_iommu=on for the kernel".to_owned();
@@ -166,7 +167,7 @@ fn advice(function: &PciFunctionFacts, all: &[PciFunctionFacts]) -> String {
         .map(|other| format!("{} ({})", other.address, other.driver.as_deref().unwrap_or("no driver")))
         .collect();
     if !in_the_way.is_empty() {
-        return format!("its group is the host's through {}", in_the_way.join(", "));
+        return format!("drivers of the host have its group: {}", in_the_way.join(", "));
     }
     if function.is_vfio() {
         return format!("kiai run --device pci:{}", function.address);

@@ -1,6 +1,6 @@
-//! `kiai run --dry-run`: the plan of a container, and nothing done.
+//! `kiai run --dry-run`: prints the plan of a container.
 //!
-//! The same steps as for a container that is made, up to the plan, with a bundle that is thrown away.
+//! The steps are those of `kiai run` up to the plan, with a temporary bundle.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::cli::options::ContainerOptions;
 use crate::cli::options::NetworkOption;
 use crate::cli::options::ProcessOptions;
 use crate::cli::prepare;
-use crate::cli::prepare::Place;
+use crate::cli::prepare::BundleTarget;
 use crate::cli::prepare::Source;
 use crate::config::Config;
 use crate::host::facts;
@@ -31,10 +31,10 @@ use crate::plan::plan_sandbox;
 use crate::plan::wanted_sources;
 use crate::store::Paths;
 
-/// Stands for an id and a host name nobody has given yet.
+/// Placeholder for the container's id and host name.
 const NEW: &str = "new";
 
-/// A container that will not be made.
+/// A dry run of a container.
 pub(super) struct Rehearsal<'a> {
     pub(super) paths: &'a Paths,
     pub(super) source: &'a Source,
@@ -43,7 +43,7 @@ pub(super) struct Rehearsal<'a> {
     pub(super) command: &'a [String],
 }
 
-/// All that was decided.
+/// Everything that is printed.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Decided {
@@ -51,17 +51,17 @@ struct Decided {
     process: ProcessFigures,
     mounts: Vec<MountFigures>,
     devices: DeviceMap,
-    /// In the host's numbers, in order, the last one that fits deciding.
+    /// The device rules with the host's numbers, in order: the last one that matches decides.
     device_rules: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SandboxFigures {
-    /// Online at first.
+    /// vCPUs online at first.
     vcpus: u8,
     most_vcpus: u8,
-    /// Plugged at first.
+    /// Memory plugged at first.
     memory_mib: u32,
     most_memory_mib: u32,
     kernel: String,
@@ -87,7 +87,7 @@ struct ProcessFigures {
 #[serde(rename_all = "camelCase")]
 struct MountFigures {
     destination: String,
-    /// Of the host; none for what the guest's kernel makes.
+    /// The source on the host; none for a file system that the guest's kernel mounts.
     source: Option<String>,
     #[serde(rename = "type")]
     typ: String,
@@ -95,7 +95,7 @@ struct MountFigures {
 }
 
 impl Rehearsal<'_> {
-    /// Decides and prints.
+    /// Plans and prints.
     pub(super) fn print(&self, format: Format) -> anyhow::Result<()> {
         let decided = self.decide()?;
         match format {
@@ -105,10 +105,11 @@ impl Rehearsal<'_> {
     }
 
     fn decide(&self) -> anyhow::Result<Decided> {
-        let bundle = tempfile::tempdir().context("a bundle to be thrown away")?;
+        let bundle = tempfile::tempdir().context("cannot make a temporary bundle")?;
         let id = self.container.name.as_deref().unwrap_or(NEW);
-        let place = Place { paths: self.paths, bundle: bundle.path(), id, network: None, rehearsal: true };
-        let spec = prepare::prepare(&place, self.source, self.process, self.container, self.command)?;
+        let target =
+            BundleTarget { paths: self.paths, bundle: bundle.path(), id, network: None, rehearsal: true };
+        let spec = prepare::prepare(&target, self.source, self.process, self.container, self.command)?;
         let spec = cdi::apply_annotations(spec, cdi::Registry::read)?;
         let config = Config::load()?;
         let all = spec.annotations().clone().unwrap_or_default();
@@ -161,7 +162,7 @@ impl Rehearsal<'_> {
     }
 }
 
-/// Sources of volumes that are not there yet would become directories.
+/// Treats sources of volumes that do not exist as directories, which `run` would make.
 fn made_at_start(spec: &Spec, facts: &mut HostFacts) {
     for source in wanted_sources(spec).0 {
         if !source.exists() {
@@ -228,14 +229,14 @@ fn text(decided: &Decided) -> String {
         .collect();
     text.push_str(&format!("\n{}", format::table(&["MOUNT", "TYPE", "SOURCE", ""], &rows)));
     text.push_str(&format!("\n{}", device_table::of(devices)));
-    text.push_str("\nDevice rules, the last one that fits decides:\n");
+    text.push_str("\nDevice rules, of which the last one that matches decides:\n");
     for rule in device_rules {
         text.push_str(&format!("  {rule}\n"));
     }
     text
 }
 
-/// A word as it would have to be typed.
+/// An argument as it would be typed in a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -312,9 +313,9 @@ MOUNT   TYPE   SOURCE
 /proc   proc   the guest's own
 /data   bind   /srv              read-only
 
-no devices but those every container has
+no devices except those of every container
 
-Device rules, the last one that fits decides:
+Device rules, of which the last one that matches decides:
   deny a *:* rwm
 ";
         assert_eq!(text(&decided), expected);

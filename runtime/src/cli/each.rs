@@ -1,13 +1,13 @@
-//! Verbs that do one thing to several containers: what goes wrong with one does not stop the others.
+//! Verbs for several containers: a failure with one does not stop the others.
 
-use crate::cli::failure::Failure;
-use crate::cli::failure::one_line;
+use crate::cli::command_error::CommandError;
+use crate::cli::command_error::one_line;
 
-/// Does it to each, complains about each that fails, and returns status 1 if any did.
+/// Runs an operation for each name, prints each error, and returns status 1 if there was one.
 pub(super) async fn each(
     names: &[String],
     action: impl AsyncFn(&str) -> anyhow::Result<()>,
-) -> Result<u8, Failure> {
+) -> Result<u8, CommandError> {
     let mut status = 0;
     for name in names {
         if let Err(error) = action(name).await {

@@ -1,4 +1,4 @@
-//! `kiai exec`: one more process in a running container.
+//! `kiai exec`: runs another process in a running container.
 
 use std::io::IsTerminal;
 
@@ -9,20 +9,20 @@ use oci_spec::runtime::Process;
 use oci_spec::runtime::Spec;
 
 use crate::cli::Context;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::options::ProcessOptions;
 use crate::cli::prepare;
 use crate::cli::session::Session;
 use crate::cli::signals::Forwarded;
 use crate::cli::state::State;
 use crate::cli::streams;
-use crate::cli::streams::Streams;
+use crate::cli::streams::ProcessFifos;
 use crate::cli::task::StreamUris;
 use crate::cli::task::Task;
 use crate::cli::terminal::RawMode;
 use crate::spec::capability::process_sets;
 use crate::store;
-use crate::store::Container;
+use crate::store::ContainerDirectory;
 use crate::store::Record;
 use crate::store::record::Status;
 use crate::store::rootfs;
@@ -40,10 +40,10 @@ pub(super) struct Exec {
 }
 
 impl Exec {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let options = &self.process;
         if options.tty && options.interactive && !options.detach && !std::io::stdin().is_terminal() {
-            return Err(Failure::own(anyhow!("-it: standard input is not a terminal; leave out -t")));
+            return Err(CommandError::own(anyhow!("-it: standard input is not a terminal; leave out -t")));
         }
         let (container, record) = context.store.find(&self.container)?;
         let task = running_task(&record).await?;
@@ -51,15 +51,15 @@ impl Exec {
         let exec_id = format!("exec-{}", store::random_id()?);
         if options.detach {
             let uris = StreamUris { terminal: options.tty, ..StreamUris::default() };
-            task.exec(&exec_id, &process, &uris).await.map_err(Failure::of_start)?;
-            task.start(&exec_id).await.map_err(Failure::of_start)?;
+            task.exec(&exec_id, &process, &uris).await.map_err(CommandError::of_start)?;
+            task.start(&exec_id).await.map_err(CommandError::of_start)?;
             return Ok(0);
         }
         let mut signals = Forwarded::take_over().context("cannot take over signals")?;
         let directory = streams::directory(&container.bundle(), &exec_id);
-        let streams = Streams::create(directory, options.interactive, options.tty)?;
+        let streams = ProcessFifos::create(directory, options.interactive, options.tty)?;
         let result = self.attend(&task, &exec_id, &process, &streams, &mut signals).await;
-        // If it has not been attended to its end. The container may have been removed meanwhile, fifos and all.
+        // For a process that was not attended to its end. The container may have been removed meanwhile, with the fifos.
         let _ = task.delete(&exec_id).await;
         streams.remove()?;
         result
@@ -70,12 +70,12 @@ impl Exec {
         task: &Task,
         exec_id: &str,
         process: &Process,
-        streams: &Streams,
+        streams: &ProcessFifos,
         signals: &mut Forwarded,
-    ) -> Result<u8, Failure> {
-        task.exec(exec_id, process, &streams.uris).await.map_err(Failure::of_start)?;
-        let flow = streams.start().context("cannot carry the process's streams")?;
-        task.start(exec_id).await.map_err(Failure::of_start)?;
+    ) -> Result<u8, CommandError> {
+        task.exec(exec_id, process, &streams.uris).await.map_err(CommandError::of_start)?;
+        let flow = streams.start().context("cannot copy the process's streams")?;
+        task.start(exec_id).await.map_err(CommandError::of_start)?;
         let raw = if self.process.tty && self.process.interactive { RawMode::enter() } else { Ok(None) };
         let _raw = raw.context("cannot switch the terminal to raw mode")?;
         let session = Session { task, exec_id, terminal: self.process.tty, console: None };
@@ -83,8 +83,8 @@ impl Exec {
         Ok(u8::try_from(ended.status).unwrap_or(255))
     }
 
-    /// The container's own process with what is asked for in its place.
-    fn plan(&self, container: &Container, record: &Record) -> anyhow::Result<Process> {
+    /// The OCI process: that of the container, changed by the options.
+    fn plan(&self, container: &ContainerDirectory, record: &Record) -> anyhow::Result<Process> {
         let path = container.bundle().join("config.json");
         let spec = Spec::load(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut process =
@@ -119,10 +119,10 @@ impl Exec {
     }
 }
 
-/// The shim of a running container.
+/// Connects to the shim of a running container.
 ///
 /// # Errors
-/// It is not running, or does not answer.
+/// The container is not running, or its shim does not answer.
 pub(super) async fn running_task(record: &Record) -> anyhow::Result<Task> {
     let state = State::of(record).await;
     match &record.status {

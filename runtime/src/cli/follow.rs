@@ -1,4 +1,4 @@
-//! A file that another process appends to, read as it grows. inotify(7) says when; nothing is polled.
+//! Follows a file that another process appends to, with inotify(7); nothing is polled.
 
 use std::fs::File;
 use std::io;
@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::fs::inotify;
 use tokio::net::unix::pipe::Receiver;
 
-/// A file and where we are in it.
+/// A growing file with the position up to which it was read.
 pub(super) struct Growing {
     file: File,
-    /// Reads like a pipe, and is awaited like one.
+    /// The inotify descriptor.
     watch: Receiver,
 }
 
@@ -24,7 +24,7 @@ impl Growing {
         Self::continued(File::open(path)?, path)
     }
 
-    /// Goes on with a file that was read in part.
+    /// Follows a file from its current position.
     ///
     /// # Errors
     /// The file cannot be watched.
@@ -34,16 +34,16 @@ impl Growing {
         Ok(Self { file, watch: Receiver::from_owned_fd_unchecked(watch)? })
     }
 
-    /// Reads what has been added; empty if nothing was.
+    /// Reads the bytes that were appended; empty if there are none.
     pub(super) fn read(&mut self) -> io::Result<Vec<u8>> {
-        // A writer may be faster than we: one mouthful at a time.
+        // The writer may be faster: read a bounded amount.
         let mut added = vec![0; 256 << 10];
         let length = self.file.read(&mut added)?;
         added.truncate(length);
         Ok(added)
     }
 
-    /// Returns when something may have been added since the last call. Cancelling loses nothing.
+    /// Returns when bytes may have been appended since the last call. Cancelling loses nothing.
     pub(super) async fn changed(&self) -> io::Result<()> {
         self.watch.readable().await?;
         let mut events = [0; 4096];

@@ -1,4 +1,4 @@
-//! How lists are printed: aligned columns for people, JSON for programs.
+//! Prints lists: aligned columns for people, JSON for programs.
 
 use std::io;
 use std::io::Write;
@@ -16,7 +16,7 @@ pub(super) enum Format {
     Json,
 }
 
-/// Writes to standard output; a reader that has gone away ends the command without a complaint.
+/// Writes to standard output; a closed pipe ends the command without an error.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -80,7 +80,7 @@ pub(super) fn bytes(amount: u64) -> String {
 
 /// At most `most` characters, the last being an ellipsis if something was left out.
 pub(super) fn shorten(text: &str, most: usize) -> String {
-    // What a table prints is one line, whatever the words hold.
+    // A cell is one line, whatever the text contains.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().count() <= most {
         return text;

@@ -1,4 +1,4 @@
-//! Images for `run` and the verbs about images: what a reference stands for, pulled if need be.
+//! Images for `run` and the verbs about images: finds an image by its reference, and pulls it if needed.
 
 use anyhow::Context as _;
 use anyhow::bail;
@@ -17,7 +17,7 @@ pub(super) fn store(context: &Context) -> anyhow::Result<ImageStore> {
     Ok(ImageStore::open(&context.store.paths().root)?)
 }
 
-/// Finds an image, or gets it.
+/// Finds an image in the store, or pulls it.
 pub(super) async fn source(context: &Context, image: &str, pull: PullOption) -> anyhow::Result<Source> {
     let store = store(context)?;
     let found = match pull {
@@ -26,7 +26,9 @@ pub(super) async fn source(context: &Context, image: &str, pull: PullOption) -> 
     };
     let image = match found {
         Some(found) => found,
-        None if matches!(pull, PullOption::Never) => bail!("image {image} is not here (--pull never)"),
+        None if matches!(pull, PullOption::Never) => {
+            bail!("image {image} is not in the store, and --pull never forbids to pull it")
+        }
         None => {
             let source = ImageSource::parse(image)?;
             let got = get(&store, &source, None, PullOptions::default()).await;

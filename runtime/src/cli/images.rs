@@ -1,9 +1,9 @@
-//! `kiai images`: the images there are.
+//! `kiai images`: lists the images in the store.
 
 use serde::Serialize;
 
 use crate::cli::Context;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::format;
 use crate::cli::format::Format;
 use crate::cli::image;
@@ -11,7 +11,7 @@ use crate::cli::image;
 /// List images
 #[derive(Debug, clap::Args)]
 pub(super) struct Images {
-    /// Only digests
+    /// Print digests only
     #[arg(short, long)]
     quiet: bool,
     /// How to print
@@ -30,7 +30,7 @@ struct Row {
 }
 
 impl Images {
-    pub(super) fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let images = image::store(context)?.list().map_err(anyhow::Error::from)?;
         let rows: Vec<Row> = images
             .into_iter()

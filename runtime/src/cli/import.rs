@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 
 use crate::cli::Context;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::format;
 use crate::cli::image;
 use crate::image::ImageSource;
@@ -21,10 +21,13 @@ pub(super) struct Import {
 }
 
 impl Import {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let source = ImageSource::parse(&self.source).map_err(anyhow::Error::from)?;
         if let ImageSource::Registry(_) = source {
-            return Err(Failure::own(anyhow!("{}: not oci:DIR[:TAG] nor docker-archive:FILE", self.source)));
+            return Err(CommandError::own(anyhow!(
+                "{}: not oci:DIR[:TAG] nor docker-archive:FILE",
+                self.source
+            )));
         }
         // A name is completed as docker completes it, so that `run` finds it.
         let name = match &self.name {

@@ -1,13 +1,13 @@
-//! `kiai inspect`: all that is known of containers, as JSON; or where each of their devices is.
+//! `kiai inspect`: prints all details of containers as JSON, or a table of their devices.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
+use crate::cli::command_error::one_line;
 use crate::cli::device_table;
-use crate::cli::failure::Failure;
-use crate::cli::failure::one_line;
 use crate::cli::format;
 use crate::cli::format::Format;
 use crate::cli::state::State;
@@ -16,13 +16,13 @@ use crate::plan::DeviceMap;
 use crate::store::Record;
 use crate::store::rootfs;
 
-/// Print all that is known of containers
+/// Print all details of containers
 #[derive(Debug, clap::Args)]
 pub(super) struct Inspect {
     /// Name or id
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
-    /// Print what each device of the spec is on the host and in the guest
+    /// Print each device on the host and in the guest
     #[arg(long)]
     devices: bool,
     /// How --devices is printed
@@ -42,7 +42,7 @@ struct Inspection {
 }
 
 impl Inspect {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         if self.devices {
             return self.print_devices(context);
         }
@@ -71,7 +71,7 @@ impl Inspect {
         Ok(status)
     }
 
-    fn print_devices(self, context: &Context) -> Result<u8, Failure> {
+    fn print_devices(self, context: &Context) -> Result<u8, CommandError> {
         let mut found = Vec::new();
         let mut status = 0;
         for name in &self.containers {

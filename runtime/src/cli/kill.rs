@@ -1,9 +1,9 @@
 //! `kiai kill`: sends a signal to a container's process.
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
 use crate::cli::exec::running_task;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::signals;
 
@@ -19,7 +19,7 @@ pub(super) struct Kill {
 }
 
 impl Kill {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         each(&self.containers, async |name| {
             let (_, record) = context.store.find(name)?;
             let task = running_task(&record).await?;

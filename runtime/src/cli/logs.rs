@@ -1,4 +1,4 @@
-//! `kiai logs`: what a container in the background wrote.
+//! `kiai logs`: prints the output of a container in the background.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use anyhow::anyhow;
 use serde::Deserialize;
 
 use crate::cli::Context;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::follow::Growing;
 use crate::cli::state::State;
 use crate::cli::task::Task;
@@ -25,7 +25,7 @@ use crate::store::timestamp::Timestamp;
 /// Longest line of a log: the shim breaks lines at 64 KiB, and JSON may write a byte as six.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// Print what a container in the background wrote
+/// Print the output of a container in the background
 #[derive(Debug, clap::Args)]
 pub(super) struct Logs {
     /// Go on until the container ends
@@ -84,16 +84,19 @@ struct Line {
 }
 
 impl Logs {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let (_, record) = context.store.find(&self.container)?;
         let path = record.log.as_deref().ok_or_else(|| {
-            anyhow!("container {} runs in the foreground: its output was not recorded", record.name)
+            anyhow!(
+                "container {} runs in the foreground, so its output was not recorded; start it with -d",
+                record.name
+            )
         })?;
         let result = self.show(&record, path).await;
         match result {
-            // Who closed the pipe wants no more.
+            // A closed pipe ends the output without an error.
             Err(error) if is_broken_pipe(&error) => Ok(0),
-            Err(error) => Err(Failure::own(error)),
+            Err(error) => Err(CommandError::own(error)),
             Ok(()) => Ok(0),
         }
     }
@@ -101,7 +104,7 @@ impl Logs {
     async fn show(&self, record: &Record, path: &Path) -> anyhow::Result<()> {
         let mut file = match File::open(path) {
             Ok(file) => file,
-            // Nothing was written yet.
+            // The container has written no output yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.follow => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 File::options().append(true).create(true).open(path)?;
@@ -115,7 +118,7 @@ impl Logs {
         }
         let mut growing = Growing::continued(file, path)?;
         let mut rest = Vec::new();
-        // Asked before the first reading: what is written until the end is there when the end is known.
+        // Asked before the first read, so that all output is read after the end is known.
         let mut end = Box::pin(end_of(record, self.follow));
         let mut ended = !self.follow;
         loop {
@@ -178,7 +181,7 @@ async fn end_of(record: &Record, follow: bool) {
         return;
     }
     let Status::Started { socket, .. } = &record.status else { return };
-    // A shim that is gone has ended, too.
+    // If the shim is gone, the container has ended, too.
     if let Ok(task) = Task::connect(socket, &record.id).await {
         let _ = task.wait("").await;
     }
@@ -202,7 +205,7 @@ fn start_of_last(file: &mut File, lines: u64) -> io::Result<u64> {
         file.read_exact(piece)?;
         for (place, byte) in piece.iter().enumerate().rev() {
             let after = start + place as u64 + 1;
-            // The feed at the very end closes the last line, it does not open one.
+            // The line feed at the end of the file ends the last line and begins none.
             if *byte == b'\n' && after != length {
                 seen += 1;
                 if seen == lines {

@@ -1,21 +1,20 @@
 //! The `kiai` command: one verb a file, each a client of the Task service of a container's shim.
 //!
-//! Here the words of the command line are read and the exit status is decided, nothing else: a verb returns
-//! `Ok(status)` or a [`Failure`], and the only line on standard error that is ours is printed at the end of
-//! [`main`]. The statuses are docker's: the container's own, 125 when we failed, 126 and 127 when the program
-//! in the container could not be started.
+//! This module parses the command line and determines the exit status: a verb returns `Ok(status)` or a
+//! [`CommandError`], which is printed as one line at the end of [`main`]. The statuses are docker's: the container's
+//! own, 125 if kiai failed, 126 and 127 if the program in the container could not be started.
 //!
-//! Reading order: [`run`] tells the whole story of a container; [`task`] is how a shim is spoken to,
-//! [`streams`] how bytes flow, [`release`] how everything is given back.
+//! Reading order: [`run`] runs a container from start to end; [`task`] is the client of a shim, [`streams`] copies the
+//! standard streams, [`release`] frees a container's resources.
 
 mod check;
+mod command_error;
 mod completions;
 mod device_table;
 mod devices;
 mod dry_run;
 mod each;
 mod exec;
-mod failure;
 mod follow;
 mod format;
 mod image;
@@ -53,7 +52,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::Subcommand;
 
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::network::Settings;
 use crate::store::Paths;
 use crate::store::Store;
@@ -71,16 +70,16 @@ struct Cli {
 /// Options of every verb.
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// Folder of images, volumes and what containers wrote [default: $KIAI_ROOT or /var/lib/kiai]
+    /// Folder of images, volumes and data of containers [default: $KIAI_ROOT or /var/lib/kiai]
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Folder of what is gone after a reboot [default: $KIAI_STATE or /run/kiai]
+    /// Folder of state that does not survive a reboot [default: $KIAI_STATE or /run/kiai]
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Containers of another namespace are not seen [default: $KIAI_NAMESPACE or default]
+    /// Namespace of containers; those of other namespaces are not visible [default: $KIAI_NAMESPACE or default]
     #[arg(long, global = true, value_name = "NAME")]
     namespace: Option<String>,
-    /// Make the shim write down what it does (shim.log in the bundle)
+    /// Make the shim log debug messages (shim.log in the bundle)
     #[arg(long, global = true)]
     debug: bool,
 }
@@ -111,14 +110,14 @@ enum Verb {
     Release(release::Release),
 }
 
-/// What every verb works with.
+/// The context of every verb.
 #[derive(Debug)]
 struct Context {
     store: Store,
     debug: bool,
 }
 
-/// Reads the command line, does what it says and returns the exit status.
+/// Parses the command line, runs the verb and returns the exit status.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -134,40 +133,39 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A command line that was not understood is one line and status 125; help and version are no errors.
+/// Prints the error of a wrong command line as one line, with status 125; help and version are no errors.
 fn refuse(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // A closed pipe is the reader's wish.
+        // A closed pipe is no error.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
     let message: Vec<&str> = text
         .lines()
-        // What follows the first blank line is advice and usage.
+        // After the first blank line come advice and usage.
         .take_while(|line| !line.trim().is_empty())
         .flat_map(str::split_whitespace)
         .collect();
     let message = message.join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
     eprintln!("kiai: {message} (see kiai --help)");
-    ExitCode::from(failure::OWN)
+    ExitCode::from(command_error::OWN)
 }
 
-fn perform(cli: Cli) -> Result<u8, Failure> {
+fn perform(cli: Cli) -> Result<u8, CommandError> {
     let context = Context { store: Store::new(paths(&cli.global)?), debug: cli.global.debug };
     // One thread is enough for a client, and none is started before it is needed.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::own(anyhow::Error::new(error).context("cannot start")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        CommandError::own(anyhow::Error::new(error).context("cannot start the tokio runtime"))
+    })?;
     let status = runtime.block_on(dispatch(cli.verb, &context));
     // A thread that waits for a terminal or a fifo ends with the process.
     runtime.shutdown_background();
     status
 }
 
-async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
+async fn dispatch(verb: Verb, context: &Context) -> Result<u8, CommandError> {
     match verb {
         Verb::Run(run) => run.perform(context).await,
         Verb::Exec(exec) => exec.perform(context).await,
@@ -194,13 +192,13 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, Failure> {
     }
 }
 
-fn paths(global: &Global) -> Result<Paths, Failure> {
+fn paths(global: &Global) -> Result<Paths, CommandError> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let folder = |option: &Option<PathBuf>, name, otherwise: &str| {
         let path =
             option.clone().or_else(|| variable(name).map(PathBuf::from)).unwrap_or_else(|| otherwise.into());
         std::path::absolute(&path)
-            .map_err(|error| Failure::own(anyhow::Error::new(error).context(path.display().to_string())))
+            .map_err(|error| CommandError::own(anyhow::Error::new(error).context(path.display().to_string())))
     };
     let namespace = global
         .namespace
@@ -208,7 +206,7 @@ fn paths(global: &Global) -> Result<Paths, Failure> {
         .or_else(|| variable("KIAI_NAMESPACE").map(|name| name.to_string_lossy().into_owned()))
         .unwrap_or_else(|| "default".to_owned());
     if !crate::spec::volume::is_name(&namespace) {
-        return Err(Failure::own(anyhow::anyhow!(
+        return Err(CommandError::own(anyhow::anyhow!(
             "{namespace:?} is not a namespace; use letters, digits, '.', '_' and '-'"
         )));
     }
@@ -219,7 +217,7 @@ fn paths(global: &Global) -> Result<Paths, Failure> {
     })
 }
 
-/// The network containers join, as the environment has it.
+/// The settings of the default network, from the environment.
 fn network_settings() -> anyhow::Result<Settings> {
     Ok(Settings::default())
 }

@@ -1,4 +1,4 @@
-//! Names for containers nobody named: an adjective and a noun.
+//! Generates names for containers: an adjective and a noun.
 
 use crate::store::StoreError;
 
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_can_be_names_and_no_word_is_there_twice() {
+    fn names_are_valid_and_no_word_is_repeated() {
         assert_eq!(ADJECTIVES.iter().collect::<HashSet<_>>().len(), ADJECTIVES.len());
         assert_eq!(NOUNS.iter().collect::<HashSet<_>>().len(), NOUNS.len());
         for attempt in 0..3 {

@@ -1,4 +1,4 @@
-//! The options of `kiai run`, as written. Their values are read by the parsers in `spec` and `network`.
+//! The options of `kiai run`. The parsers in `spec` and `network` read their values.
 
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ pub(super) enum PullOption {
     Never,
 }
 
-/// What is run and how it is attached.
+/// Options of the process and its streams.
 #[derive(Debug, clap::Args)]
 pub(super) struct ProcessOptions {
     /// Keep standard input open
@@ -45,10 +45,10 @@ pub(super) struct ProcessOptions {
     /// Run in the background
     #[arg(short, long)]
     pub(super) detach: bool,
-    /// Set an environment variable; NAME alone takes the value it has here
+    /// Set an environment variable; NAME alone takes its value in this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(super) env: Vec<String>,
-    /// Set the environment variables of a file, one a line
+    /// Set the environment variables of a file, one on each line
     #[arg(long, value_name = "FILE")]
     pub(super) env_file: Vec<PathBuf>,
     /// Working directory in the container
@@ -59,7 +59,7 @@ pub(super) struct ProcessOptions {
     pub(super) user: Option<UserOption>,
 }
 
-/// What the container is and may do.
+/// Options of the container and its limits.
 #[derive(Debug, clap::Args)]
 pub(super) struct ContainerOptions {
     /// Name of the container [default: an adjective and a noun]
@@ -98,17 +98,17 @@ pub(super) struct ContainerOptions {
     /// Set a resource limit: nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub(super) ulimit: Vec<Ulimit>,
-    /// Lend a device of the host: a node, a PCI function (pci:ADDRESS, see kiai devices; with
+    /// Assign a device of the host: a node, a PCI function (pci:ADDRESS, see kiai devices; with
     /// ,user-space a program in the container drives it), or a device of a CDI file by its name
     #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]
     pub(super) device: Vec<DeviceOption>,
-    /// Let the container do all its guest lets it: every capability and device, no seccomp
+    /// Give the container every capability and every device of its guest, and no seccomp profile
     #[arg(long)]
     pub(super) privileged: bool,
     /// Network of the container
     #[arg(long, value_enum, default_value = "default")]
     pub(super) network: NetworkOption,
-    /// Lead a port of the host to the container
+    /// Publish a port of the container on the host
     #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/udp]")]
     pub(super) publish: Vec<PortMapping>,
     /// Guest kernel for this container's sandbox

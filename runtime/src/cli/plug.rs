@@ -1,8 +1,8 @@
-//! `kiai plug`: volumes, devices and interfaces for a container that runs.
+//! `kiai plug`: plugs volumes, devices and interfaces into a running container.
 //!
-//! An interface is made in the pod's namespace here, as the first one was by `run`; its shim takes it over, with
-//! the volumes, in one transaction. What is to be undone is written down before it is done, so that whoever
-//! releases the container can.
+//! This command makes an interface in the pod's namespace, as `run` made the first one; the shim takes it over together
+//! with the volumes and devices, in one transaction. Each step is recorded before it is done, so that a later command
+//! can undo it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,20 +11,20 @@ use anyhow::Context as _;
 use anyhow::bail;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::exec::running_task;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::options::NetworkOption;
 use crate::cli::prepare;
 use crate::container;
 use crate::container::PlugVolume;
 use crate::network;
-use crate::network::Interface;
+use crate::network::CniInterface;
 use crate::spec::device;
 use crate::spec::device::DeviceOption;
 use crate::spec::volume::VolumeOption;
 use crate::spec::volume::VolumeSource;
-use crate::store::Container;
+use crate::store::ContainerDirectory;
 use crate::store::Paths;
 use crate::store::Record;
 use crate::store::StoreError;
@@ -39,20 +39,22 @@ pub(super) struct Plug {
     /// Mount a file, a directory or a named volume
     #[arg(short, long, value_name = "SOURCE:PATH[:ro]", required_unless_present_any = ["network", "device"])]
     volume: Vec<VolumeOption>,
-    /// Lend a device of the host, named as for run. Variables of a running process cannot be changed: those
-    /// that name PCI functions (PCIDEVICE_*) are right in what exec starts afterwards, and a CDI device that
-    /// sets some is refused
+    /// Assign a device of the host, named as for run. Variables of a running process cannot be changed: those
+    /// with PCI addresses (PCIDEVICE_*) are right in processes that exec starts afterwards, and a CDI device
+    /// that sets variables is refused
     #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]
     device: Vec<DeviceOption>,
-    /// Join the network with one more interface, whose name and addresses are printed
+    /// Join the network with another interface, whose name and addresses are printed
     #[arg(long, value_enum)]
     network: Vec<NetworkOption>,
 }
 
 impl Plug {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         if self.network.contains(&NetworkOption::None) {
-            return Err(Failure::own(anyhow::anyhow!("--network none: there is nothing to plug in")));
+            return Err(CommandError::own(anyhow::anyhow!(
+                "--network none has no interface to plug in; use --network default"
+            )));
         }
         let paths = context.store.paths();
         let volumes =
@@ -73,7 +75,7 @@ impl Plug {
         if let Err(error) = plugged.await {
             for interface in interfaces.iter().rev() {
                 if let Err(error) = network::unplug(&container.network_file(), &interface.name) {
-                    eprintln!("kiai: cannot give interface {} back: {error}", interface.name);
+                    eprintln!("kiai: cannot remove interface {}: {error}", interface.name);
                 }
             }
             container.write_record(&record)?;
@@ -85,25 +87,25 @@ impl Plug {
         Ok(0)
     }
 
-    /// The devices as they would be in a spec.
-    fn devices(&self) -> anyhow::Result<container::Plug> {
+    /// The plug request for the devices, as entries and rules of a spec.
+    fn devices(&self) -> anyhow::Result<container::PlugOptions> {
         let found = self.device.iter().filter_map(|device| prepare::find_device(device).transpose());
         let found = found.collect::<anyhow::Result<Vec<_>>>()?;
         let vendors = self.device.iter().filter_map(|device| match device {
             DeviceOption::Cdi(name) => Some(name.clone()),
             _ => None,
         });
-        Ok(container::Plug {
+        Ok(container::PlugOptions {
             devices: device::nodes(&found),
             rules: device::rules(&found),
             functions: found.iter().filter_map(|device| device.function).collect(),
-            vendor_devices: vendors.collect(),
-            ..container::Plug::default()
+            cdi_devices: vendors.collect(),
+            ..container::PlugOptions::default()
         })
     }
 
-    /// What `inspect` will show.
-    fn recorded(&self, record: &Record, interfaces: &[Interface]) -> Record {
+    /// The record with the plugged volumes and interfaces.
+    fn recorded(&self, record: &Record, interfaces: &[CniInterface]) -> Record {
         let mut record = record.clone();
         record.volumes.extend(self.volume.iter().map(ToString::to_string));
         record.addresses.extend(interfaces.iter().flat_map(|interface| interface.addresses.clone()));
@@ -111,18 +113,18 @@ impl Plug {
     }
 }
 
-/// A container by name or id, held so that nobody else changes it.
-pub(super) fn locked(context: &Context, name: &str) -> anyhow::Result<(Container, Record, Lock)> {
+/// Finds a container by name or id and locks it.
+pub(super) fn locked(context: &Context, name: &str) -> anyhow::Result<(ContainerDirectory, Record, Lock)> {
     let (container, _) = context.store.find(name)?;
     let gone = || StoreError::NoContainer(name.to_owned());
     let lock = container.lock()?.ok_or_else(gone)?;
-    // Of now: it may have changed before the lock was ours.
+    // Read again: the record may have changed before the lock was taken.
     let record = container.record()?.ok_or_else(gone)?;
     Ok((container, record, lock))
 }
 
-/// A volume's place on the host. Unlike `run` it makes no directory for a path that is not there: what a batch
-/// that failed would leave behind.
+/// The path of a volume on the host. Unlike `run`, this makes no directory for a path that does not exist, because a
+/// failed request would leave it behind.
 fn find(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<PlugVolume> {
     let source: PathBuf = match &volume.source {
         VolumeSource::Named(name) => volume_directory(paths, name)?,
@@ -131,7 +133,7 @@ fn find(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<PlugVolume> {
         }
     };
     if source.to_str().is_none() {
-        bail!("volume {}: its path is not UTF-8", source.display());
+        bail!("volume {}: the path is not UTF-8", source.display());
     }
     Ok(PlugVolume { source, destination: volume.destination.clone(), read_only: volume.read_only })
 }

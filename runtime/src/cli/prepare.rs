@@ -1,5 +1,5 @@
-//! From the options of `run` to a bundle on disk: looks up in the world what [`crate::spec`] wants to know,
-//! plans, and writes `config.json` and the files for `/etc`.
+//! From the options of `run` to a bundle on disk: reads the facts that [`crate::spec`] needs, plans, and writes
+//! `config.json` and the files for `/etc`.
 
 use std::fs;
 use std::io;
@@ -20,9 +20,9 @@ use crate::cli::options::ContainerOptions;
 use crate::cli::options::ProcessOptions;
 use crate::cli::terminal;
 use crate::host::pci;
-use crate::network::Network;
+use crate::network::CniNetwork;
 use crate::network::dns;
-use crate::plan::PassMode;
+use crate::plan::PassthroughMode;
 use crate::plan::PciAddress;
 use crate::spec;
 use crate::spec::SpecInput;
@@ -42,13 +42,13 @@ use crate::store::Paths;
 use crate::store::layers::read_file;
 use crate::store::volumes::volume_directory;
 
-/// Longest `/etc/passwd` or `/etc/group` that is read from an image.
+/// The greatest size of an image's `/etc/passwd` or `/etc/group`.
 const LONGEST_DATABASE: usize = 4 << 20;
 
-/// Longest `--env-file`.
+/// The greatest size of an `--env-file`.
 const LONGEST_ENV_FILE: u64 = 1 << 20;
 
-/// What a container is made from.
+/// The source of a container: an image or a root directory.
 #[derive(Debug)]
 pub(super) struct Source {
     /// As the user wrote it.
@@ -81,28 +81,28 @@ impl Source {
     }
 }
 
-/// Where a container is being made.
-pub(super) struct Place<'a> {
+/// The container and bundle that are being made.
+pub(super) struct BundleTarget<'a> {
     pub(super) paths: &'a Paths,
     pub(super) bundle: &'a Path,
     pub(super) id: &'a str,
-    pub(super) network: Option<&'a Network>,
-    /// Nothing outside the bundle is to be made.
+    pub(super) network: Option<&'a CniNetwork>,
+    /// No file outside of the bundle is made.
     pub(super) rehearsal: bool,
 }
 
-/// Makes the specification and writes the bundle. The bundle's directory is there.
+/// Makes the specification and writes the bundle, whose directory exists.
 ///
 /// # Errors
 /// An option names something that is not in the image or not on the host, or the bundle cannot be written.
 pub(super) fn prepare(
-    place: &Place<'_>,
+    target: &BundleTarget<'_>,
     source: &Source,
     process: &ProcessOptions,
     container: &ContainerOptions,
     command: &[String],
 ) -> anyhow::Result<Spec> {
-    let hostname = container.hostname.as_deref().unwrap_or(place.id);
+    let hostname = container.hostname.as_deref().unwrap_or(target.id);
     let user = match (&process.user, source.config.user()) {
         (Some(user), _) => user.clone(),
         (None, Some(user)) => user.parse().context("the image's user")?,
@@ -120,8 +120,8 @@ pub(super) fn prepare(
         cpus: container.cpus,
         memory: container.memory,
         kernel: container.kernel.as_deref().map(existing_file).transpose().context("--kernel")?,
-        console: container.console.then(|| console_file(place.bundle)),
-        vendor_devices: container
+        console: container.console.then(|| console_file(target.bundle)),
+        cdi_devices: container
             .device
             .iter()
             .filter_map(|device| if let DeviceOption::Cdi(name) = device { Some(name.clone()) } else { None })
@@ -134,39 +134,39 @@ pub(super) fn prepare(
         environment: environment(source.config.env().as_deref().unwrap_or_default(), process)?,
         user: find_user(&user, &source.layers)?,
         hostname,
-        volumes: container.volume.iter().map(|v| find_volume(v, place)).collect::<Result<_, _>>()?,
+        volumes: container.volume.iter().map(|v| find_volume(v, target)).collect::<Result<_, _>>()?,
         devices: container
             .device
             .iter()
             .filter_map(|device| find_device(device).transpose())
             .collect::<Result<_, _>>()?,
-        etc: write_etc(place.bundle, hostname, place.network)?,
-        network_namespace: place.network.map(|network| network.namespace.clone()),
+        etc: write_etc(target.bundle, hostname, target.network)?,
+        network_namespace: target.network.map(|network| network.namespace.clone()),
     })?;
     if let (true, Some(process)) = (process.tty, spec.process_mut()) {
         process.set_console_size(console_size());
     }
-    let path = place.bundle.join("config.json");
+    let path = target.bundle.join("config.json");
     spec.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
     if container.console {
-        let path = console_file(place.bundle);
+        let path = console_file(target.bundle);
         fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     }
     Ok(spec)
 }
 
-/// Where the shim writes the guest's console.
+/// The file to which the shim writes the guest's console.
 pub(super) fn console_file(bundle: &Path) -> PathBuf {
     bundle.join("console.log")
 }
 
-/// The size of our terminal in the specification's words.
+/// The size of this terminal, for the specification.
 pub(super) fn console_size() -> Option<ConsoleSize> {
     let (columns, rows) = terminal::size()?;
     BoxBuilder::default().height(rows).width(columns).build().ok()
 }
 
-/// Lays the variables of files and options over `base`.
+/// The environment `base`, changed by the variables of files and options.
 pub(super) fn environment(base: &[String], process: &ProcessOptions) -> anyhow::Result<Environment> {
     let host = |name: &str| std::env::var(name).ok();
     let mut environment = Environment::from_image(base);
@@ -186,7 +186,7 @@ fn read_env_file(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?.take(LONGEST_ENV_FILE + 1).read_to_string(&mut text)?;
     if text.len() as u64 > LONGEST_ENV_FILE {
-        return Err(io::Error::other("it is longer than 1 MiB"));
+        return Err(io::Error::other("the file is longer than 1 MiB"));
     }
     Ok(text)
 }
@@ -203,12 +203,12 @@ pub(super) fn find_user(user: &UserOption, layers: &[PathBuf]) -> anyhow::Result
     Ok(resolve_user(user, &database("etc/passwd")?, &database("etc/group")?)?)
 }
 
-/// A volume's place on the host. As with docker, a source that is not there becomes a directory.
-fn find_volume(volume: &VolumeOption, place: &Place<'_>) -> anyhow::Result<BindMount> {
+/// The path of a volume on the host. As with docker, a directory is made for a path that does not exist.
+fn find_volume(volume: &VolumeOption, target: &BundleTarget<'_>) -> anyhow::Result<BindMount> {
     let source = match &volume.source {
-        VolumeSource::Named(name) if place.rehearsal => place.paths.volumes().join(name),
-        VolumeSource::Named(name) => volume_directory(place.paths, name)?,
-        VolumeSource::Path(path) if place.rehearsal && !path.exists() => {
+        VolumeSource::Named(name) if target.rehearsal => target.paths.volumes().join(name),
+        VolumeSource::Named(name) => volume_directory(target.paths, name)?,
+        VolumeSource::Path(path) if target.rehearsal && !path.exists() => {
             std::path::absolute(path).with_context(|| format!("volume {}", path.display()))?
         }
         VolumeSource::Path(path) => {
@@ -226,7 +226,7 @@ fn find_volume(volume: &VolumeOption, place: &Place<'_>) -> anyhow::Result<BindM
     Ok(BindMount { source, destination: volume.destination.clone(), read_only: volume.read_only })
 }
 
-/// What a device is on the host. A vendor's is found when the container is made.
+/// The facts about a device of the host; none for a CDI device, which is looked up when the container is created.
 pub(super) fn find_device(device: &DeviceOption) -> anyhow::Result<Option<HostDevice>> {
     match device {
         DeviceOption::Cdi(_) => Ok(None),
@@ -239,7 +239,7 @@ pub(super) fn find_device(device: &DeviceOption) -> anyhow::Result<Option<HostDe
     }
 }
 
-/// The IOMMU group of a function that is ready to be passed.
+/// The IOMMU group of a function that can be assigned.
 fn find_group(address: PciAddress) -> anyhow::Result<u32> {
     let Some(function) = pci::function(Path::new(pci::SYS), address) else {
         bail!("no PCI function {address} on this host");
@@ -254,7 +254,10 @@ fn find_group(address: PciAddress) -> anyhow::Result<u32> {
     Ok(group)
 }
 
-fn find_node(device: &NodeOption, function: Option<(PciAddress, PassMode)>) -> anyhow::Result<HostDevice> {
+fn find_node(
+    device: &NodeOption,
+    function: Option<(PciAddress, PassthroughMode)>,
+) -> anyhow::Result<HostDevice> {
     let named = || format!("device {}", device.host.display());
     let metadata = fs::metadata(&device.host).with_context(named)?;
     let kind = metadata.file_type();
@@ -281,8 +284,8 @@ fn existing_file(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(canonical)
 }
 
-/// Writes the files that lie over the image's in `/etc`.
-fn write_etc(bundle: &Path, hostname: &str, network: Option<&Network>) -> anyhow::Result<EtcFiles> {
+/// Writes the files that replace the image's in `/etc`.
+fn write_etc(bundle: &Path, hostname: &str, network: Option<&CniNetwork>) -> anyhow::Result<EtcFiles> {
     let directory = bundle.join("etc");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let write = |name: &str, text: String| -> anyhow::Result<Option<PathBuf>> {
@@ -290,11 +293,11 @@ fn write_etc(bundle: &Path, hostname: &str, network: Option<&Network>) -> anyhow
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(path))
     };
-    let address: Option<IpAddr> = network.and_then(Network::address);
+    let address: Option<IpAddr> = network.and_then(CniNetwork::address);
     Ok(EtcFiles {
         hostname: write("hostname", format!("{hostname}\n"))?,
         hosts: write("hosts", dns::hosts(hostname, address))?,
-        // Without a network there is no server to be asked.
+        // Without a network no server can be reached.
         resolv_conf: write(
             "resolv.conf",
             network.map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf())),
@@ -302,7 +305,7 @@ fn write_etc(bundle: &Path, hostname: &str, network: Option<&Network>) -> anyhow
     })
 }
 
-/// The host's resolv.conf; the one behind systemd-resolved's stub if that is what it has.
+/// The host's resolv.conf; with systemd-resolved's stub, the file that it stands for.
 fn host_resolv_conf() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let text = read("/etc/resolv.conf");

@@ -1,10 +1,10 @@
-//! `kiai ps`: the containers there are. What dead shims left is given back in passing.
+//! `kiai ps`: lists containers, and releases those whose shims have died.
 
 use serde::Serialize;
 
 use crate::cli::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::one_line;
+use crate::cli::command_error::CommandError;
+use crate::cli::command_error::one_line;
 use crate::cli::format;
 use crate::cli::format::Format;
 use crate::cli::release;
@@ -14,10 +14,10 @@ use crate::store::Record;
 /// List containers
 #[derive(Debug, clap::Args)]
 pub(super) struct Ps {
-    /// Also those that have ended
+    /// List containers that have ended, too
     #[arg(short, long)]
     all: bool,
-    /// Only ids
+    /// Print ids only
     #[arg(short, long)]
     quiet: bool,
     /// How to print
@@ -57,8 +57,8 @@ impl Row {
 }
 
 impl Ps {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
-        // A list is shown even when something could not be given back.
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
+        // The list is printed even if a container could not be released.
         if let Err(error) = release::tidy(context).await {
             eprintln!("kiai: {}", one_line(&error));
         }

@@ -1,8 +1,8 @@
 //! `kiai pull`: images from registries.
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::image;
 use crate::image::ImageSource;
@@ -14,13 +14,13 @@ pub(super) struct Pull {
     /// Reference, as docker understands it; also oci:DIR, oci:DIR:TAG or docker-archive:FILE
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// Plain HTTP (registries on loopback are always spoken to so)
+    /// Use plain HTTP (always used for registries on loopback)
     #[arg(long)]
     insecure: bool,
 }
 
 impl Pull {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let store = image::store(context)?;
         let options = PullOptions { plain_http: self.insecure };
         each(&self.images, async |name| {

@@ -1,8 +1,7 @@
-//! Gives back what a container had: its sandbox, its network, and, if that was agreed, its files.
+//! Releases a container that has ended: its sandbox, its network and, with `--rm`, its files.
 //!
-//! Every step bears being done twice and being done for a container whose shim or whose maker was killed, so
-//! the end of `run`, `stop`, `rm` and the tidying of `ps` all are this. For a container in the background its shim
-//! runs it, as `kiai release`.
+//! Every step can be repeated, and works for a container whose shim or whose `run` was killed, so `run`, `stop`, `rm`
+//! and `ps` all use it. For a container in the background the shim runs it, as `kiai release`.
 
 use std::fs;
 use std::path::Path;
@@ -15,31 +14,31 @@ use rustix::process::Signal;
 use tokio::net::unix::pipe::Receiver;
 
 use crate::cli::Context;
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::state::State;
-use crate::cli::task::Ended;
+use crate::cli::task::ShimError;
 use crate::cli::task::Task;
-use crate::cli::task::TaskError;
+use crate::cli::task::TaskExit;
 use crate::network;
-use crate::store::Container;
+use crate::store::ContainerDirectory;
 use crate::store::Record;
 use crate::store::StoreError;
 use crate::store::file::Lock;
-use crate::store::record::Exit;
+use crate::store::record::ExitRecord;
 use crate::store::record::ShimProcess;
 use crate::store::record::Status;
 use crate::store::timestamp::Timestamp;
 
-/// What a container whose end nobody saw is said to have ended with.
+/// Exit status of a container whose end was not observed.
 pub(super) const UNKNOWN_STATUS: u32 = 255;
 
-/// How long a shim may take to end after it was asked to.
+/// How long a shim may take to end.
 const SHIM_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Longest text of a sandbox's end that is read: the console is the guest's, and hostile.
+/// The greatest length of a sandbox's report that is read: it contains the guest's console, which is hostile.
 const LONGEST_REASON: u64 = 64 << 10;
 
-/// Give back what a container that has ended had; its shim runs this
+/// Release a container that has ended; its shim runs this
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub(super) struct Release {
@@ -48,11 +47,11 @@ pub(super) struct Release {
 }
 
 impl Release {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
-        crate::shim::enter_mounts().context("standard input is no mount namespace")?;
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
+        crate::shim::enter_mounts().context("standard input is not a mount namespace")?;
         match context.store.find(&self.id) {
             Ok((container, _)) => {
-                // Whoever holds it is about to write down that it started, or releases it already.
+                // Another command that has the lock records its start, or releases it already.
                 if let Some(lock) = container.lock()? {
                     tidy_locked(context, &container, &lock).await?;
                 }
@@ -64,7 +63,7 @@ impl Release {
     }
 }
 
-/// The words that have this program release a container of `context`.
+/// The arguments with which this program releases a container of `context`.
 pub(super) fn words(context: &Context, id: &str) -> Vec<String> {
     let paths = context.store.paths();
     let folder = |path: &Path| path.to_string_lossy().into_owned();
@@ -75,23 +74,23 @@ pub(super) fn words(context: &Context, id: &str) -> Vec<String> {
     words
 }
 
-/// Releases a container whose process has ended, or whose shim is dead, and writes its end down; removes it
-/// instead if it was made with `--rm`. The caller holds its lock.
+/// Releases a container whose process has ended, or whose shim is dead, and records its end; with `--rm` removes it
+/// instead. The caller has its lock.
 ///
 /// # Errors
-/// The first step that failed; the record still says what is left to be done.
+/// The first step that failed; the record still has the steps that are left.
 pub(super) async fn release(
     context: &Context,
-    container: &Container,
+    container: &ContainerDirectory,
     record: &mut Record,
     lock: &Lock,
-    seen: Option<Ended>,
-) -> anyhow::Result<Exit> {
+    seen: Option<TaskExit>,
+) -> anyhow::Result<ExitRecord> {
     if let Status::Exited(exit) = &record.status {
         return Ok(exit.clone());
     }
     let told = end_sandbox(container, record).await?;
-    network::detach(&container.network_file()).context("cannot give the network back")?;
+    network::detach(&container.network_file()).context("cannot release the network")?;
     let exit = exit_of(container, seen.or(told));
     record.status = Status::Exited(exit.clone());
     if record.auto_remove {
@@ -103,8 +102,8 @@ pub(super) async fn release(
     Ok(exit)
 }
 
-/// Ends the sandbox and its process, and cleans what a killed one left. Says what the shim said of the end.
-async fn end_sandbox(container: &Container, record: &Record) -> anyhow::Result<Option<Ended>> {
+/// Ends the sandbox and its process, and cleans up after a killed shim. Returns the end that the shim reported.
+async fn end_sandbox(container: &ContainerDirectory, record: &Record) -> anyhow::Result<Option<TaskExit>> {
     let bundle = container.bundle();
     let mut told = None;
     let shim = match &record.status {
@@ -112,13 +111,13 @@ async fn end_sandbox(container: &Container, record: &Record) -> anyhow::Result<O
             if shim.is_alive() {
                 match say_goodbye(socket, &record.id).await {
                     Ok(ended) => told = ended,
-                    // It died while we spoke, or is past speaking to: what follows ends it either way.
-                    Err(error) => tracing::debug!(%error, "the shim did not take its leave"),
+                    // The shim died meanwhile, or hangs: the next steps end it in either case.
+                    Err(error) => tracing::debug!(%error, "the shim did not shut down"),
                 }
             }
             Some(*shim)
         }
-        // Its maker died. Before it had the shim's number the shim left it here.
+        // `run` was killed before it recorded the shim, whose pid is in the bundle.
         _ => shim_of_bundle(&bundle, &record.id),
     };
     if let Some(shim) = shim {
@@ -126,13 +125,13 @@ async fn end_sandbox(container: &Container, record: &Record) -> anyhow::Result<O
     }
     crate::shim::delete(&bundle, &record.id).context("cannot clean up after the shim")?;
     if let Status::Started { socket, .. } = &record.status {
-        // `delete` looks for it in a file the shim may not have lived to write.
+        // `delete` removes the socket by a file that the shim may not have written.
         let _ = fs::remove_file(socket);
     }
     Ok(told)
 }
 
-async fn say_goodbye(socket: &Path, id: &str) -> Result<Option<Ended>, TaskError> {
+async fn say_goodbye(socket: &Path, id: &str) -> Result<Option<TaskExit>, ShimError> {
     let task = Task::connect(socket, id).await?;
     let ended = match task.delete("").await {
         Ok(ended) => Some(ended),
@@ -143,8 +142,7 @@ async fn say_goodbye(socket: &Path, id: &str) -> Result<Option<Ended>, TaskError
     Ok(ended)
 }
 
-/// The shim that left its number in the bundle, if it still runs and is that shim: the number may have been
-/// given to another process since.
+/// The shim whose pid is in the bundle, if it still runs: another process may have the pid by now.
 fn shim_of_bundle(bundle: &Path, id: &str) -> Option<ShimProcess> {
     let pid: u32 = fs::read_to_string(bundle.join("shim.pid")).ok()?.trim().parse().ok()?;
     let shim = ShimProcess::of_pid(pid)?;
@@ -152,15 +150,15 @@ fn shim_of_bundle(bundle: &Path, id: &str) -> Option<ShimProcess> {
     words.split(|byte| *byte == 0).any(|word| word == id.as_bytes()).then_some(shim)
 }
 
-/// Waits for the process to end; after a while, kills it.
+/// Waits for the process's end; kills it after the deadline.
 async fn end_process(shim: ShimProcess) -> anyhow::Result<()> {
     let Some(pid) = i32::try_from(shim.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
-    // The descriptor names whoever has the number now; only then is it certain who that is.
+    // The pidfd is that of the process with the pid now, so its identity is checked after it is opened.
     if !shim.is_alive() {
         return Ok(());
     }
-    // It becomes readable when the process ends, and is awaited like any descriptor that does.
+    // A pidfd becomes readable when the process ends.
     let ended = Receiver::from_owned_fd_unchecked(pidfd.try_clone()?)?;
     if tokio::time::timeout(SHIM_DEADLINE, ended.readable()).await.is_err() {
         match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
@@ -172,11 +170,11 @@ async fn end_process(shim: ShimProcess) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn exit_of(container: &Container, ended: Option<Ended>) -> Exit {
+fn exit_of(container: &ContainerDirectory, ended: Option<TaskExit>) -> ExitRecord {
     let bundle = container.bundle();
     let reason = sandbox_error(&bundle);
     let unseen = || "its shim was killed".to_owned();
-    Exit {
+    ExitRecord {
         code: ended.map_or(UNKNOWN_STATUS, |ended| ended.status),
         at: ended.map_or_else(Timestamp::now, |ended| ended.at),
         out_of_memory: bundle.join("oom").exists(),
@@ -184,7 +182,7 @@ fn exit_of(container: &Container, ended: Option<Ended>) -> Exit {
     }
 }
 
-/// Why a sandbox ended by itself, with the last lines of its console.
+/// The report of a sandbox that ended unexpectedly, with the last lines of its console.
 pub(super) fn sandbox_error(bundle: &Path) -> Option<String> {
     use std::io::Read;
     let mut text = Vec::new();
@@ -193,7 +191,7 @@ pub(super) fn sandbox_error(bundle: &Path) -> Option<String> {
         .take(LONGEST_REASON)
         .read_to_end(&mut text)
         .ok()?;
-    // The guest wrote part of it: nothing that could command the reader's terminal is passed on.
+    // The guest wrote part of it: control characters for the terminal are removed.
     let text: String = String::from_utf8_lossy(&text)
         .chars()
         .filter(|c| !c.is_control() || *c == '\n' || *c == '\t')
@@ -201,11 +199,10 @@ pub(super) fn sandbox_error(bundle: &Path) -> Option<String> {
     Some(text).filter(|text| !text.trim().is_empty())
 }
 
-/// Releases what dead shims and dead makers left, in passing. A container somebody else is busy with is left
-/// to them.
+/// Releases containers whose shim or whose `run` has died. A container that another command has locked is skipped.
 ///
 /// # Errors
-/// The first thing that could not be given back; the rest was tried.
+/// The first error; the other containers were tried.
 pub(super) async fn tidy(context: &Context) -> anyhow::Result<()> {
     let mut first_error = Ok(());
     let mut note = |result: anyhow::Result<()>| {
@@ -227,7 +224,7 @@ pub(super) async fn tidy(context: &Context) -> anyhow::Result<()> {
     first_error
 }
 
-async fn tidy_one(context: &Context, container: &Container, record: &Record) -> anyhow::Result<()> {
+async fn tidy_one(context: &Context, container: &ContainerDirectory, record: &Record) -> anyhow::Result<()> {
     let state = State::of(record).await;
     if !matches!(state, State::Creating | State::Lost | State::Ended { .. }) {
         return Ok(());
@@ -238,14 +235,15 @@ async fn tidy_one(context: &Context, container: &Container, record: &Record) -> 
     }
 }
 
-/// Releases the container if it has ended, by its record of now: it may have changed before the lock was ours.
-async fn tidy_locked(context: &Context, container: &Container, lock: &Lock) -> anyhow::Result<()> {
+/// Releases the container if it has ended. Its record is read again, because it may have changed before the lock was
+/// taken.
+async fn tidy_locked(context: &Context, container: &ContainerDirectory, lock: &Lock) -> anyhow::Result<()> {
     let Some(mut record) = container.record()? else { return Ok(()) };
     let seen = match State::of(&record).await {
-        State::Ended { code, at } => Some(Ended { status: code, at }),
+        State::Ended { code, at } => Some(TaskExit { status: code, at }),
         State::Lost => None,
         State::Creating => {
-            // Never started: there is nothing to remember.
+            // It was never started, so there is no end to record.
             record.auto_remove = true;
             None
         }

@@ -1,13 +1,13 @@
-//! `kiai rm`: removes containers and whatever is left of them.
+//! `kiai rm`: removes containers.
 
 use std::time::Duration;
 
 use anyhow::bail;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
+use crate::cli::command_error::one_line;
 use crate::cli::each::each;
-use crate::cli::failure::Failure;
-use crate::cli::failure::one_line;
 use crate::cli::format;
 use crate::cli::release;
 use crate::cli::signals;
@@ -18,7 +18,7 @@ use crate::store::StoreError;
 /// Remove containers
 #[derive(Debug, clap::Args)]
 pub(super) struct Rm {
-    /// Also those that run, which are killed; names no container has are no error
+    /// Kill and remove running containers, too; a name without a container is no error
     #[arg(short, long)]
     force: bool,
     /// Name or id
@@ -27,7 +27,7 @@ pub(super) struct Rm {
 }
 
 impl Rm {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let status = each(&self.containers, async |name| {
             self.remove(context, name).await?;
             Ok(format::print(&format!("{name}\n"))?)
@@ -54,13 +54,13 @@ impl Rm {
             None if state == State::Creating => {
                 bail!("container {} is being made by another command", record.name)
             }
-            // Somebody ends it right now, and will be done soon.
+            // Another command ends it now, and will have the lock for a short time only.
             None => container.lock()?,
         };
         let Some(lock) = lock else { return Ok(()) };
         let Some(mut record) = container.record()? else { return Ok(()) };
         let ended = stop::end(&record, signals::KILL, Duration::ZERO).await?;
-        // Removed by what follows in any case: `release` need not write the end down for it to be known.
+        // It is removed below, so `release` need not record its end.
         record.auto_remove = false;
         release::release(context, &container, &mut record, &lock, ended).await?;
         Ok(context.store.remove(&container, &record.name)?)

@@ -1,8 +1,8 @@
-//! `kiai rmi`: forgets images.
+//! `kiai rmi`: removes images.
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::image;
 
@@ -15,15 +15,19 @@ pub(super) struct Rmi {
 }
 
 impl Rmi {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let store = image::store(context)?;
         each(&self.images, async |name| {
-            // Containers that were made from it need its files, whether they run or not.
+            // Containers of the image need its files, even if they have ended.
             if let Some(image) = store.get(name)? {
                 let digest = Some(&image.digest);
                 let all = context.store.list()?;
                 if let Some((_, user)) = all.iter().find(|(_, r)| r.image.digest.as_ref() == digest) {
-                    anyhow::bail!("image {} is used by container {}", image.name, user.name);
+                    anyhow::bail!(
+                        "image {} is used by container {}; remove the container first",
+                        image.name,
+                        user.name
+                    );
                 }
             }
             let image = store.remove(name)?;

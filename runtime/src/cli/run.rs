@@ -1,10 +1,10 @@
-//! `kiai run`: the whole story of a container, in order.
+//! `kiai run`: runs a container, in this order:
 //!
 //! ```text
 //!   image -> name and directory -> network -> bundle -> shim -> create -> start
 //!     foreground: attend until it ends -> release          background: print the id
 //! ```
-//! Whatever fails on the way, all that was done is undone.
+//! If a step fails, the steps before are undone.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -16,8 +16,8 @@ use containerd_shim_protos::types::mount::Mount;
 use std::io::IsTerminal;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::dry_run::Rehearsal;
-use crate::cli::failure::Failure;
 use crate::cli::follow::Growing;
 use crate::cli::format::Format;
 use crate::cli::names;
@@ -26,7 +26,7 @@ use crate::cli::options::NetworkOption;
 use crate::cli::options::ProcessOptions;
 use crate::cli::options::PullOption;
 use crate::cli::prepare;
-use crate::cli::prepare::Place;
+use crate::cli::prepare::BundleTarget;
 use crate::cli::prepare::Source;
 use crate::cli::release;
 use crate::cli::session::Session;
@@ -34,22 +34,22 @@ use crate::cli::session::SessionError;
 use crate::cli::signals;
 use crate::cli::signals::Forwarded;
 use crate::cli::streams;
-use crate::cli::streams::Streams;
+use crate::cli::streams::ProcessFifos;
 use crate::cli::task::StreamUris;
 use crate::cli::task::Task;
 use crate::cli::terminal::RawMode;
 use crate::network;
-use crate::network::Network;
+use crate::network::CniNetwork;
 use crate::network::PortMapping;
 use crate::shim;
 use crate::shim::LaunchOptions;
 use crate::spec::volume::is_name;
 use crate::store;
-use crate::store::Container;
+use crate::store::ContainerDirectory;
 use crate::store::Record;
 use crate::store::StoreError;
 use crate::store::file::Lock;
-use crate::store::record::Exit;
+use crate::store::record::ExitRecord;
 use crate::store::record::ImageRecord;
 use crate::store::record::ShimProcess;
 use crate::store::record::Status;
@@ -63,13 +63,13 @@ pub(super) struct Run {
     process: ProcessOptions,
     #[command(flatten)]
     container: ContainerOptions,
-    /// Use this directory as the root file system instead of an image; it is not changed
+    /// Use this directory as the root file system instead of an image, without changing it
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
     /// When to pull the image
     #[arg(long, value_enum, default_value = "missing")]
     pull: PullOption,
-    /// Print what would be done, and do nothing of it but to pull the image
+    /// Print the plan of the container and make nothing; only the image is pulled
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     dry_run: Option<Format>,
     /// Image (a registry reference, oci:DIR:TAG or docker-archive:FILE; none with --rootfs), then the
@@ -78,18 +78,18 @@ pub(super) struct Run {
     words: Vec<String>,
 }
 
-/// A container on its way up: what has been done so far can be undone from here.
+/// A container that is being made; its steps so far can be undone.
 struct Making<'a> {
     context: &'a Context,
-    container: Container,
+    container: ContainerDirectory,
     lock: Lock,
     record: Record,
-    /// To be held on the host.
+    /// Ports to hold on the host.
     ports: Vec<PortMapping>,
 }
 
 impl Run {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         self.check()?;
         let mut signals = Forwarded::take_over().context("cannot take over signals")?;
         let (source, command) = tokio::select! {
@@ -134,7 +134,7 @@ impl Run {
         Ok(())
     }
 
-    /// What to run, and the command the user wants it to run.
+    /// The source of the container, and the user's command.
     async fn source(&self, context: &Context) -> anyhow::Result<(Source, Vec<String>)> {
         if let Some(directory) = &self.rootfs {
             return Ok((Source::of_directory(directory)?, self.words.clone()));
@@ -145,13 +145,13 @@ impl Run {
         Ok((crate::cli::image::source(context, image, self.pull).await?, command.to_vec()))
     }
 
-    /// Name, directory, record: from here on the container can be seen.
+    /// Makes the container's name, directory and record; from here on other commands see it.
     fn make<'a>(
         &self,
         context: &'a Context,
         source: &Source,
         command: &[String],
-    ) -> Result<Making<'a>, Failure> {
+    ) -> Result<Making<'a>, CommandError> {
         let (container, lock, name) = self.create(context)?;
         let log = self.process.detach.then(|| container.bundle().join("container.log"));
         let record = Record {
@@ -177,12 +177,12 @@ impl Run {
             Ok(()) => Ok(making),
             Err(error) => {
                 making.undo_unstarted();
-                Err(Failure::own(error))
+                Err(CommandError::own(error))
             }
         }
     }
 
-    fn create(&self, context: &Context) -> Result<(Container, Lock, String), StoreError> {
+    fn create(&self, context: &Context) -> Result<(ContainerDirectory, Lock, String), StoreError> {
         if let Some(name) = &self.container.name {
             let (container, lock) = context.store.create(name)?;
             return Ok((container, lock, name.clone()));
@@ -191,7 +191,7 @@ impl Run {
         loop {
             let name = names::generate(attempt)?;
             match context.store.create(&name) {
-                // There are thousands of names: the next one is free, or the one after.
+                // There are thousands of names, so a free one is found soon.
                 Err(StoreError::NameTaken { .. }) if attempt < 100 => attempt += 1,
                 Err(error) => return Err(error),
                 Ok((container, lock)) => return Ok((container, lock, name)),
@@ -207,8 +207,8 @@ impl Run {
         rootfs::create_upper(paths, &making.container, &source.layers)?;
         let network = self.attach(&making.container)?;
         let id = making.container.id();
-        let place = Place { paths, bundle: &bundle, id, network: network.as_ref(), rehearsal: false };
-        let spec = prepare::prepare(&place, source, &self.process, &self.container, command)?;
+        let target = BundleTarget { paths, bundle: &bundle, id, network: network.as_ref(), rehearsal: false };
+        let spec = prepare::prepare(&target, source, &self.process, &self.container, command)?;
         making.record.addresses = network.map(|network| network.addresses).unwrap_or_default();
         making.record.command =
             spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
@@ -216,7 +216,7 @@ impl Run {
         Ok(())
     }
 
-    fn attach(&self, container: &Container) -> anyhow::Result<Option<Network>> {
+    fn attach(&self, container: &ContainerDirectory) -> anyhow::Result<Option<CniNetwork>> {
         if self.container.network == NetworkOption::None {
             return Ok(None);
         }
@@ -225,13 +225,17 @@ impl Run {
         Ok(Some(network::attach(container.id(), &container.network_file(), &settings, ports)?))
     }
 
-    async fn in_foreground(&self, mut making: Making<'_>, mut signals: Forwarded) -> Result<u8, Failure> {
+    async fn in_foreground(
+        &self,
+        mut making: Making<'_>,
+        mut signals: Forwarded,
+    ) -> Result<u8, CommandError> {
         let directory = streams::directory(&making.container.bundle(), "init");
-        let streams = match Streams::create(directory, self.process.interactive, self.process.tty) {
+        let streams = match ProcessFifos::create(directory, self.process.interactive, self.process.tty) {
             Ok(streams) => streams,
             Err(error) => {
                 making.undo_unstarted();
-                return Err(Failure::own(error));
+                return Err(CommandError::own(error));
             }
         };
         let started = tokio::select! {
@@ -245,7 +249,7 @@ impl Run {
             Ok(started) => started,
             Err(failure) => return Err(making.undo_after(failure).await),
         };
-        // Others may now speak to the container; `release` takes the lock back.
+        // Other commands may use the container now; `release` locks it again.
         let Making { context, container, lock, mut record, .. } = making;
         drop(lock);
         let console = self.container.console.then(|| prepare::console_file(&container.bundle()));
@@ -259,7 +263,7 @@ impl Run {
         finish(context, &container, &mut record, attended).await
     }
 
-    async fn in_background(&self, mut making: Making<'_>) -> Result<u8, Failure> {
+    async fn in_background(&self, mut making: Making<'_>) -> Result<u8, CommandError> {
         let log = making.record.log.clone().unwrap_or_default();
         let uri = format!("kiai-log://{}", log.display());
         let stdin = if self.process.interactive { making.held_stdin()? } else { String::new() };
@@ -281,13 +285,13 @@ impl Run {
 }
 
 impl Making<'_> {
-    /// Starts the shim, has it create the container and start its process, and writes that down.
+    /// Starts the shim, has it create the container and start its process, and records that.
     async fn start<T>(
         &mut self,
         uris: &StreamUris,
         afterwards: Vec<String>,
         flow: impl FnOnce(&Task) -> std::io::Result<T>,
-    ) -> Result<(Task, T), Failure> {
+    ) -> Result<(Task, T), CommandError> {
         let bundle = self.container.bundle();
         let socket = shim::launch(&LaunchOptions {
             id: self.container.id().to_owned(),
@@ -303,9 +307,9 @@ impl Making<'_> {
         self.record.status = Status::Started { shim, socket: socket.clone(), at: Timestamp::now() };
         let task = Task::connect(&socket, self.container.id()).await?;
         let rootfs = self.rootfs_mount()?;
-        let flow = flow(&task).context("cannot carry the container's streams")?;
-        task.create(&bundle, rootfs, uris).await.map_err(Failure::of_start)?;
-        task.start("").await.map_err(Failure::of_start)?;
+        let flow = flow(&task).context("cannot copy the container's streams")?;
+        task.create(&bundle, rootfs, uris).await.map_err(CommandError::of_start)?;
+        task.start("").await.map_err(CommandError::of_start)?;
         self.record.status = Status::Started { shim, socket, at: Timestamp::now() };
         self.container.write_record(&self.record)?;
         Ok((task, flow))
@@ -320,24 +324,24 @@ impl Making<'_> {
         })
     }
 
-    /// A fifo nobody will ever write to, for `-d -i`: input that does not come is not input that ended.
-    fn held_stdin(&self) -> Result<String, Failure> {
+    /// A fifo that no process writes to, for `-d -i`, so that standard input does not end.
+    fn held_stdin(&self) -> Result<String, CommandError> {
         let directory = streams::directory(&self.container.bundle(), "init");
-        let streams = Streams::create(directory, true, true)?;
+        let streams = ProcessFifos::create(directory, true, true)?;
         Ok(streams.uris.stdin)
     }
 
     /// Undoes what was done before the shim was started.
     fn undo_unstarted(&self) {
         if let Err(error) = network::detach(&self.container.network_file()) {
-            eprintln!("kiai: cannot give the network back: {error}");
+            eprintln!("kiai: cannot release the network: {error}");
         }
         if let Err(error) = self.context.store.remove(&self.container, &self.record.name) {
             eprintln!("kiai: cannot remove the container: {error}");
         }
     }
 
-    /// Undoes everything, shim and all.
+    /// Undoes every step, and ends the shim.
     async fn undo(&mut self) {
         self.record.auto_remove = true;
         let undone =
@@ -347,21 +351,21 @@ impl Making<'_> {
         }
     }
 
-    /// Undoes everything; the failure is told with what the sandbox said of it.
-    async fn undo_after(mut self, failure: Failure) -> Failure {
+    /// Undoes every step; returns the error with the sandbox's report, if it has one.
+    async fn undo_after(mut self, failure: CommandError) -> CommandError {
         let detail = release::sandbox_error(&self.container.bundle());
         self.undo().await;
         failure.with_detail(detail)
     }
 }
 
-/// Releases a container that was in the foreground, and decides the exit status.
+/// Releases a container in the foreground, and determines the exit status.
 async fn finish(
     context: &Context,
-    container: &Container,
+    container: &ContainerDirectory,
     record: &mut Record,
-    attended: Result<crate::cli::task::Ended, SessionError>,
-) -> Result<u8, Failure> {
+    attended: Result<crate::cli::task::TaskExit, SessionError>,
+) -> Result<u8, CommandError> {
     let bundle = container.bundle();
     let detail = release::sandbox_error(&bundle);
     let (ended, broken) = match attended {
@@ -370,7 +374,7 @@ async fn finish(
     };
     let out_of_memory = bundle.join("oom").exists();
     let exit = match container.lock()? {
-        // Somebody ran `stop` or `rm -f` meanwhile: the end we saw is still the end.
+        // Another command has released the container meanwhile; the observed exit still holds.
         None => None,
         Some(lock) => {
             if let Some(current) = container.record()? {
@@ -380,25 +384,27 @@ async fn finish(
         }
     };
     if let Some(detail) = detail {
-        return Err(Failure::own(anyhow!("the sandbox of {} ended by itself", record.name))
+        return Err(CommandError::own(anyhow!("the sandbox of {} ended unexpectedly", record.name))
             .with_status(255)
             .with_detail(Some(detail)));
     }
     if let Some(error) = broken {
         let killed = exit.as_ref().and_then(|exit| exit.reason.clone());
         return Err(match killed {
-            Some(reason) => Failure::own(anyhow!("container {}: {reason}", record.name)).with_status(255),
-            None => Failure::own(error),
+            Some(reason) => {
+                CommandError::own(anyhow!("container {}: {reason}", record.name)).with_status(255)
+            }
+            None => CommandError::own(error),
         });
     }
     if out_of_memory {
         eprintln!("kiai: container {} ran out of memory", record.name);
     }
-    let code = ended.map(|ended| ended.status).or(exit.map(|exit: Exit| exit.code));
+    let code = ended.map(|ended| ended.status).or(exit.map(|exit: ExitRecord| exit.code));
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
 }
 
-/// The first signal that asks us to end, while there is no container yet to pass it on to.
+/// Waits for a signal that asks to end, while the container does not exist yet.
 async fn interrupted(signals: &mut Forwarded) -> u32 {
     loop {
         let number = signals.next().await;
@@ -415,7 +421,7 @@ fn status_of_signal(number: u32) -> u8 {
 fn shim_process(bundle: &Path) -> anyhow::Result<ShimProcess> {
     let path = bundle.join("shim.pid");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let pid = text.trim().parse().with_context(|| format!("{} holds no number", path.display()))?;
+    let pid = text.trim().parse().with_context(|| format!("{} does not contain a pid", path.display()))?;
     ShimProcess::of_pid(pid).ok_or_else(|| {
         anyhow!("the shim ended right after it started; see {}", bundle.join("shim.log").display())
     })

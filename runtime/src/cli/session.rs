@@ -1,4 +1,4 @@
-//! A process in the foreground: its bytes, its terminal and our signals, until it ends.
+//! A process in the foreground: its streams, its terminal and forwarded signals, until it ends.
 
 use std::io;
 use std::io::Write;
@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 use crate::cli::follow::Growing;
 use crate::cli::signals;
 use crate::cli::signals::Forwarded;
-use crate::cli::streams::Ending;
 use crate::cli::streams::Flow;
-use crate::cli::task::Ended;
+use crate::cli::streams::StreamEnd;
+use crate::cli::task::ShimError;
 use crate::cli::task::Task;
-use crate::cli::task::TaskError;
+use crate::cli::task::TaskExit;
 use crate::cli::terminal;
 
-/// What a process whose reader went away is said to have ended with: 128 + SIGPIPE, as the shell has it.
+/// Exit status of a process whose output is no longer read: 128 + SIGPIPE, as in a shell.
 const BROKEN_PIPE: u32 = 141;
 
 /// SIGWINCH.
@@ -33,11 +33,15 @@ pub(super) struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Attends to the started process until it has ended and its output was handed over whole.
+    /// Serves the started process until it has ended and its output is written.
     ///
     /// # Errors
-    /// The shim went away, or standard output cannot be written.
-    pub(super) async fn attend(mut self, flow: Flow, signals: &mut Forwarded) -> Result<Ended, SessionError> {
+    /// The connection to the shim closed, or standard output cannot be written.
+    pub(super) async fn attend(
+        mut self,
+        flow: Flow,
+        signals: &mut Forwarded,
+    ) -> Result<TaskExit, SessionError> {
         let Flow { mut stdin, mut stdout, mut stderr } = flow;
         let mut window = tokio::signal::unix::signal(SignalKind::window_change())?;
         if self.terminal {
@@ -62,14 +66,14 @@ impl Session<'_> {
             }
         };
         if !self.exec_id.is_empty() {
-            // Ends the fifos, which a child of the process may keep open in the container. Ended, it is forgotten, or
-            // its container was removed.
+            // Closes the fifos, which a child of the process may keep open in the container. An error means that the
+            // process was deleted already, with its container.
             let _ = task.delete(self.exec_id).await;
         }
-        // What the process wrote last may still be in the fifos.
+        // The last output of the process may still be in the fifos.
         for output in [&mut stdout, &mut stderr] {
             while output.is_some() {
-                reader_gone |= matches!(next(output).await, Ending::ReaderGone);
+                reader_gone |= matches!(next(output).await, StreamEnd::ReaderGone);
             }
         }
         self.show_console()?;
@@ -83,7 +87,7 @@ impl Session<'_> {
         if number == WINDOW_CHANGED && self.terminal {
             return;
         }
-        // A process that has just ended cannot be told anything, and need not.
+        // The process may have ended meanwhile.
         if let Err(error) = self.task.kill(self.exec_id, number, false).await
             && !error.is_not_found()
         {
@@ -93,28 +97,28 @@ impl Session<'_> {
 
     async fn resize(&self) {
         if let Some((columns, rows)) = terminal::size() {
-            // The next change of size will tell it again.
+            // A failure is ignored: the next change of size sets it again.
             let _ = self.task.resize(self.exec_id, columns, rows).await;
         }
     }
 
-    async fn input_ended(&self, ending: Ending) {
-        if let Ending::Failed(error) = ending {
+    async fn input_ended(&self, ending: StreamEnd) {
+        if let StreamEnd::Failed(error) = ending {
             eprintln!("kiai: cannot read standard input: {error}");
         }
         // The process may have ended meanwhile.
         let _ = self.task.close_stdin(self.exec_id).await;
     }
 
-    /// A process whose output nobody reads is ended, as a pipeline would end it. Says whether that was so.
-    async fn output_ended(&self, ending: Ending) -> Result<bool, SessionError> {
+    /// Ends a process whose output is no longer read, as in a pipeline; returns whether that was the case.
+    async fn output_ended(&self, ending: StreamEnd) -> Result<bool, SessionError> {
         match ending {
-            Ending::EndOfFile => Ok(false),
-            Ending::ReaderGone => {
+            StreamEnd::EndOfFile => Ok(false),
+            StreamEnd::ReaderGone => {
                 self.forward(signals::KILL).await;
                 Ok(true)
             }
-            Ending::Failed(error) => {
+            StreamEnd::Failed(error) => {
                 self.forward(signals::KILL).await;
                 Err(SessionError::Output(error))
             }
@@ -146,26 +150,26 @@ fn with_carriage_returns(text: &[u8]) -> Vec<u8> {
     result
 }
 
-/// Why a session broke off.
+/// Why a session ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
-    /// The shim.
+    /// A call to the shim failed.
     #[error(transparent)]
-    Task(#[from] TaskError),
-    /// Our own streams.
-    #[error("cannot carry the container's output")]
+    Task(#[from] ShimError),
+    /// Standard output or error cannot be written.
+    #[error("cannot copy the container's output")]
     Output(#[source] io::Error),
-    /// A signal handler or the console.
-    #[error("cannot attend to the container")]
+    /// A signal or the console cannot be handled.
+    #[error("cannot forward a signal or show the console")]
     Attend(#[from] io::Error),
 }
 
-/// How a stream ended, once; then never again.
-async fn next(stream: &mut Option<oneshot::Receiver<Ending>>) -> Ending {
+/// Waits for the end of a stream, once; after that it never returns.
+async fn next(stream: &mut Option<oneshot::Receiver<StreamEnd>>) -> StreamEnd {
     match stream {
         Some(receiver) => {
-            // A thread that panicked has said so itself.
-            let ending = receiver.await.unwrap_or(Ending::EndOfFile);
+            // The thread panicked, which it has printed itself.
+            let ending = receiver.await.unwrap_or(StreamEnd::EndOfFile);
             *stream = None;
             ending
         }

@@ -1,4 +1,4 @@
-//! Signals by name and number, and those that reach us to be passed on.
+//! Signals by name and number, and the signals that are forwarded to the container.
 
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
@@ -50,12 +50,12 @@ pub(super) const TERM: u32 = 15;
 const FIRST_REALTIME: u32 = 34;
 const LAST: u32 = 64;
 
-/// The text is no signal.
+/// The text is not a signal.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a signal; write a name such as TERM or SIGTERM, or a number from 1 to {LAST}")]
 pub(super) struct UnknownSignal(String);
 
-/// Reads `9`, `KILL`, `SIGKILL`, `sigkill`, `RTMIN+2`, `RTMAX-1`.
+/// Parses `9`, `KILL`, `SIGKILL`, `sigkill`, `RTMIN+2`, `RTMAX-1`.
 pub(super) fn parse(text: &str) -> Result<u32, UnknownSignal> {
     let unknown = || UnknownSignal(text.to_owned());
     if let Ok(number) = text.parse::<u32>() {
@@ -78,17 +78,17 @@ pub(super) fn parse(text: &str) -> Result<u32, UnknownSignal> {
     number.filter(|number| (FIRST_REALTIME..=LAST).contains(number)).ok_or_else(unknown)
 }
 
-/// Signals that reach this process from now on instead of ending it.
+/// Receives the signals that are forwarded, which no longer end this process.
 pub(super) struct Forwarded {
     streams: Vec<(u32, Signal)>,
 }
 
-/// What a container may be told through us. CHLD, PIPE and URG are about this process; TSTP and CONT stop and
-/// continue it as any job of a shell.
+/// The signals that are forwarded. CHLD, PIPE and URG concern this process; TSTP and CONT stop and continue it as a
+/// shell's job.
 const FORWARDED: &[u32] = &[1, 2, 3, 10, 12, 14, 15, 28];
 
 impl Forwarded {
-    /// Takes the signals over.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// The kernel refuses a handler.

@@ -1,4 +1,4 @@
-//! What a container is doing now: its record, its shim's life, and what the shim says.
+//! The state of a container now, from its record, its shim's process and the shim's answer.
 
 use std::fmt;
 
@@ -8,38 +8,38 @@ use crate::cli::format;
 use crate::cli::task::Activity;
 use crate::cli::task::Task;
 use crate::store::Record;
-use crate::store::record::Exit;
+use crate::store::record::ExitRecord;
 use crate::store::record::Status;
 use crate::store::timestamp::Timestamp;
 
-/// What a container is doing now.
+/// The state of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub(super) enum State {
-    /// Its maker is at work, or died: the lock says which.
+    /// It is being made, or its `run` has died; the lock tells which.
     Creating,
     /// Its process runs.
     Running {
-        /// Since when.
+        /// When it was started.
         since: Timestamp,
     },
     /// Its processes are frozen.
     Paused,
-    /// Its process ended; the sandbox is still there.
+    /// Its process has ended; the sandbox still runs.
     Ended {
-        /// 0 to 255.
+        /// Exit status, 0 to 255.
         code: u32,
-        /// When.
+        /// When it ended.
         at: Timestamp,
     },
-    /// Its shim died without saying so.
+    /// Its shim died without a report.
     Lost,
-    /// It ended and all is given back.
-    Exited(Exit),
+    /// It has ended and is released.
+    Exited(ExitRecord),
 }
 
 impl State {
-    /// Finds out. A shim that runs but does not answer counts as running: who asks again may get an answer.
+    /// Determines the state. If the shim runs but does not answer, the container counts as running.
     pub(super) async fn of(record: &Record) -> Self {
         match &record.status {
             Status::Creating => Self::Creating,
@@ -56,7 +56,7 @@ impl State {
                     Ok(Activity::Paused) => Self::Paused,
                     Ok(Activity::Created | Activity::Running) => Self::Running { since },
                     Err(error) if error.is_not_found() => Self::Lost,
-                    // It may have died while we asked.
+                    // The shim may have died meanwhile.
                     Err(_) if !shim.is_alive() => Self::Lost,
                     Err(_) => Self::Running { since },
                 }
@@ -75,7 +75,7 @@ impl State {
         }
     }
 
-    /// Whether it can be spoken to.
+    /// Whether its shim serves requests.
     pub(super) fn is_running(&self) -> bool {
         matches!(self, Self::Running { .. } | Self::Paused)
     }

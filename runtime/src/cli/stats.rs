@@ -1,4 +1,4 @@
-//! `kiai stats`: what containers use.
+//! `kiai stats`: shows the resource usage of containers.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -8,17 +8,17 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use serde::Serialize;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::exec::running_task;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::format::Format;
 use crate::cli::state::State;
 use crate::cli::task::Task;
 
-/// Time between two looks at the figures, which CPU usage is the difference of.
+/// Time between two samples, from whose difference CPU usage is computed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Show what running containers use
+/// Show the resource usage of running containers
 #[derive(Debug, clap::Args)]
 pub(super) struct Stats {
     /// Print once and end
@@ -27,7 +27,7 @@ pub(super) struct Stats {
     /// How to print; json prints once
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
-    /// Name or id [default: all that run]
+    /// Name or id [default: all running containers]
     #[arg(value_name = "CONTAINER")]
     containers: Vec<String>,
 }
@@ -56,7 +56,7 @@ struct Row {
 }
 
 impl Stats {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let mut watched = self.watched(context).await?;
         let once = self.no_stream || self.format == Format::Json;
         look(&mut watched).await;
@@ -69,7 +69,7 @@ impl Stats {
                 Format::Json => format::print_json(&rows)?,
                 Format::Table => {
                     let table = table(&rows);
-                    // Home, then clear what is below: the screen does not flicker.
+                    // Move home, then clear below, so that the screen does not flicker.
                     let text = if once { table } else { format!("\x1b[H\x1b[J{table}") };
                     format::print(&text)?;
                 }
@@ -99,13 +99,13 @@ impl Stats {
             watched.push(Watched { id: record.id, name: record.name, task, before: None });
         }
         if watched.is_empty() && self.format == Format::Table {
-            bail!("no container runs");
+            bail!("no container is running");
         }
         Ok(watched)
     }
 }
 
-/// The figures of those that still run; the others are forgotten.
+/// Samples the containers that still run, and drops the others.
 async fn look(watched: &mut Vec<Watched>) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut still = Vec::new();
@@ -137,7 +137,7 @@ fn row(one: &Watched, metrics: &Metrics) -> Row {
         name: one.name.clone(),
         cpu_percent,
         cpu_usage_us: usage,
-        // What could be dropped at once is not used, as docker counts.
+        // As docker does, inactive file cache does not count as used.
         memory_bytes: metrics.memory.usage.saturating_sub(metrics.memory.inactive_file),
         memory_limit_bytes: Some(metrics.memory.usage_limit)
             .filter(|limit| *limit != u64::MAX && *limit != 0),

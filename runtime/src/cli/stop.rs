@@ -1,22 +1,22 @@
-//! `kiai stop`: asks a container to end, and after a while ends it.
+//! `kiai stop`: sends the stop signal to a container, and after a time-out SIGKILL.
 
 use std::time::Duration;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::cli::release;
 use crate::cli::signals;
 use crate::cli::state::State;
-use crate::cli::task::Ended;
+use crate::cli::task::ShimError;
 use crate::cli::task::Task;
-use crate::cli::task::TaskError;
-use crate::store::Container;
+use crate::cli::task::TaskExit;
+use crate::store::ContainerDirectory;
 use crate::store::Record;
 use crate::store::record::Status;
 
-/// Stop containers: their stop signal first, SIGKILL if that does not do
+/// Stop containers: with their stop signal, and with SIGKILL after a time-out
 #[derive(Debug, clap::Args)]
 pub(super) struct Stop {
     /// Seconds between the stop signal and SIGKILL
@@ -28,7 +28,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let patience = Duration::from_secs(self.time.into());
         each(&self.containers, async |name| {
             let (container, record) = context.store.find(name)?;
@@ -44,8 +44,7 @@ impl Stop {
     }
 }
 
-/// Ends a container's process: with a signal it can heed if there is patience, then with SIGKILL. None if
-/// there was nothing to end.
+/// Ends a container's process: with its stop signal if a time-out is given, then with SIGKILL. None if it does not run.
 ///
 /// # Errors
 /// The shim refuses.
@@ -53,7 +52,7 @@ pub(super) async fn end(
     record: &Record,
     signal: u32,
     patience: Duration,
-) -> Result<Option<Ended>, TaskError> {
+) -> Result<Option<TaskExit>, ShimError> {
     let Status::Started { socket, shim, .. } = &record.status else { return Ok(None) };
     if !shim.is_alive() {
         return Ok(None);
@@ -69,7 +68,7 @@ async fn end_task(
     id: &str,
     signal: u32,
     patience: Duration,
-) -> Result<Ended, TaskError> {
+) -> Result<TaskExit, ShimError> {
     let task = Task::connect(socket, id).await?;
     let wait = task.wait("");
     tokio::pin!(wait);
@@ -87,22 +86,22 @@ async fn end_task(
     wait.await
 }
 
-/// Who cannot be signalled because it has ended will be waited for all the same.
-fn ended_already(result: Result<(), TaskError>) -> Result<(), TaskError> {
+/// Ignores the error for a process that has ended already.
+fn ended_already(result: Result<(), ShimError>) -> Result<(), ShimError> {
     match result {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,
     }
 }
 
-/// Writes the end of a container down and gives back what it had. Whoever came first has done it.
+/// Records the end of a container and releases it, unless another command has done so.
 ///
 /// # Errors
-/// Something cannot be given back.
+/// The container cannot be released.
 pub(super) async fn settle(
     context: &Context,
-    container: &Container,
-    ended: Option<Ended>,
+    container: &ContainerDirectory,
+    ended: Option<TaskExit>,
 ) -> anyhow::Result<()> {
     let Some(lock) = container.lock()? else { return Ok(()) };
     let Some(mut record) = container.record()? else { return Ok(()) };

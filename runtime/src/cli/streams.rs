@@ -1,8 +1,8 @@
-//! The streams of a process in the foreground: fifos in the bundle, and a thread each that carries bytes
-//! between them and our own standard streams. No byte is looked at.
+//! The streams of a process in the foreground: fifos in the bundle, each with a thread that copies bytes between it and
+//! a standard stream of this command.
 //!
-//! Threads, because standard input may be a file, a pipe or a terminal, and only a blocking read serves all
-//! of them. A thread that still waits when the command ends, ends with it.
+//! Threads, because standard input may be a file, a pipe or a terminal, and only a blocking read works for all of them.
+//! A thread that still waits when the command ends, ends with it.
 
 use std::fs::File;
 use std::fs::OpenOptions;
@@ -22,34 +22,34 @@ use crate::store::file::io_error;
 
 /// Why a stream ended.
 #[derive(Debug)]
-pub(super) enum Ending {
-    /// All was carried.
+pub(super) enum StreamEnd {
+    /// Every byte was copied.
     EndOfFile,
-    /// Our own standard output or error is closed: nobody reads any more.
+    /// Standard output or error of this command is closed.
     ReaderGone,
     /// A stream could not be read or written.
     Failed(io::Error),
 }
 
-/// The fifos of one process, and who carries their bytes.
-pub(super) struct Streams {
-    /// What the shim is told.
+/// The fifos of one process.
+pub(super) struct ProcessFifos {
+    /// The URIs for the shim.
     pub(super) uris: StreamUris,
     directory: PathBuf,
     interactive: bool,
 }
 
-/// The streams under way.
+/// The streams that are being copied; each tells its end.
 pub(super) struct Flow {
-    /// Standard input came to its end and was handed over whole.
-    pub(super) stdin: Option<oneshot::Receiver<Ending>>,
+    /// Standard input has ended and is delivered.
+    pub(super) stdin: Option<oneshot::Receiver<StreamEnd>>,
     /// Standard output, or all of a terminal's output.
-    pub(super) stdout: Option<oneshot::Receiver<Ending>>,
+    pub(super) stdout: Option<oneshot::Receiver<StreamEnd>>,
     /// Standard error.
-    pub(super) stderr: Option<oneshot::Receiver<Ending>>,
+    pub(super) stderr: Option<oneshot::Receiver<StreamEnd>>,
 }
 
-impl Streams {
+impl ProcessFifos {
     /// Makes the fifos in a new directory.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Streams {
         Ok(Self { uris, directory, interactive })
     }
 
-    /// Starts carrying. The fifos are opened by the threads, each as soon as the shim opens its side.
+    /// Starts the threads. Each opens its fifo, which blocks until the shim opens the other side.
     pub(super) fn start(&self) -> io::Result<Flow> {
         let stdin = self.interactive.then(|| {
             let fifo = self.directory.join("stdin");
@@ -113,32 +113,32 @@ pub(super) fn directory(bundle: &Path, process: &str) -> PathBuf {
 
 fn carry(
     name: &str,
-    work: impl FnOnce() -> io::Result<Ending> + Send + 'static,
-) -> io::Result<oneshot::Receiver<Ending>> {
+    work: impl FnOnce() -> io::Result<StreamEnd> + Send + 'static,
+) -> io::Result<oneshot::Receiver<StreamEnd>> {
     let (done, receiver) = oneshot::channel();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        // Nobody listens any more when the process ended first.
-        let _ = done.send(work().unwrap_or_else(Ending::Failed));
+        // The receiver is dropped if the process ended first.
+        let _ = done.send(work().unwrap_or_else(StreamEnd::Failed));
     })?;
     Ok(receiver)
 }
 
-/// Copies until the end of `from`. Descriptors are used directly: std's standard output would hold lines back.
-fn copy(from: impl AsFd, to: impl AsFd) -> io::Result<Ending> {
+/// Copies until the end of `from`. Uses descriptors directly, because std's standard output buffers lines.
+fn copy(from: impl AsFd, to: impl AsFd) -> io::Result<StreamEnd> {
     let (from, to) = (from.as_fd(), to.as_fd());
     let mut buffer = vec![0; 64 << 10];
     loop {
         let length = match rustix::io::read(from, &mut buffer[..]) {
-            Ok(0) => return Ok(Ending::EndOfFile),
+            Ok(0) => return Ok(StreamEnd::EndOfFile),
             Ok(length) => length,
             Err(rustix::io::Errno::INTR) => continue,
-            // Somebody else made the terminal we share non-blocking.
+            // Another process has made the shared terminal non-blocking.
             Err(rustix::io::Errno::AGAIN) => {
                 wait(from, rustix::event::PollFlags::IN)?;
                 continue;
             }
-            // A terminal whose other side is gone.
-            Err(rustix::io::Errno::IO) => return Ok(Ending::EndOfFile),
+            // The terminal's other side is closed.
+            Err(rustix::io::Errno::IO) => return Ok(StreamEnd::EndOfFile),
             Err(errno) => return Err(errno.into()),
         };
         let mut rest = &buffer[..length];
@@ -147,7 +147,7 @@ fn copy(from: impl AsFd, to: impl AsFd) -> io::Result<Ending> {
                 Ok(written) => rest = &rest[written..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => wait(to, rustix::event::PollFlags::OUT)?,
-                Err(rustix::io::Errno::PIPE) => return Ok(Ending::ReaderGone),
+                Err(rustix::io::Errno::PIPE) => return Ok(StreamEnd::ReaderGone),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -179,15 +179,15 @@ mod tests {
         sink.read_to_end(&mut received).unwrap();
         assert!(received == content);
         writer.join().unwrap().unwrap();
-        assert!(matches!(copier.join().unwrap(), Ok(Ending::EndOfFile)));
+        assert!(matches!(copier.join().unwrap(), Ok(StreamEnd::EndOfFile)));
     }
 
     #[test]
-    fn a_reader_that_went_away_is_told_apart() {
+    fn a_closed_output_is_distinguished_from_an_error() {
         let (from, mut source) = io::pipe().unwrap();
         let (sink, to) = io::pipe().unwrap();
         drop(sink);
         source.write_all(b"x").unwrap();
-        assert!(matches!(copy(&from, &to), Ok(Ending::ReaderGone)));
+        assert!(matches!(copy(&from, &to), Ok(StreamEnd::ReaderGone)));
     }
 }

@@ -1,17 +1,17 @@
-//! The terminal we run in: raw while a container has it, and as it was on every way out.
+//! The terminal of this command: in raw mode while a container has it, and restored afterwards.
 
 use std::io::IsTerminal;
 
 use rustix::termios::OptionalActions;
 use rustix::termios::Termios;
 
-/// Standard input in raw mode. Dropping it, by return, error or panic alike, gives the terminal back.
+/// Standard input in raw mode. Dropping it, also by an error or a panic, restores the terminal.
 pub(super) struct RawMode {
     before: Termios,
 }
 
 impl RawMode {
-    /// Switches standard input to raw mode; none if it is no terminal.
+    /// Switches standard input to raw mode; none if it is not a terminal.
     ///
     /// # Errors
     /// The terminal refuses.
@@ -30,12 +30,12 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // If the terminal is gone there is nothing to give back.
+        // A failure is ignored: the terminal is closed.
         let _ = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.before);
     }
 }
 
-/// Columns and rows of the terminal standard output, or else standard input, is.
+/// Columns and rows of the terminal on standard output, or on standard input.
 pub(super) fn size() -> Option<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout())
         .or_else(|_| rustix::termios::tcgetwinsize(std::io::stdin()))

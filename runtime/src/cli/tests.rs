@@ -1,4 +1,4 @@
-//! The command line as people write it.
+//! Parses command lines.
 
 use clap::CommandFactory;
 use clap::Parser;
@@ -15,7 +15,7 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
-fn dockers_words_are_understood() {
+fn dockers_options_are_parsed() {
     for line in [
         "kiai run debian",
         "kiai run -it --rm --name web -e A=1 -e B -v /a:/b:ro -v data:/d -w /x -u 1:2 debian sh -c ls",

@@ -1,4 +1,4 @@
-//! `kiai update`: changes what running containers may use, and with it how large their sandboxes are.
+//! `kiai update`: changes the limits of running containers, and with them the size of their sandboxes.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use oci_spec::runtime::LinuxResources;
 use oci_spec::runtime::Spec;
 
 use crate::cli::Context;
+use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
 use crate::cli::exec::running_task;
-use crate::cli::failure::Failure;
 use crate::cli::format;
 use crate::spec::quantity::Cpus;
 use crate::spec::quantity::MemorySize;
 use crate::spec::resources::plan_limits;
 
-/// Change what running containers may use
+/// Change the limits of running containers
 #[derive(Debug, clap::Args)]
 pub(super) struct Update {
     /// Memory limit, with a unit: 256m, 2g
@@ -30,7 +30,7 @@ pub(super) struct Update {
 }
 
 impl Update {
-    pub(super) async fn perform(self, context: &Context) -> Result<u8, Failure> {
+    pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let limits = plan_limits(self.cpus, self.memory);
         each(&self.containers, async |name| {
             let (container, record) = context.store.find(name)?;
@@ -42,7 +42,7 @@ impl Update {
     }
 }
 
-/// The bundle says from here on what is in force, so that `inspect` does.
+/// Records the limits in the bundle, for `inspect`.
 fn write_down(bundle: &Path, limits: &LinuxResources) -> anyhow::Result<()> {
     let path = bundle.join("config.json");
     let mut spec = Spec::load(&path).with_context(|| path.display().to_string())?;

@@ -1,13 +1,13 @@
-//! `kiai version`.
+//! `kiai version`: prints the version of kiai and the guest's kernel and image.
 
 use serde::Serialize;
 
-use crate::cli::failure::Failure;
+use crate::cli::command_error::CommandError;
 use crate::cli::format;
 use crate::cli::format::Format;
 use crate::config::Config;
 
-/// Print the version and what sandboxes are made of
+/// Print the version, and the guest kernel and guest image
 #[derive(Debug, clap::Args)]
 pub(super) struct Version {
     /// How to print
@@ -25,7 +25,7 @@ struct Answer {
 }
 
 impl Version {
-    pub(super) fn perform(self) -> Result<u8, Failure> {
+    pub(super) fn perform(self) -> Result<u8, CommandError> {
         let config = Config::load()?;
         let answer = Answer {
             version: env!("CARGO_PKG_VERSION"),

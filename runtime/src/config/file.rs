@@ -1,4 +1,4 @@
-//! The configuration file as it is written: every key optional, none unknown.
+//! The format of the configuration file: every key is optional, and an unknown key is an error.
 
 use std::io;
 use std::path::Path;
@@ -6,22 +6,22 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-/// Why the configuration cannot be used.
+/// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("configuration {path}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The file is not TOML, has a key nobody knows or a value that does not fit.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("configuration {path}")]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Line, column and reason.
         #[source]
@@ -29,7 +29,7 @@ pub enum ConfigError {
     },
 }
 
-/// `kiai.toml`.
+/// The content of `kiai.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct File {
@@ -37,7 +37,7 @@ pub(super) struct File {
     pub(super) pods: Pods,
 }
 
-/// `[sandbox]`: what each microVM is made of.
+/// `[sandbox]`: kernel, initial file system and size of each microVM.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct Sandbox {
@@ -53,7 +53,7 @@ pub(super) struct Sandbox {
     pub(super) boot_timeout_seconds: Option<u32>,
 }
 
-/// `[pods]`: what a Kubernetes pod may ask for.
+/// `[pods]`: the annotations that a Kubernetes pod may have.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct Pods {

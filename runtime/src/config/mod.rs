@@ -1,8 +1,7 @@
-//! What the administrator and the environment say about every sandbox: one file, a few variables.
+//! The administrator's configuration of every sandbox: one file and a few environment variables.
 //!
-//! `/etc/kiai/kiai.toml` (or the file `KIAI_CONFIG` names) first, then `KIAI_KERNEL` and `KIAI_INITRD`. Pod
-//! annotations come last and are no business of this module: `plan` reads them. An unknown key is an error
-//! that names it.
+//! `/etc/kiai/kiai.toml` (or the file that `KIAI_CONFIG` names) is read first; `KIAI_KERNEL` and `KIAI_INITRD` override
+//! it. Annotations of a pod override both; module `plan` reads them. An unknown key is an error that names it.
 
 mod file;
 mod paths;
@@ -14,37 +13,37 @@ pub use file::ConfigError;
 use file::File;
 pub use paths::state_root;
 
-/// Where the configuration is looked for when `KIAI_CONFIG` does not say otherwise.
+/// Path of the configuration file unless `KIAI_CONFIG` is set.
 pub const DEFAULT_FILE: &str = "/etc/kiai/kiai.toml";
 
 const DEFAULT_KERNEL: &str = "/usr/share/kiai/vmlinux";
 const DEFAULT_INITRD: &str = "/usr/share/kiai/initramfs.cpio";
 
-/// The configuration in force: every value decided.
+/// The effective configuration: every value is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// vCPUs of a sandbox that asks for none.
+    /// vCPUs of a sandbox without a request of its own.
     pub vcpus: u8,
-    /// vCPUs a sandbox can have later; otherwise as many as the host, at most 8.
+    /// Maximum of vCPUs of a sandbox; by default those of the host, at most 8.
     pub max_vcpus: Option<u8>,
-    /// MiB every sandbox gets beside the limits of its containers, and boots with: the rest is plugged in.
+    /// MiB of a sandbox in addition to the limits of its containers. It boots with this memory; the rest is plugged in.
     pub memory_mib: u32,
-    /// MiB a sandbox can have later; otherwise as much as the host.
+    /// Maximum of a sandbox's memory in MiB; by default the host's memory.
     pub max_memory_mib: Option<u32>,
-    /// Guest kernel.
+    /// Path of the guest kernel.
     pub kernel: PathBuf,
-    /// Initial RAM file system with the agent.
+    /// Path of the initial RAM file system with the agent.
     pub initrd: PathBuf,
-    /// Words appended to the guest's command line.
+    /// Parameters appended to the guest kernel's command line.
     pub kernel_parameters: Vec<String>,
     /// Back guest RAM with the host's 2 MiB pages.
     pub huge_pages: bool,
     /// Append the guest's console to `console.log` in the bundle of the pod's first container.
     pub console_log: bool,
-    /// How long a guest may take until its agent answers, seconds.
+    /// Maximum time in seconds until the guest's agent connects.
     pub boot_timeout_seconds: u32,
-    /// `io.kiai.` annotations a Kubernetes pod may carry, without the prefix. Who runs `kiai` or `ctr` is root
-    /// and may use all of them.
+    /// The `io.kiai.` annotations that a Kubernetes pod may have, without the prefix. Users of `kiai` and `ctr` are
+    /// root and may use all.
     pub pod_annotations: Vec<String>,
 }
 
@@ -67,8 +66,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the file and the environment. A file that is not there is an empty one, unless `KIAI_CONFIG`
-    /// names it.
+    /// Reads the file and the environment. A missing file counts as empty, unless `KIAI_CONFIG` names it.
     pub fn load() -> Result<Self, ConfigError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let file = match variable("KIAI_CONFIG") {

@@ -1,8 +1,8 @@
-//! Where things that do not outlive a boot are kept.
+//! The state directory, whose content does not outlive a boot.
 
 use std::path::PathBuf;
 
-/// The state directory: `KIAI_STATE`, else `/run/kiai`.
+/// Path of the state directory: `KIAI_STATE`, else `/run/kiai`.
 pub fn state_root() -> PathBuf {
     std::env::var_os("KIAI_STATE")
         .filter(|value| !value.is_empty())

@@ -1,4 +1,4 @@
-//! The whole story of a container's making: plan -> lend -> attach -> ask the agent.
+//! Creating a container, in order: mount, assign devices, ask the agent.
 
 use std::future::Future;
 use std::path::Path;
@@ -16,8 +16,8 @@ use super::devices;
 use super::io::StdioError;
 use super::io::Streams;
 use super::io::Uris;
-use super::lend::Lent;
 use super::limits::Applied;
+use super::mounts::ContainerMounts;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::cdi::CdiError;
@@ -27,72 +27,72 @@ use crate::plan::ContainerPlan;
 use crate::plan::DeviceMap;
 use crate::plan::PlanError;
 use crate::plan::container_directory;
-use crate::sandbox::BootError;
-use crate::sandbox::LendError;
+use crate::sandbox::AssignError;
+use crate::sandbox::HostDevices;
 use crate::sandbox::Sandbox;
-use crate::sandbox::Wanted;
+use crate::sandbox::SandboxBootError;
 
-/// What a client says about a container to be.
+/// A client's request for a new container.
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
-    /// Its id, checked.
+    /// The container's id, which has been checked.
     pub id: String,
-    /// Its bundle.
+    /// The directory of its bundle.
     pub bundle: PathBuf,
-    /// Mounts that make its root file system; none: `<bundle>/rootfs` is it.
+    /// Mounts that make up its root file system; without any, `<bundle>/rootfs` is bound.
     pub rootfs: Vec<FsMount>,
-    /// Its standard streams.
+    /// The URIs of its standard streams.
     pub uris: Uris,
-    /// It has a terminal.
+    /// Its process has a terminal.
     pub terminal: bool,
 }
 
-/// Why there is no container; nothing of it is left.
+/// Why a container was not created; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// The bundle's config.json.
-    #[error("OCI spec {path}")]
+    /// The bundle's config.json cannot be read.
+    #[error("read OCI spec {path}")]
     Spec {
-        /// The file.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         #[source]
         source: oci_spec::OciSpecError,
     },
-    /// The configuration of the runtime.
+    /// The runtime's configuration is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    /// Devices of vendors.
+    /// A CDI device cannot be provided.
     #[error(transparent)]
     Cdi(#[from] CdiError),
-    /// The spec asks for what cannot be done.
+    /// The spec asks for something that cannot be provided.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A further container of a sandbox that is not here.
+    /// The sandbox that the container belongs to does not run in this process.
     #[error("sandbox {0} is not running")]
     NoSandbox(String),
     /// The sandbox did not boot.
     #[error(transparent)]
-    Boot(#[from] BootError),
-    /// Root file system or volumes.
+    Boot(#[from] SandboxBootError),
+    /// The root file system or a volume cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// Devices.
+    /// A device cannot be assigned.
     #[error(transparent)]
-    Lend(#[from] LendError),
-    /// Standard streams.
+    Assign(#[from] AssignError),
+    /// A standard stream cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The agent.
+    /// The agent failed to create the container.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// Id or state.
+    /// The id is taken, or the pod is shutting down.
     #[error(transparent)]
     Task(#[from] TaskError),
 }
 
-/// Makes a container in a sandbox that may still be booting: while it does, the root file system and the volumes
-/// are mounted below `shared`.
+/// Creates a container in a sandbox that may still be booting: meanwhile its root file system and volumes are mounted
+/// below `shared`.
 pub async fn create(
     options: CreateOptions,
     plan: ContainerPlan,
@@ -100,45 +100,45 @@ pub async fn create(
     sandbox: impl Future<Output = Result<Arc<Sandbox>, CreateError>>,
     reporter: Reporter,
 ) -> Result<Arc<Container>, CreateError> {
-    let (sandbox, lent) = tokio::try_join!(sandbox, lend(&options, &plan, shared))?;
-    let wanted = Wanted { disks: &plan.disks, functions: &plan.functions, ..Wanted::default() };
-    let (loan, devices) = sandbox.lend(wanted).await?;
+    let (sandbox, mounts) = tokio::try_join!(sandbox, mount(&options, &plan, shared))?;
+    let wanted = HostDevices { disks: &plan.disks, functions: &plan.functions, ..HostDevices::default() };
+    let (assignment, devices) = sandbox.assign(wanted).await?;
     match ask(&options, &plan, &sandbox, devices).await {
         Ok(streams) => {
             let init = Process::new(&options.id, "", options.uris, options.terminal);
             init.set_streams(streams);
-            let lent = (lent, loan);
+            let assigned = (mounts, assignment);
             let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let applied =
                 resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
             let started = (applied, plan.spec.process().clone().unwrap_or_default());
             let container =
-                Container::new(options.id, options.bundle, sandbox, init, lent, started, reporter);
+                Container::new(options.id, options.bundle, sandbox, init, assigned, started, reporter);
             let container = Arc::new(container);
             container.report(Report::Created);
             container.watch(container.init.clone());
             Ok(container)
         }
         Err(error) => {
-            sandbox.take_back(loan).await;
+            sandbox.unassign(assignment).await;
             Err(error)
         }
     }
 }
 
-/// Asks the agent for the container.
+/// Has the agent create the container.
 async fn ask(
     options: &CreateOptions,
     plan: &ContainerPlan,
     sandbox: &Sandbox,
-    devices: Vec<message::Device>,
+    devices: Vec<message::DeviceAssignment>,
 ) -> Result<Streams, CreateError> {
     let (mut streams, stdio) = Streams::open(&options.uris, options.terminal)?;
 
     let mut request = CreateContainerRequest::new();
     request.container_id.clone_from(&options.id);
     request.spec = serde_json::to_vec(&plan.spec)
-        .map_err(|e| TaskError::Malformed { what: "OCI spec", reason: e.to_string() })?;
+        .map_err(|e| TaskError::Malformed { part: "OCI spec", reason: e.to_string() })?;
     request.rootfs = container_directory(&options.id).join("rootfs").display().to_string();
     request.devices.clone_from(&devices);
     request.all_guest_devices = plan.all_devices;
@@ -152,22 +152,27 @@ async fn ask(
         return Err(error.into());
     }
     if let Err(error) = devices::record(&options.bundle, DeviceMap::of_plan(plan), &devices, answer) {
-        // The container is there all the same; only `kiai inspect --devices` will know nothing of it.
-        tracing::warn!(error = %crate::failure::chain(&error), "the devices cannot be written down");
+        // The container exists all the same; only `kiai inspect --devices` will not show its devices.
+        tracing::warn!(error = %crate::failure::chain(&error), "the container's devices cannot be recorded");
     }
     Ok(streams)
 }
 
-async fn lend(options: &CreateOptions, plan: &ContainerPlan, shared: &Path) -> Result<Lent, CreateError> {
+async fn mount(
+    options: &CreateOptions,
+    plan: &ContainerPlan,
+    shared: &Path,
+) -> Result<ContainerMounts, CreateError> {
     let directory = shared.join(&options.id);
     let rootfs = options.rootfs.clone();
     let root = plan.spec.root().as_ref().map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
     let fallback = options.bundle.join(root);
     let volumes = plan.volumes.clone();
     let mounting =
-        tokio::task::spawn_blocking(move || Lent::mount(directory, &rootfs, &fallback, &volumes)).await;
+        tokio::task::spawn_blocking(move || ContainerMounts::mount(directory, &rootfs, &fallback, &volumes))
+            .await;
     match mounting {
-        Ok(lent) => Ok(lent?),
+        Ok(mounts) => Ok(mounts?),
         Err(panic) => Err(TaskError::Panicked(format!("mounting: {panic}")).into()),
     }
 }

@@ -1,10 +1,10 @@
-//! Where the devices of a container ended up, written down in the bundle for `kiai inspect --devices`.
+//! The record of a container's devices in its bundle, which `kiai inspect --devices` reads.
 
 use std::path::Path;
 
+use kiai_protocol::agent::ContainerDevice;
 use kiai_protocol::agent::CreateContainerResponse;
-use kiai_protocol::agent::Device;
-use kiai_protocol::agent::FoundDevice;
+use kiai_protocol::agent::DeviceAssignment;
 use kiai_protocol::agent::PlugResponse;
 use kiai_protocol::agent::device_locator::By;
 
@@ -15,28 +15,28 @@ use crate::store::file::FileError;
 use crate::store::file::read_json;
 use crate::store::file::write_json;
 
-/// File in the bundle with a [`DeviceMap`].
+/// The file in the bundle, a [`DeviceMap`].
 pub const DEVICES: &str = "devices.json";
 
-/// Of more devices, and of more rules, that a guest says it has none is written down.
+/// The most devices, and the most rules, of a guest's answer that are recorded.
 const MOST_FOUND: usize = 1024;
 
-/// Writes the whole mapping into the bundle: what was planned, and what the agent says it found. `sent` is what
-/// it was asked to find.
+/// Records a new container's devices: the planned ones, completed by the agent's answer. `sent` are the assignments
+/// that the agent was told of.
 pub(super) fn record(
     bundle: &Path,
     planned: DeviceMap,
-    sent: &[Device],
+    sent: &[DeviceAssignment],
     answer: CreateContainerResponse,
 ) -> Result<(), FileError> {
     write_json(&bundle.join(DEVICES), &completed(planned, sent, answer.devices, answer.device_rules))
 }
 
-/// What was plugged in is among what is written down from here on.
+/// Adds devices that were plugged in to the record.
 pub(super) fn record_plugged(
     bundle: &Path,
     planned: DeviceMap,
-    sent: &[Device],
+    sent: &[DeviceAssignment],
     answer: PlugResponse,
 ) -> Result<(), FileError> {
     change(bundle, |map| {
@@ -49,22 +49,24 @@ pub(super) fn record_plugged(
     })
 }
 
-/// What was unplugged is written down no more. Of a PCI function an entry comes with its address. What the agent says
-/// is there still, the container was made with.
+/// Removes devices that were unplugged from the record, each named by its entry's path and, for a PCI function, its
+/// address. An entry that the agent still reports stays: the container was created with it.
 pub(super) fn record_unplugged(
     bundle: &Path,
-    gone: &[(&Path, Option<String>)],
+    removed: &[(&Path, Option<String>)],
     answer: PlugResponse,
 ) -> Result<(), FileError> {
     change(bundle, |map| {
-        let is_gone = |device: &MappedDevice| {
-            gone.iter().any(|(entry, address)| device.entry == *entry && device.host.pci_address == *address)
+        let is_removed = |device: &MappedDevice| {
+            removed
+                .iter()
+                .any(|(entry, address)| device.entry == *entry && device.host.pci_address == *address)
         };
         let stays = |device: &MappedDevice| {
-            let found = |found: &FoundDevice| device.entry == Path::new(&found.entry);
+            let found = |found: &ContainerDevice| device.entry == Path::new(&found.entry);
             device.host.pci_address.is_none() && answer.devices.iter().any(found)
         };
-        map.devices.retain(|device| !is_gone(device) || stays(device));
+        map.devices.retain(|device| !is_removed(device) || stays(device));
         map.rules = answer.device_rules;
     })
 }
@@ -76,10 +78,15 @@ fn change(bundle: &Path, how: impl FnOnce(&mut DeviceMap)) -> Result<(), FileErr
     write_json(&path, &map)
 }
 
-fn completed(planned: DeviceMap, sent: &[Device], found: Vec<FoundDevice>, rules: Vec<String>) -> DeviceMap {
-    // Of several functions in one IOMMU group, the one that was put where the agent found the node.
-    let host_address = |found: &FoundDevice| {
-        let at = |device: &&Device| match &device.locator.by {
+fn completed(
+    planned: DeviceMap,
+    sent: &[DeviceAssignment],
+    found: Vec<ContainerDevice>,
+    rules: Vec<String>,
+) -> DeviceMap {
+    // Several functions may serve one entry: the node belongs to the function with the node's PCI path.
+    let host_address = |found: &ContainerDevice| {
+        let at = |device: &&DeviceAssignment| match &device.locator.by {
             Some(By::PciFunction(path) | By::PciVfio(path)) => *path == found.pci_path,
             _ => false,
         };
@@ -109,7 +116,7 @@ fn completed(planned: DeviceMap, sent: &[Device], found: Vec<FoundDevice>, rules
     DeviceMap { devices, rules, ..planned }
 }
 
-fn guest_side(found: &FoundDevice) -> GuestSide {
+fn guest_side(found: &ContainerDevice) -> GuestSide {
     let some = |text: &String| (!text.is_empty()).then(|| text.clone());
     GuestSide {
         path: found.container_path.clone().into(),
@@ -140,15 +147,15 @@ mod tests {
         MappedDevice { entry: entry.into(), host, attachment, guest: None }
     }
 
-    fn sent(address: &str, path: &str) -> Device {
-        let mut device = Device::new();
+    fn sent(address: &str, path: &str) -> DeviceAssignment {
+        let mut device = DeviceAssignment::new();
         device.locator.mut_or_insert_default().set_pci_function(path.into());
         device.host_pci_address = address.into();
         device
     }
 
-    fn found(entry: &str, path: &str, pci_path: &str) -> FoundDevice {
-        let mut found = FoundDevice::new();
+    fn found(entry: &str, path: &str, pci_path: &str) -> ContainerDevice {
+        let mut found = ContainerDevice::new();
         (found.entry, found.container_path, found.pci_path) = (entry.into(), path.into(), pci_path.into());
         found
     }
@@ -165,7 +172,7 @@ mod tests {
         let mut answer = PlugResponse::new();
         answer.devices = vec![found(group, "/dev/vfio/noiommu-0", "05.0")];
         plug(vec![planned(group, Attachment::UserSpace, Some("0000:00:03.0"))], answer.clone());
-        // The agent tells of the entry, and so of both.
+        // The agent reports the whole entry, and so both functions.
         answer.devices.push(found(group, "/dev/vfio/noiommu-1", "05.1"));
         answer.device_rules = vec!["allow c 243:0 rwm".into()];
         plug(vec![planned(group, Attachment::UserSpace, Some("0000:00:03.1"))], answer.clone());
@@ -181,7 +188,7 @@ mod tests {
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].guest.as_ref().unwrap().path, Path::new("/dev/vfio/noiommu-1"));
 
-        // What the container was made with is written down once, whatever comes and goes.
+        // A device that the container was created with is recorded once, whatever is plugged and unplugged.
         let mut answer = PlugResponse::new();
         answer.devices = vec![found("/dev/fuse", "/dev/fuse", "")];
         for _ in 0..2 {

@@ -1,92 +1,92 @@
-//! Why something cannot be done to a container or a process.
+//! The errors of requests to a container or a process.
 
 use crate::agent::AgentError;
 use crate::cdi::CdiError;
 use crate::host::MountError;
 use crate::host::NetworkError;
 use crate::plan::PlanError;
-use crate::sandbox::LendError;
+use crate::sandbox::AssignError;
 use crate::sandbox::ResizeError;
 
 use super::io::StdioError;
 
-/// The request was not carried out; nothing changed.
+/// Why a request was not carried out; nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    /// No container of this id.
+    /// The pod has no container with this id.
     #[error("container {0}: not found")]
     NoContainer(String),
-    /// No process of this id in the container.
+    /// The container has no process with this id.
     #[error("container {container_id}: process {exec_id}: not found")]
     NoProcess {
-        /// The container.
+        /// The container's id.
         container_id: String,
-        /// The process.
+        /// The process's id.
         exec_id: String,
     },
-    /// It has ended.
+    /// The process has ended already.
     #[error("{0}: process already finished")]
     Finished(String),
-    /// The id is taken.
+    /// The id, the path or the CDI device is taken.
     #[error("{0}: already exists")]
     Exists(String),
-    /// Not in this state.
-    #[error("{what}: cannot {request} while it is {state}")]
+    /// The container or process is in a state in which it cannot serve the request.
+    #[error("{object}: cannot {request} while it is {state}")]
     State {
-        /// Container or process.
-        what: String,
-        /// What was asked.
+        /// The container or process.
+        object: String,
+        /// The request, as a verb.
         request: &'static str,
-        /// Where it is in its life.
+        /// The state it is in.
         state: &'static str,
     },
-    /// The request itself is malformed.
-    #[error("{what}: {reason}")]
+    /// A part of the request is malformed.
+    #[error("{part}: {reason}")]
     Malformed {
-        /// Which part.
-        what: &'static str,
-        /// What is wrong.
+        /// The part of the request.
+        part: &'static str,
+        /// What is wrong with it.
         reason: String,
     },
-    /// A bug of ours: the message is the panic's.
+    /// A bug in the runtime: a thread panicked, with this message.
     #[error("{0}")]
     Panicked(String),
-    /// Standard streams.
+    /// A standard stream cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The guest.
+    /// The agent refused, or did not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The machine could not follow the limits.
+    /// The machine's size could not follow the limits.
     #[error(transparent)]
     Resize(#[from] ResizeError),
-    /// Not among what was plugged in.
-    #[error("container {container_id}: {what}: not plugged in")]
+    /// The item to be unplugged was not plugged in.
+    #[error("container {container_id}: {item} is not plugged in; see kiai inspect")]
     NotPlugged {
-        /// The container.
+        /// The container's id.
         container_id: String,
-        /// What was to be unplugged.
-        what: String,
+        /// The volume, device or interface.
+        item: String,
     },
-    /// What cannot be plugged in.
+    /// The devices or volumes to be plugged in cannot be provided.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Devices of vendors.
+    /// A CDI device cannot be provided.
     #[error(transparent)]
     Cdi(#[from] CdiError),
-    /// A volume.
+    /// A volume cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// An interface of the pod.
+    /// An interface of the pod cannot be taken over.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// The machine or its guest does not take a device.
+    /// A device cannot be assigned.
     #[error(transparent)]
-    Lend(#[from] LendError),
-    /// The pod ends, or was told to.
+    Assign(#[from] AssignError),
+    /// The pod is shutting down.
     #[error("container {0}: the pod is shutting down")]
     ShuttingDown(String),
-    /// The microVM is over.
+    /// The microVM has ended.
     #[error("the sandbox has ended")]
     SandboxEnded,
 }

@@ -1,29 +1,29 @@
-//! The states of one process, and whose turn it is to change them. Knows neither guest nor client: what is asked of
-//! the one comes as a future, and what is told to the other as a function.
+//! The states of one process, and the turns in which they change. Knows neither guest nor client: the request to the
+//! guest comes as a future, and the report to the client as a function.
 //!
 //! ```text
 //!   Created ──start──► Running ◄──pause/resume──► Paused
 //!      └───────────────────┴──── exits ───────────► Stopped(Exit) ──► removed
 //! ```
-//! A turn is: look at the state, ask the guest, change the state, tell of it. The next begins when it is over, so
-//! the state follows the guest's in the order in which the guest changed it, and is told in that order.
+//! A turn is: look at the state, ask the guest, change the state, report the change. The next turn begins when it is
+//! over, so the state follows the guest's in the order in which the guest changed it, and is reported in that order.
 
 use super::Exit;
 use super::ProcessState;
 use super::os::AsyncMutex;
 use super::os::watch;
 
-/// How what was killed with its container ended, or was removed without a start.
+/// Exit status of a process that was killed with its container, or was removed before it was started.
 const KILLED: u32 = 137;
 
-/// Where a process is in its life.
+/// The state of one process.
 pub(super) struct Lifecycle {
     state: watch::Sender<ProcessState>,
-    /// Held for a turn. Whether the process was removed.
+    /// Locked for a turn. True once the process was removed.
     removed: AsyncMutex<bool>,
 }
 
-/// Why a state was not changed.
+/// Why a state did not change.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unchanged<E> {
     /// The process is in another state.
@@ -35,14 +35,14 @@ pub(super) enum Unchanged<E> {
 /// Why a process was not removed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NotRemoved {
-    /// It runs or is paused.
+    /// The process runs or is paused.
     State(ProcessState),
-    /// It was removed before.
+    /// The process was removed before.
     Gone,
 }
 
 impl Lifecycle {
-    /// Of a process that was created.
+    /// The lifecycle of a process that was created.
     pub(super) fn new() -> Self {
         Self { state: watch::channel(ProcessState::Created).0, removed: AsyncMutex::new(false) }
     }
@@ -51,12 +51,12 @@ impl Lifecycle {
         *self.state.borrow()
     }
 
-    /// Moves from one state to another once the guest has done what `ask` asks for, and tells it.
+    /// Changes the state from `from` to `to` once the guest has done what `ask` asks for, and reports it.
     pub(super) async fn change<E>(
         &self,
         (from, to): (ProcessState, ProcessState),
         ask: impl Future<Output = Result<(), E>>,
-        tell: impl FnOnce(),
+        report: impl FnOnce(),
     ) -> Result<(), Unchanged<E>> {
         let _turn = self.removed.lock().await;
         let state = self.state();
@@ -65,25 +65,25 @@ impl Lifecycle {
         }
         ask.await.map_err(Unchanged::Guest)?;
         self.state.send_replace(to);
-        tell();
+        report();
         Ok(())
     }
 
-    /// The process has ended: told, unless its removal was told before.
-    pub(super) async fn end(&self, exit: Exit, tell: impl FnOnce()) {
+    /// Records that the process has ended, and reports it unless its removal was reported before.
+    pub(super) async fn end(&self, exit: Exit, report: impl FnOnce()) {
         let removed = self.removed.lock().await;
         if !*removed {
-            tell();
+            report();
         }
         self.stop(exit);
     }
 
-    /// Removes a process that does not run, once: `work` does it, in the state it is given, and `tell` tells it.
-    /// Returns how the process had ended.
+    /// Removes a process that does not run, once: `work` removes it, given its state, and `report` reports it. Returns
+    /// how the process had ended.
     pub(super) async fn remove<W: Future<Output = ()>>(
         &self,
         work: impl FnOnce(ProcessState) -> W,
-        tell: impl FnOnce(Exit),
+        report: impl FnOnce(Exit),
     ) -> Result<Exit, NotRemoved> {
         let mut removed = self.removed.lock().await;
         if *removed {
@@ -96,14 +96,14 @@ impl Lifecycle {
             ProcessState::Created => Exit::now(KILLED),
         };
         work(state).await;
-        tell(exit);
+        report(exit);
         *removed = true;
         self.stop(exit);
         Ok(exit)
     }
 
-    /// Returns once the end is told of a process whose container is gone. A start that is under way is waited for;
-    /// what was not started never will be.
+    /// For a process whose container was removed: returns once its end is reported. Waits for a start that is under
+    /// way; a process that was not started becomes stopped.
     pub(super) async fn over(&self) {
         {
             let _turn = self.removed.lock().await;
@@ -114,7 +114,7 @@ impl Lifecycle {
         self.wait().await;
     }
 
-    /// The first exit counts.
+    /// Makes the state stopped; the first exit counts.
     fn stop(&self, exit: Exit) {
         self.state.send_if_modified(|state| {
             let first = !matches!(state, ProcessState::Stopped(_));
@@ -125,7 +125,7 @@ impl Lifecycle {
         });
     }
 
-    /// Waits for the end, whenever it began to run.
+    /// Waits for the end of the process, even if it was not started yet.
     pub(super) async fn wait(&self) -> Exit {
         let mut state = self.state.subscribe();
         loop {

@@ -1,13 +1,13 @@
-//! The limits of a container that its sandbox's size follows, as they were last set. Pure.
+//! The limits of a container that determine its sandbox's size, as they were last set. Pure.
 
 use oci_spec::runtime::LinuxCpu;
 use oci_spec::runtime::LinuxMemory;
 use oci_spec::runtime::LinuxResources;
 
-/// No limit, in the words of the OCI runtime-spec.
+/// No limit, as the OCI runtime-spec writes it.
 const NONE: i64 = -1;
 
-/// Memory and CPU time, each where somebody said something.
+/// Limits of memory and CPU time; none where no client set one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Applied {
     memory: Option<i64>,
@@ -16,7 +16,7 @@ pub(super) struct Applied {
 }
 
 impl Applied {
-    /// These, changed by what `resources` mentions.
+    /// These limits, changed by those that `resources` has.
     pub(super) fn with(self, resources: &LinuxResources) -> Self {
         let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
         let cpu = resources.cpu().as_ref();
@@ -27,7 +27,7 @@ impl Applied {
         }
     }
 
-    /// What sets exactly these, and lifts those nobody said anything of.
+    /// Resources that set exactly these limits, and lift those that no client set.
     pub(super) fn resources(self) -> LinuxResources {
         let mut memory = LinuxMemory::default();
         memory.set_limit(Some(self.memory.unwrap_or(NONE)));

@@ -1,20 +1,19 @@
-//! One container of a sandbox: plan -> lend -> ask the agent, and what can be asked of it afterwards.
+//! One container of a sandbox: its creation, and the requests it serves until it is removed.
 //!
-//! `create` tells the whole story of a container; `process` is its init and every process run in it, `lifecycle` the
-//! states of each and their changes, `table` what there is by id; `plug` is what comes and goes meanwhile, `batch`
-//! what that comes to. Knows no containerd message: `shim` decodes, and publishes what is reported through
-//! [`Report`].
+//! `create` creates a container; `process` is its init or a process run in it later, `lifecycle` the states of each
+//! process, `table` the containers and processes by id; `plug` plugs volumes, devices and interfaces, by the plans of
+//! `plug_plan`. Knows no message of containerd: `shim` decodes requests, and publishes each [`Report`].
 
-mod batch;
 mod create;
 pub mod devices;
 mod error;
 pub mod io;
-mod lend;
 mod lifecycle;
 mod limits;
+mod mounts;
 mod os;
 mod plug;
+mod plug_plan;
 mod process;
 mod table;
 mod task;
@@ -22,13 +21,13 @@ mod task;
 #[cfg(test)]
 mod interleaved;
 
-pub use batch::Plug;
-pub use batch::PlugVolume;
 pub use create::CreateError;
 pub use create::CreateOptions;
 pub use create::create;
 pub use error::TaskError;
-pub use plug::Unplug;
+pub use plug::UnplugOptions;
+pub use plug_plan::PlugOptions;
+pub use plug_plan::PlugVolume;
 pub use process::Exit;
 pub use process::Process;
 pub use process::ProcessState;
@@ -37,42 +36,42 @@ pub use table::Table;
 pub use task::Container;
 pub use task::Removed;
 
-/// What happens to a container, told in the order in which it happens.
+/// An event of a container; events are reported in the order in which they happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// A container was created.
+    /// The container was created.
     Created,
-    /// Its init runs.
+    /// Its init was started.
     Started,
-    /// A process was registered to be run in it.
+    /// A process to be run in it was registered.
     ExecAdded {
-        /// Its name.
+        /// The process's id.
         exec_id: String,
     },
-    /// That process runs.
+    /// A registered process was started.
     ExecStarted {
-        /// Its name.
+        /// The process's id.
         exec_id: String,
     },
-    /// A process ended; the init's name is empty.
+    /// A process ended.
     Exited {
-        /// Its name.
+        /// The process's id; empty for the init.
         exec_id: String,
-        /// How it ended.
+        /// How the process ended.
         exit: Exit,
     },
     /// The guest's kernel ran out of the memory the container may use.
     OutOfMemory,
-    /// Frozen.
+    /// The container was frozen.
     Paused,
-    /// Thawed.
+    /// The container was thawed.
     Resumed,
-    /// Gone.
+    /// The container was removed.
     Removed {
         /// How its init ended.
         exit: Exit,
     },
 }
 
-/// Where reports go. Must not block.
+/// Receives reports. Must not block.
 pub type Reporter = std::sync::Arc<dyn Fn(Report) + Send + Sync>;

@@ -1,5 +1,5 @@
-//! The locks that states of processes and tables of containers live by. In one place, so that a check can compile
-//! the code that uses them again with others, whose order it chooses.
+//! The locks of process states and of the table of containers. In a module of their own, so that a check can compile
+//! the code that uses them again with other locks, whose order the check chooses.
 
 pub(super) use parking_lot::Mutex;
 pub(super) use tokio::sync::Mutex as AsyncMutex;

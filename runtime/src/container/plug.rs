@@ -1,14 +1,15 @@
-//! What comes to a container while it is there, and goes before it does: volumes, each a virtio-fs device of its
-//! own, devices of the host, and further interfaces of the pod.
+//! Hotplug: volumes (each a virtio-fs device of its own), devices of the host and interfaces of the pod that are added
+//! to an existing container, and removed again.
 //!
 //! ```text
-//!   plug:   mount and take over on the host -> lend -> interfaces in the guest -> the rest in the container
-//!   unplug: volumes and devices out of the container -> taken back -> unmounted on the host
+//!   plug:   mount volumes and take interfaces over on the host -> assign devices -> interfaces in the guest ->
+//!           volumes and devices in the container
+//!   unplug: volumes and devices out of the container -> unassign devices -> unmount volumes on the host
 //! ```
-//! A batch is one transaction. What is in the container is last to come and first to go, since only that can be
-//! refused by what the container does: whatever fails before is undone, and after it nothing fails. A guest that does not
-//! answer is asked to undo what it may have done before anything else comes to the container. Whose interfaces the
-//! pod's are, and what becomes of them, is not known here.
+//! A request is one transaction. The container's part is the last step of plugging and the first of unplugging, because
+//! only that step can fail by what the container does: a failure before it is undone, and nothing fails after it. A
+//! guest that does not answer is asked to undo the request before the container is changed again. The interfaces are
+//! made and removed elsewhere, by CNI.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -17,77 +18,79 @@ use std::time::Instant;
 
 use kiai_protocol::agent::PlugRequest;
 use kiai_protocol::agent::PlugResponse;
-use kiai_protocol::agent::PluggedMount;
 use kiai_protocol::agent::UnplugRequest;
 use oci_spec::runtime::LinuxDevice;
 use serde::Deserialize;
 use serde::Serialize;
 
 use super::Container;
-use super::Plug;
+use super::PlugOptions;
 use super::TaskError;
-use super::batch::Batch;
-use super::batch::PlannedVolume;
-use super::batch::There;
-use super::batch::Thing;
-use super::batch::named;
 use super::devices;
-use super::lend::OwnShare;
+use super::mounts::VolumeMount;
+use super::plug_plan::AlreadyPlugged;
+use super::plug_plan::ClaimedItem;
+use super::plug_plan::PlannedVolume;
+use super::plug_plan::PlugPlan;
+use super::plug_plan::plugged_device;
 use crate::agent::AgentError;
+use crate::agent::message;
 use crate::cdi::DeviceName;
 use crate::cdi::NeededMount;
 use crate::host::Network;
 use crate::plan::PciAddress;
-use crate::sandbox::Loan;
+use crate::sandbox::Assignment;
+use crate::sandbox::HostDevices;
 use crate::sandbox::Sandbox;
-use crate::sandbox::Share;
-use crate::sandbox::Wanted;
+use crate::sandbox::VolumeDevice;
 use crate::spec::device::PluggedOption;
 use crate::store::file::FileError;
 
-/// What is to be unplugged, all of it plugged in before.
+/// A request to unplug what was plugged in before.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Unplug {
-    /// Destinations of volumes.
+pub struct UnplugOptions {
+    /// Volumes, by their paths in the container.
     pub volumes: Vec<PathBuf>,
-    /// Devices, as they were plugged in.
+    /// Devices, by the names they were plugged in with.
     pub devices: Vec<PluggedOption>,
-    /// Names of interfaces.
+    /// Interfaces, by their names in the pod.
     pub interfaces: Vec<String>,
 }
 
-/// What is plugged in at the moment.
+/// Everything that is plugged into a container.
 #[derive(Default)]
 pub(super) struct Plugged {
-    /// In the order in which they came.
+    /// In the order in which they were plugged in.
     volumes: Vec<PluggedVolume>,
     devices: Vec<PluggedDevice>,
-    interfaces: Vec<(String, Loan)>,
-    /// Which of it came for a device of a vendor.
-    claims: Vec<(DeviceName, Thing)>,
-    /// What the agent was asked to plug in and never said that it had: it may have come to it since.
+    interfaces: Vec<(String, Assignment)>,
+    /// The CDI devices that need an entry or a volume.
+    claims: Vec<(DeviceName, ClaimedItem)>,
+    /// Undo requests for plug requests that the agent did not answer: it may have carried them out.
     unanswered: Vec<UnplugRequest>,
 }
 
 struct PluggedVolume {
-    wanted: NeededMount,
-    mount: PluggedMount,
-    loan: Loan,
-    /// Until the guest has let go of it.
-    share: OwnShare,
+    /// The mount that was asked for.
+    needed: NeededMount,
+    /// The volume as the agent knows it.
+    message: message::PluggedVolume,
+    assignment: Assignment,
+    /// Dropped once the guest has released the virtio-fs device.
+    mount: VolumeMount,
 }
 
 struct PluggedDevice {
     entry: LinuxDevice,
-    /// Of a PCI function.
+    /// The address of a PCI function on the host.
     address: Option<PciAddress>,
-    /// Nothing for what is the guest's own.
-    loan: Loan,
+    /// Empty for a device of the guest's own.
+    assignment: Assignment,
 }
 
 impl PluggedDevice {
-    fn is(&self, option: &PluggedOption) -> bool {
+    fn matches(&self, option: &PluggedOption) -> bool {
         match option {
             PluggedOption::Path(path) => self.entry.path() == path,
             PluggedOption::Pci(address) => self.address == Some(*address),
@@ -96,93 +99,94 @@ impl PluggedDevice {
     }
 }
 
-/// What goes of what is plugged in.
+/// The part of [`Plugged`] that a request unplugs.
 #[derive(Default)]
-struct Leaving {
+struct Selection {
     volumes: Vec<PathBuf>,
     devices: Vec<PluggedOption>,
     interfaces: Vec<String>,
-    vendor_devices: Vec<DeviceName>,
+    cdi_devices: Vec<DeviceName>,
 }
 
-impl Leaving {
+impl Selection {
     fn has_volume(&self, volume: &PluggedVolume) -> bool {
-        self.volumes.contains(&volume.wanted.destination)
+        self.volumes.contains(&volume.needed.destination)
     }
 
     fn has_device(&self, device: &PluggedDevice) -> bool {
-        self.devices.iter().any(|option| device.is(option))
+        self.devices.iter().any(|option| device.matches(option))
     }
 }
 
 impl Plugged {
-    fn there(&self) -> There<'_> {
-        There {
+    fn already(&self) -> AlreadyPlugged<'_> {
+        AlreadyPlugged {
             entries: self.devices.iter().map(|device| &device.entry).collect(),
-            volumes: self.volumes.iter().map(|volume| &volume.wanted).collect(),
+            volumes: self.volumes.iter().map(|volume| &volume.needed).collect(),
             claims: &self.claims,
         }
     }
 
-    /// What a batch takes out, or the first thing of it that is not plugged in.
-    fn leaving(&self, unplug: Unplug) -> Result<Leaving, String> {
-        let Unplug { volumes, devices, interfaces } = unplug;
-        let is_there = |path: &&PathBuf| self.volumes.iter().all(|there| there.wanted.destination != **path);
-        if let Some(path) = volumes.iter().find(is_there) {
+    /// Selects what a request unplugs; the error names the first item that is not plugged in.
+    fn select(&self, options: UnplugOptions) -> Result<Selection, String> {
+        let UnplugOptions { volumes, devices, interfaces } = options;
+        let is_absent =
+            |path: &&PathBuf| self.volumes.iter().all(|volume| volume.needed.destination != **path);
+        if let Some(path) = volumes.iter().find(is_absent) {
             return Err(format!("volume at {}", path.display()));
         }
-        let is_there = |name: &&String| self.interfaces.iter().all(|(there, _)| there != *name);
-        if let Some(name) = interfaces.iter().find(is_there) {
+        let is_absent = |name: &&String| self.interfaces.iter().all(|(plugged, _)| plugged != *name);
+        if let Some(name) = interfaces.iter().find(is_absent) {
             return Err(format!("interface {name}"));
         }
-        let mut leaving = Leaving { volumes, interfaces, ..Leaving::default() };
+        let mut selected = Selection { volumes, interfaces, ..Selection::default() };
         for option in devices {
             match option {
                 PluggedOption::Cdi(name) if self.claims.iter().any(|(claimant, _)| *claimant == name) => {
-                    leaving.vendor_devices.push(name);
+                    selected.cdi_devices.push(name);
                 }
-                option if self.devices.iter().any(|device| device.is(&option)) => {
-                    leaving.devices.push(option)
+                option if self.devices.iter().any(|device| device.matches(&option)) => {
+                    selected.devices.push(option)
                 }
                 option => return Err(format!("device {option}")),
             }
         }
-        let (theirs, others): (Vec<_>, Vec<_>) =
-            self.claims.iter().partition(|(claimant, _)| leaving.vendor_devices.contains(claimant));
-        for (_, thing) in theirs {
-            match thing {
-                _ if others.iter().any(|(_, other)| other == thing) => {}
-                Thing::Entry(path) => leaving.devices.push(PluggedOption::Path(path.clone())),
-                Thing::Volume(path) => leaving.volumes.push(path.clone()),
+        let (selected_claims, others): (Vec<_>, Vec<_>) =
+            self.claims.iter().partition(|(claimant, _)| selected.cdi_devices.contains(claimant));
+        for (_, item) in selected_claims {
+            match item {
+                _ if others.iter().any(|(_, other)| other == item) => {}
+                ClaimedItem::Entry(path) => selected.devices.push(PluggedOption::Path(path.clone())),
+                ClaimedItem::Volume(path) => selected.volumes.push(path.clone()),
             }
         }
-        Ok(leaving)
+        Ok(selected)
     }
 
-    /// Takes it out of the list, and with it all claims to it.
-    fn split_off(&mut self, leaving: &Leaving) -> Self {
-        let gone = Self {
-            volumes: self.volumes.extract_if(.., |volume| leaving.has_volume(volume)).collect(),
-            devices: self.devices.extract_if(.., |device| leaving.has_device(device)).collect(),
+    /// Removes the selected items from the list, with all claims to them, and returns them.
+    fn split_off(&mut self, selected: &Selection) -> Self {
+        let removed = Self {
+            volumes: self.volumes.extract_if(.., |volume| selected.has_volume(volume)).collect(),
+            devices: self.devices.extract_if(.., |device| selected.has_device(device)).collect(),
             interfaces: self
                 .interfaces
-                .extract_if(.., |(name, _)| leaving.interfaces.contains(name))
+                .extract_if(.., |(name, _)| selected.interfaces.contains(name))
                 .collect(),
             ..Self::default()
         };
         let (devices, volumes) = (&self.devices, &self.volumes);
-        self.claims.retain(|(name, thing)| {
-            let is_there = match thing {
-                Thing::Entry(path) => devices.iter().any(|device| device.entry.path() == path),
-                Thing::Volume(path) => volumes.iter().any(|volume| volume.wanted.destination == *path),
+        self.claims.retain(|(name, item)| {
+            let is_plugged = match item {
+                ClaimedItem::Entry(path) => devices.iter().any(|device| device.entry.path() == path),
+                ClaimedItem::Volume(path) => volumes.iter().any(|volume| volume.needed.destination == *path),
             };
-            is_there && !leaving.vendor_devices.contains(name)
+            is_plugged && !selected.cdi_devices.contains(name)
         });
-        gone
+        removed
     }
 
-    /// Has the agent undo what it was asked for and did not answer. Nothing else is asked of it before.
-    async fn settle(&mut self, sandbox: &Sandbox) -> Result<(), AgentError> {
+    /// Has the agent undo the requests it did not answer. To be called before any other request.
+    async fn undo_unanswered(&mut self, sandbox: &Sandbox) -> Result<(), AgentError> {
         while let Some(request) = self.unanswered.last() {
             sandbox.agent.unplug(request.clone()).await?;
             self.unanswered.pop();
@@ -190,175 +194,181 @@ impl Plugged {
         Ok(())
     }
 
-    /// Takes all of it back from a guest that has no use for it any more.
-    pub(super) async fn give_back(self, sandbox: &Sandbox) {
-        let (loans, shares): (Vec<_>, Vec<_>) =
-            self.volumes.into_iter().map(|volume| (volume.loan, volume.share)).unzip();
-        let interfaces = self.interfaces.into_iter().map(|(_, loan)| loan);
-        let devices = self.devices.into_iter().map(|device| device.loan);
-        sandbox.take_back(Loan::all(devices.chain(interfaces).chain(loans))).await;
-        drop_shares(shares).await;
+    /// Unassigns all devices, which the container no longer uses, and unmounts the volumes on the host.
+    pub(super) async fn unassign(self, sandbox: &Sandbox) {
+        let (assignments, volume_mounts): (Vec<_>, Vec<_>) =
+            self.volumes.into_iter().map(|volume| (volume.assignment, volume.mount)).unzip();
+        let interfaces = self.interfaces.into_iter().map(|(_, assignment)| assignment);
+        let devices = self.devices.into_iter().map(|device| device.assignment);
+        sandbox.unassign(Assignment::join(devices.chain(interfaces).chain(assignments))).await;
+        drop_mounts(volume_mounts).await;
     }
 }
 
-/// Unmounting can block.
-async fn drop_shares(shares: Vec<OwnShare>) {
-    if tokio::task::spawn_blocking(move || drop(shares)).await.is_err() {
+/// Unmounts volumes, on a thread that may block.
+async fn drop_mounts(volume_mounts: Vec<VolumeMount>) {
+    if tokio::task::spawn_blocking(move || drop(volume_mounts)).await.is_err() {
         tracing::error!("unmounting volumes panicked");
     }
 }
 
 impl Container {
-    /// Plugs a batch in. On an error nothing of it is left, in the guest or on the host.
-    pub async fn plug(&self, plug: Plug) -> Result<(), TaskError> {
+    /// Plugs volumes, devices and interfaces in. On an error none of them is left in the guest or on the host.
+    pub async fn plug(&self, options: PlugOptions) -> Result<(), TaskError> {
         self.init.alive("plug")?;
         let begun = Instant::now();
         let sandbox = self.guest()?;
         let _rules = self.applied.lock().await;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
-        plugged.settle(sandbox).await?;
-        let mut batch = Batch::plan(&plug, &self.process, &plugged.there())?;
-        let volumes = std::mem::take(&mut batch.volumes);
-        let (wanted, volumes): (Vec<_>, Vec<_>) = self
-            .share(volumes)
+        plugged.undo_unanswered(sandbox).await?;
+        let mut plan = PlugPlan::new(&options, &self.process, &plugged.already())?;
+        let volumes = std::mem::take(&mut plan.volumes);
+        let (needed, volumes): (Vec<_>, Vec<_>) = self
+            .mount_volumes(volumes)
             .await?
             .into_iter()
-            .map(|(wanted, mount, share)| (wanted, (mount, share)))
+            .map(|(needed, message, mount)| (needed, (message, mount)))
             .unzip();
-        let (mounts, shares): (Vec<_>, Vec<_>) = volumes.into_iter().unzip();
-        let mut network = match sandbox.take_over(plug.interfaces).await {
+        let (messages, volume_mounts): (Vec<_>, Vec<_>) = volumes.into_iter().unzip();
+        let mut network = match sandbox.take_over(options.interfaces).await {
             Ok(network) => network,
             Err(error) => {
-                drop_shares(shares).await;
+                drop_mounts(volume_mounts).await;
                 return Err(error.into());
             }
         };
-        // The way out stays where it was.
+        // The pod's default route stays as it was.
         network.routes.retain(|route| !matches!(route.destination.as_str(), "0.0.0.0/0" | "::/0"));
 
-        let directories: Vec<_> = mounts.iter().zip(&shares).map(device_of).collect();
-        let lent = sandbox.lend(Wanted {
-            disks: &batch.disks,
-            functions: &batch.functions,
+        let volume_devices: Vec<_> = messages.iter().zip(&volume_mounts).map(volume_device).collect();
+        let assigned = sandbox.assign(HostDevices {
+            disks: &plan.disks,
+            functions: &plan.functions,
             nics: &mut network.nics,
-            shares: &directories,
+            volumes: &volume_devices,
         });
-        let (loan, sent) = match lent.await {
-            Ok(lent) => lent,
+        let (assignment, sent) = match assigned.await {
+            Ok(assigned) => assigned,
             Err(error) => {
-                drop_shares(shares).await;
+                drop_mounts(volume_mounts).await;
                 return Err(error.into());
             }
         };
-        let devices = batch.devices();
+        let devices = plan.devices();
         let mut request = PlugRequest::new();
         request.container_id.clone_from(&self.id);
-        request.mounts.clone_from(&mounts);
+        request.volumes.clone_from(&messages);
         request.devices.clone_from(&sent);
         let mut undo = UnplugRequest::new();
         undo.container_id.clone_from(&self.id);
-        undo.mounts.clone_from(&mounts);
-        undo.devices = devices.iter().map(|(entry, address)| named(entry, *address)).collect();
-        match tell(sandbox, &network, request, &batch).await {
+        undo.volumes.clone_from(&messages);
+        undo.devices = devices.iter().map(|(entry, address)| plugged_device(entry, *address)).collect();
+        match configure_guest(sandbox, &network, request, &plan).await {
             Ok(_) if devices.is_empty() => {}
             Ok(answer) => {
-                self.note(devices::record_plugged(&self.bundle, batch.map(), &sent, answer));
+                self.log_unrecorded(devices::record_plugged(&self.bundle, plan.map(), &sent, answer));
             }
             Err(error) => {
                 if error.answer().is_none() {
                     plugged.unanswered.push(undo);
-                    if let Err(error) = plugged.settle(sandbox).await {
-                        tracing::warn!(error = %crate::failure::chain(&error), "an undo is put off");
+                    if let Err(error) = plugged.undo_unanswered(sandbox).await {
+                        tracing::warn!(error = %crate::failure::chain(&error), "the plug request cannot be undone now");
                     }
                 }
-                sandbox.take_back(loan).await;
-                drop_shares(shares).await;
+                sandbox.unassign(assignment).await;
+                drop_mounts(volume_mounts).await;
                 return Err(error.into());
             }
         }
-        let lent_devices = batch.disks.len() + batch.functions.len();
-        let mut loans = loan.each();
+        let host_devices = plan.disks.len() + plan.functions.len();
+        let mut assignments = assignment.split();
         plugged.devices.extend(devices.into_iter().enumerate().map(|(nth, (entry, address))| {
-            let loan = if nth < lent_devices { loans.next().unwrap_or_default() } else { Loan::default() };
-            PluggedDevice { entry, address, loan }
+            let assignment = if nth < host_devices {
+                assignments.next().unwrap_or_default()
+            } else {
+                Assignment::default()
+            };
+            PluggedDevice { entry, address, assignment }
         }));
         let names = network.nics.into_iter().map(|nic| nic.name);
-        plugged.interfaces.extend(names.zip(&mut loans));
-        let volumes = wanted.into_iter().zip(mounts).zip(shares).zip(loans);
-        plugged.volumes.extend(volumes.map(|(((wanted, mount), share), loan)| PluggedVolume {
-            wanted,
+        plugged.interfaces.extend(names.zip(&mut assignments));
+        let volumes = needed.into_iter().zip(messages).zip(volume_mounts).zip(assignments);
+        plugged.volumes.extend(volumes.map(|(((needed, message), mount), assignment)| PluggedVolume {
+            needed,
+            message,
+            assignment,
             mount,
-            loan,
-            share,
         }));
-        plugged.claims.append(&mut batch.claims);
+        plugged.claims.append(&mut plan.claims);
         tracing::info!(container = self.id, took = ?begun.elapsed(), "plugged in");
         Ok(())
     }
 
-    /// Takes a batch out. On an error, for instance that a volume is in use, all of it is where it was.
-    pub async fn unplug(&self, unplug: Unplug) -> Result<(), TaskError> {
+    /// Unplugs volumes, devices and interfaces. On an error, for instance because a volume is in use, all of them stay
+    /// plugged in.
+    pub async fn unplug(&self, options: UnplugOptions) -> Result<(), TaskError> {
         self.init.alive("unplug")?;
         let begun = Instant::now();
         let sandbox = self.guest()?;
         let _rules = self.applied.lock().await;
         let mut plugged = self.plugged.lock().await;
         let plugged = plugged.as_mut().ok_or_else(|| TaskError::Finished(self.init.name()))?;
-        plugged.settle(sandbox).await?;
-        let leaving = plugged
-            .leaving(unplug)
-            .map_err(|what| TaskError::NotPlugged { container_id: self.id.clone(), what })?;
+        plugged.undo_unanswered(sandbox).await?;
+        let selected = plugged
+            .select(options)
+            .map_err(|item| TaskError::NotPlugged { container_id: self.id.clone(), item })?;
 
         let mut request = UnplugRequest::new();
         request.container_id.clone_from(&self.id);
-        // The last first: one may be mounted below another.
-        let volumes = plugged.volumes.iter().rev().filter(|volume| leaving.has_volume(volume));
-        request.mounts = volumes.map(|volume| volume.mount.clone()).collect();
-        let devices: Vec<_> = plugged.devices.iter().filter(|device| leaving.has_device(device)).collect();
-        request.devices = devices.iter().map(|device| named(&device.entry, device.address)).collect();
-        if !request.mounts.is_empty() || !request.devices.is_empty() {
+        // The last first, because a volume may be mounted below another.
+        let volumes = plugged.volumes.iter().rev().filter(|volume| selected.has_volume(volume));
+        request.volumes = volumes.map(|volume| volume.message.clone()).collect();
+        let devices: Vec<_> = plugged.devices.iter().filter(|device| selected.has_device(device)).collect();
+        request.devices =
+            devices.iter().map(|device| plugged_device(&device.entry, device.address)).collect();
+        if !request.volumes.is_empty() || !request.devices.is_empty() {
             let answer = sandbox.agent.unplug(request).await?;
             let gone = devices.iter().map(|device| {
                 (device.entry.path().as_path(), device.address.map(|address| address.to_string()))
             });
             let gone: Vec<_> = gone.collect();
             if !gone.is_empty() {
-                self.note(devices::record_unplugged(&self.bundle, &gone, answer));
+                self.log_unrecorded(devices::record_unplugged(&self.bundle, &gone, answer));
             }
         }
-        plugged.split_off(&leaving).give_back(sandbox).await;
+        plugged.split_off(&selected).unassign(sandbox).await;
         tracing::info!(container = self.id, took = ?begun.elapsed(), "unplugged");
         Ok(())
     }
 
-    /// `kiai inspect --devices` is all that suffers if it is not written down.
-    fn note(&self, written: Result<(), FileError>) {
+    /// Logs that the devices could not be recorded in the bundle; only `kiai inspect --devices` reads the record.
+    fn log_unrecorded(&self, written: Result<(), FileError>) {
         if let Err(error) = written {
             let container = &self.id;
-            tracing::warn!(container, error = %crate::failure::chain(&error), "the devices cannot be written down");
+            tracing::warn!(container, error = %crate::failure::chain(&error), "the container's devices cannot be recorded");
         }
     }
 
-    /// Mounts volumes on the host, each in a directory of its own; what the guest is to do with each.
-    async fn share(
+    /// Mounts volumes on the host, each in a directory of its own; returns each with the message for the agent.
+    async fn mount_volumes(
         &self,
         volumes: Vec<PlannedVolume>,
-    ) -> Result<Vec<(NeededMount, PluggedMount, OwnShare)>, TaskError> {
+    ) -> Result<Vec<(NeededMount, message::PluggedVolume, VolumeMount)>, TaskError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let bundle = self.bundle.clone();
         let work = move || {
-            let one = |PlannedVolume { wanted, volume }| {
-                // Its own for the life of this process, which is the sandbox's.
+            let one = |PlannedVolume { needed, volume }| {
+                // Unique for the life of this process, and so of the sandbox.
                 let tag = format!("volume-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-                let share = OwnShare::mount(bundle.join(&tag), &volume)?;
-                let mut mount = PluggedMount::new();
-                mount.tag = tag;
-                mount.entry = volume.target.display().to_string();
-                mount.target = wanted.destination.display().to_string();
-                mount.read_only = volume.read_only;
-                mount.options.clone_from(&wanted.options);
-                Ok((wanted, mount, share))
+                let mount = VolumeMount::mount(bundle.join(&tag), &volume)?;
+                let mut message = message::PluggedVolume::new();
+                message.tag = tag;
+                message.entry = volume.target.display().to_string();
+                message.target = needed.destination.display().to_string();
+                message.read_only = volume.read_only;
+                message.options.clone_from(&needed.options);
+                Ok((needed, message, mount))
             };
             volumes.into_iter().map(one).collect()
         };
@@ -367,23 +377,23 @@ impl Container {
     }
 }
 
-/// The guest's part, on a bus that has everything.
-async fn tell(
+/// The guest's part of plugging, once every device is attached.
+async fn configure_guest(
     sandbox: &Sandbox,
     network: &Network,
     mut request: PlugRequest,
-    batch: &Batch,
+    plan: &PlugPlan,
 ) -> Result<PlugResponse, AgentError> {
     sandbox.agent.configure_network(network).await?;
-    if request.mounts.is_empty() && batch.entries.is_empty() {
+    if request.volumes.is_empty() && plan.entries.is_empty() {
         return Ok(PlugResponse::new());
     }
-    request.linux = serde_json::to_vec(&batch.linux()).unwrap_or_default();
+    request.linux = serde_json::to_vec(&plan.linux()).unwrap_or_default();
     sandbox.agent.plug(request).await
 }
 
-fn device_of((mount, share): (&PluggedMount, &OwnShare)) -> Share {
-    Share { tag: mount.tag.clone(), directory: share.view().into() }
+fn volume_device((message, mount): (&message::PluggedVolume, &VolumeMount)) -> VolumeDevice {
+    VolumeDevice { tag: message.tag.clone(), directory: mount.view().into() }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One process: a container's init, or one run in it later. How it changes its state is in `lifecycle`.
+//! One process: a container's init, or a process run in it later. `lifecycle` has its state.
 
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -16,16 +16,16 @@ use super::lifecycle::Unchanged;
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// 0..=255, 128 + signal; 255 when the microVM ended under it.
+    /// 0..=255, or 128 + signal; 255 if the microVM ended before the process.
     pub status: u32,
-    /// Seconds since 1970, of the host's clock.
+    /// Seconds since 1970, by the host's clock.
     pub seconds: i64,
-    /// 0..=999_999_999.
+    /// Nanoseconds, 0..=999_999_999.
     pub nanoseconds: i32,
 }
 
 impl Exit {
-    /// An exit that happened just now, by the host's clock: the guest's may be off.
+    /// An exit at this moment, by the host's clock, because the guest's may be wrong.
     pub fn now(status: u32) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -36,21 +36,21 @@ impl Exit {
     }
 }
 
-/// Where a process is in its life.
+/// The state of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProcessState {
-    /// Built, not started.
+    /// It was created and not started.
     Created,
-    /// Runs.
+    /// It runs.
     Running,
-    /// Frozen with its container.
+    /// It is frozen with its container.
     Paused,
-    /// Over, its output handed on.
+    /// It has ended, and its output is delivered.
     Stopped(Exit),
 }
 
 impl ProcessState {
-    /// For messages.
+    /// The state as a word for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -61,11 +61,11 @@ impl ProcessState {
     }
 }
 
-/// One process.
+/// A process of a container.
 pub struct Process {
-    /// Container and process, as the agent names them.
+    /// The ids of the container and the process, as the agent's requests have them.
     pub id: ProcessRequest,
-    /// Where its streams lead.
+    /// The URIs of its standard streams.
     pub uris: Uris,
     /// It has a terminal.
     pub terminal: bool,
@@ -81,7 +81,7 @@ impl Process {
         Self { id, uris, terminal, lifecycle: Lifecycle::new(), streams: Mutex::default() }
     }
 
-    /// For messages: "container c" or "container c: process e".
+    /// Its name in messages: "container c" or "container c: process e".
     pub fn name(&self) -> String {
         match self.id.exec_id.as_str() {
             "" => format!("container {}", self.id.container_id),
@@ -89,7 +89,7 @@ impl Process {
         }
     }
 
-    /// Where it is in its life.
+    /// The process's state.
     pub fn state(&self) -> ProcessState {
         self.lifecycle.state()
     }
@@ -102,7 +102,7 @@ impl Process {
         self.streams.lock().take();
     }
 
-    /// Returns once the output of an exited process is handed on, which had written so much.
+    /// Returns once the output of an exited process is delivered; `written` says how much it had written.
     pub(super) async fn drain(&self, written: Written) {
         let streams = self.streams.lock().clone();
         if let Some(streams) = streams {
@@ -110,19 +110,19 @@ impl Process {
         }
     }
 
-    /// Waits for the end, whenever it began to run.
+    /// Waits for the end of the process, even if it was not started yet.
     pub async fn wait(&self) -> Exit {
         self.lifecycle.wait().await
     }
 
-    /// Ends the process's input once all that was written to it is delivered.
+    /// Ends the process's standard input once everything that was written to it is delivered.
     pub fn close_input(&self) {
         if let Some(streams) = self.streams.lock().as_ref() {
             streams.close_input();
         }
     }
 
-    /// Refuses a request that needs a living process.
+    /// Refuses a request for a process that has ended, or was not started.
     pub(super) fn alive(&self, request: &'static str) -> Result<(), TaskError> {
         match self.state() {
             ProcessState::Running | ProcessState::Paused => Ok(()),
@@ -133,10 +133,10 @@ impl Process {
     }
 
     pub(super) fn wrong_state(&self, request: &'static str, state: ProcessState) -> TaskError {
-        TaskError::State { what: self.name(), request, state: state.name() }
+        TaskError::State { object: self.name(), request, state: state.name() }
     }
 
-    /// Why a request changed nothing.
+    /// The error of a request that did not change the state.
     pub(super) fn unchanged(&self, request: &'static str, why: Unchanged<TaskError>) -> TaskError {
         match why {
             Unchanged::State(ProcessState::Stopped(_)) if request != "start" => {

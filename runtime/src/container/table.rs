@@ -1,5 +1,5 @@
-//! What there is, by its id: containers of a pod, processes run in a container. An id is taken from the moment its
-//! owner begins to be made.
+//! Tables by id: the containers of a pod, the processes run in a container. An id is taken from the moment at which the
+//! making of its container or process begins.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -7,25 +7,25 @@ use std::sync::Arc;
 
 use super::os::Mutex;
 
-/// Containers or processes by their ids, until it is closed.
+/// Containers or processes by id. A closed table takes no more of them.
 pub struct Table<T>(Mutex<State<T>>);
 
 struct State<T> {
-    /// `None` while it is being made.
+    /// `None` while the entry is being made.
     entries: BTreeMap<String, Option<Arc<T>>>,
     closed: bool,
 }
 
-/// Why an id is not to be had.
+/// Why an id cannot be reserved.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NoEntry {
-    /// Another has it.
+    /// Another entry has the id.
     Taken,
-    /// Nothing is added any more.
+    /// The table is closed.
     Closed,
 }
 
-/// An id that is taken. Dropping it lets the id go.
+/// A reserved id. Dropping it frees the id.
 pub struct Reservation<'a, T> {
     table: &'a Table<T>,
     id: Option<String>,
@@ -53,45 +53,44 @@ impl<T> State<T> {
 }
 
 impl<T> Table<T> {
-    /// Takes an id for what is to be made.
+    /// Reserves an id for an entry that is to be made.
     pub fn reserve(&self, id: &str) -> Result<Reservation<'_, T>, NoEntry> {
         self.0.lock().insert(id, None)?;
         Ok(Reservation { table: self, id: Some(id.to_owned()) })
     }
 
-    /// Adds what was made already, and tells it before anybody can find it or close the table. `tell` must not
-    /// block.
-    pub fn add(&self, id: &str, entry: Arc<T>, tell: impl FnOnce()) -> Result<(), NoEntry> {
+    /// Adds an entry, and reports it before another task can find it or close the table. `report` must not block.
+    pub fn add(&self, id: &str, entry: Arc<T>, report: impl FnOnce()) -> Result<(), NoEntry> {
         let mut state = self.0.lock();
         state.insert(id, Some(entry))?;
-        tell();
+        report();
         Ok(())
     }
 
-    /// What was made under an id.
+    /// The entry with an id, once it is made.
     pub fn get(&self, id: &str) -> Option<Arc<T>> {
         self.0.lock().entries.get(id).cloned().flatten()
     }
 
-    /// All that was made.
+    /// All entries that are made.
     pub fn all(&self) -> Vec<Arc<T>> {
         self.0.lock().entries.values().flatten().cloned().collect()
     }
 
-    /// Removes `entry`, and not another that has come under its id meanwhile.
+    /// Removes `entry`, but not another entry that has its id by now.
     pub fn remove(&self, id: &str, entry: &Arc<T>) {
         let mut state = self.0.lock();
-        if state.entries.get(id).and_then(Option::as_ref).is_some_and(|there| Arc::ptr_eq(there, entry)) {
+        if state.entries.get(id).and_then(Option::as_ref).is_some_and(|found| Arc::ptr_eq(found, entry)) {
             state.entries.remove(id);
         }
     }
 
-    /// Nothing is added any more. What is being made may still be finished.
+    /// Closes the table. Entries that are being made may still be filled in.
     pub fn close(&self) {
         self.0.lock().closed = true;
     }
 
-    /// Closes the table if nothing is there or being made; whether it is closed.
+    /// Closes the table if it has no entry and none is being made; returns whether it is closed.
     pub fn close_if_empty(&self) -> bool {
         let mut state = self.0.lock();
         state.closed |= state.entries.is_empty();
@@ -100,7 +99,7 @@ impl<T> Table<T> {
 }
 
 impl<T> Reservation<'_, T> {
-    /// What was to be made is.
+    /// Fills in the entry that was made.
     pub fn fill(mut self, entry: Arc<T>) {
         if let Some(id) = self.id.take() {
             self.table.0.lock().entries.insert(id, Some(entry));

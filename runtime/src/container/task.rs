@@ -1,4 +1,4 @@
-//! What can be asked of a container that was created.
+//! The requests that a created container serves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,20 +21,20 @@ use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
 use super::io::Written;
-use super::lend::Lent;
 use super::lifecycle::NotRemoved;
 use super::limits::Applied;
+use super::mounts::ContainerMounts;
 use super::plug::Plugged;
 use super::table::NoEntry;
 use super::table::Table;
 use crate::plan::Limits;
 use crate::plan::check_id;
-use crate::sandbox::Loan;
+use crate::sandbox::Assignment;
 use crate::sandbox::Sandbox;
 
-/// File in the bundle that says why the sandbox ended by the guest's fault.
+/// File in the bundle with the reason why the sandbox ended unexpectedly.
 const SANDBOX_ERROR: &str = "sandbox-error.txt";
-/// File in the bundle that says that memory ran out.
+/// File in the bundle that marks that the container ran out of memory.
 const OOM: &str = "oom";
 
 /// How long a process that was killed may take to end, where nobody has asked for its end.
@@ -44,38 +44,38 @@ const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 
 /// A container of a sandbox.
 pub struct Container {
-    /// Its id.
+    /// The container's id.
     pub id: String,
-    /// Its bundle.
+    /// The directory of its bundle.
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
-    /// As it was asked for.
+    /// The OCI `process` object of its init.
     pub(super) process: ProcessSpec,
     sandbox: Arc<Sandbox>,
-    /// Closed once the container is being removed.
+    /// Processes run in it later. Closed once the container is being removed.
     execs: Table<Exec>,
-    lent: Mutex<Option<(Lent, Loan)>>,
-    /// Locked while that changes; none once the container is being removed.
+    assigned: Mutex<Option<(ContainerMounts, Assignment)>>,
+    /// Locked during a change; none once the container is being removed.
     pub(super) plugged: tokio::sync::Mutex<Option<Plugged>>,
-    /// Locked while they change, and while device rules do.
+    /// Its limits. Locked while they or the device rules change.
     pub(super) applied: tokio::sync::Mutex<Applied>,
     reporter: Reporter,
-    /// Told already that memory ran out.
+    /// It was reported that the container ran out of memory.
     out_of_memory: AtomicBool,
 }
 
-/// A further process: registered first, run later.
+/// A process to be run in the container: registered first, started later.
 struct Exec {
     process: Arc<Process>,
     /// The OCI `process` object.
     spec: ProcessSpec,
 }
 
-/// What was removed.
+/// The result of removing a container or process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
-    /// How it had ended.
+    /// How its process had ended.
     pub exit: Exit,
 }
 
@@ -85,7 +85,7 @@ impl Container {
         bundle: PathBuf,
         sandbox: Arc<Sandbox>,
         init: Process,
-        lent: (Lent, Loan),
+        assigned: (ContainerMounts, Assignment),
         (applied, process): (Applied, ProcessSpec),
         reporter: Reporter,
     ) -> Self {
@@ -96,7 +96,7 @@ impl Container {
             sandbox,
             process,
             execs: Table::default(),
-            lent: Mutex::new(Some(lent)),
+            assigned: Mutex::new(Some(assigned)),
             plugged: tokio::sync::Mutex::new(Some(Plugged::default())),
             applied: tokio::sync::Mutex::new(applied),
             reporter,
@@ -108,7 +108,7 @@ impl Container {
         (self.reporter)(report);
     }
 
-    /// The init when `exec_id` is empty, else the process of that name.
+    /// The init if `exec_id` is empty, otherwise the process with that id.
     pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, TaskError> {
         if exec_id.is_empty() { Ok(self.init.clone()) } else { Ok(self.find(exec_id)?.process.clone()) }
     }
@@ -121,11 +121,11 @@ impl Container {
         TaskError::NoProcess { container_id: self.id.clone(), exec_id: exec_id.into() }
     }
 
-    /// Registers a process to be run; `spec` is the OCI `process` object as JSON.
+    /// Registers a process to be run in the container; `spec` is the OCI `process` object as JSON.
     pub fn exec(&self, exec_id: &str, uris: Uris, terminal: bool, spec: &[u8]) -> Result<(), TaskError> {
-        check_id(exec_id).map_err(|e| TaskError::Malformed { what: "exec", reason: e.to_string() })?;
+        check_id(exec_id).map_err(|e| TaskError::Malformed { part: "exec", reason: e.to_string() })?;
         let mut spec: ProcessSpec = serde_json::from_slice(spec)
-            .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
+            .map_err(|e| TaskError::Malformed { part: "process of exec", reason: e.to_string() })?;
         spec.set_terminal(Some(terminal));
         self.init.alive("exec")?;
         let process = Arc::new(Process::new(&self.id, exec_id, uris, terminal));
@@ -137,7 +137,7 @@ impl Container {
         })
     }
 
-    /// Starts the init, or a registered process.
+    /// Starts the init if `exec_id` is empty, otherwise the registered process with that id.
     pub async fn start(self: &Arc<Self>, exec_id: &str) -> Result<(), TaskError> {
         self.guest()?;
         let states = (ProcessState::Created, ProcessState::Running);
@@ -151,12 +151,12 @@ impl Container {
             self.report(Report::ExecStarted { exec_id: exec_id.into() });
             self.watch(exec.process.clone());
         };
-        let started = exec.process.lifecycle.change(states, self.ask_for(&exec), tell).await;
+        let started = exec.process.lifecycle.change(states, self.run(&exec), tell).await;
         started.map_err(|why| exec.process.unchanged("start", why))
     }
 
-    /// Has the agent run a process.
-    async fn ask_for(&self, exec: &Exec) -> Result<(), TaskError> {
+    /// Has the agent run a registered process.
+    async fn run(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
         let sandbox = self.guest()?;
         let (mut streams, stdio) = Streams::open(&process.uris, process.terminal)?;
@@ -164,7 +164,7 @@ impl Container {
         request.container_id.clone_from(&self.id);
         request.exec_id.clone_from(&process.id.exec_id);
         request.process = serde_json::to_vec(&exec.spec)
-            .map_err(|e| TaskError::Malformed { what: "process of exec", reason: e.to_string() })?;
+            .map_err(|e| TaskError::Malformed { part: "process of exec", reason: e.to_string() })?;
         request.stdio = Some(stdio).into();
         if let Some(size) = exec.spec.console_size() {
             request.rows = u32::try_from(size.height()).unwrap_or(0);
@@ -179,7 +179,7 @@ impl Container {
         Ok(())
     }
 
-    /// Ends a process that runs in the guest and was not started for its client.
+    /// Ends a process that runs in the guest although its start failed on the host.
     async fn undo_start(&self, process: &Process, sandbox: &Sandbox) {
         let (agent, id) = (&sandbox.agent, &process.id);
         let undo = async {
@@ -196,7 +196,7 @@ impl Container {
         }
     }
 
-    /// Waits for a process's end and tells it, once its output is handed on.
+    /// Waits, in a task, for the end of a process, and reports it once the output is delivered.
     pub(super) fn watch(self: &Arc<Self>, process: Arc<Process>) {
         let container = self.clone();
         tokio::spawn(async move {
@@ -214,33 +214,34 @@ impl Container {
         });
     }
 
-    /// How the process ended, whether memory ran out, and how much it had written.
+    /// Waits for the end of a process; returns how it ended, whether the container ran out of memory, and how much the
+    /// process had written.
     async fn end(&self, process: &Process) -> (Exit, bool, Written) {
-        let endings = &self.sandbox.endings;
+        let end = &self.sandbox.end;
         let answer = tokio::select! {
             answer = self.sandbox.agent.wait_process(&process.id) => answer,
-            ended = endings.wait() => return (self.sandbox_ended(&ended), false, Written::UNKNOWN),
+            ended = end.wait() => return (self.sandbox_ended(&ended), false, Written::UNKNOWN),
         };
         match answer {
-            // The guest's clock says when, but a client compares with the host's.
+            // Clients compare the time with the host's clock, and the guest's may differ.
             Ok(answer) => {
                 let written = Written { stdout: answer.stdout_bytes, stderr: answer.stderr_bytes };
                 (Exit::now(answer.exit_status & 0xff), answer.out_of_memory, written)
             }
-            // The agent's answer would have come: the guest is going, or gone.
+            // The connection broke because the guest ends.
             Err(error) if error.answer().is_none() => {
-                (self.sandbox_ended(&endings.wait().await), false, Written::UNKNOWN)
+                (self.sandbox_ended(&end.wait().await), false, Written::UNKNOWN)
             }
             Err(error) => {
-                // Its container was removed under it.
+                // The container was removed meanwhile.
                 tracing::debug!(process = process.name(), error = %crate::failure::chain(&error), "wait");
                 (Exit::now(137), false, Written::UNKNOWN)
             }
         }
     }
 
-    /// The sandbox ended under the process: by its own fault that is told in the bundle.
-    fn sandbox_ended(&self, ended: &crate::sandbox::Ended) -> Exit {
+    /// The exit of a process whose sandbox ended; the reason of an unexpected end is written into the bundle.
+    fn sandbox_ended(&self, ended: &crate::sandbox::SandboxEnd) -> Exit {
         if ended.expected {
             return Exit::now(137);
         }
@@ -251,7 +252,7 @@ impl Container {
         Exit::now(255)
     }
 
-    /// Memory ran out: told once, and left in the bundle.
+    /// Reports once that the container ran out of memory, and marks it in the bundle.
     pub fn out_of_memory(&self) {
         if !self.out_of_memory.swap(true, Ordering::AcqRel) {
             if let Err(error) = std::fs::write(self.bundle.join(OOM), "") {
@@ -261,7 +262,7 @@ impl Container {
         }
     }
 
-    /// Sends a signal to the init or a process, or to every process of the container.
+    /// Sends a signal to the init or to another process; with `all`, to every process of the container.
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), TaskError> {
         let process = self.process(exec_id)?;
         process.alive("kill")?;
@@ -276,7 +277,7 @@ impl Container {
         })
     }
 
-    /// Removes the container, or forgets one process of it, once. Only what has ended or never started can go.
+    /// Removes the container, or forgets one of its processes, once. It must have ended, or not have been started.
     pub async fn delete(&self, exec_id: &str) -> Result<Removed, TaskError> {
         if !exec_id.is_empty() {
             return self.forget(exec_id).await;
@@ -315,14 +316,16 @@ impl Container {
         Ok(Removed { exit })
     }
 
-    /// Returns once the end of every process that was run in the container is told, those among them that are being
-    /// started. The container is gone, which killed them; a guest that does not say so is not waited for longer
-    /// than this.
+    /// For a container that was removed in the guest, which kills its processes: returns once the end of each is
+    /// reported, but waits no longer than this for a guest that does not report it.
     async fn exec_ends(&self) {
         let execs = self.execs.all();
         let ends = futures::future::join_all(execs.iter().map(|exec| exec.process.lifecycle.over()));
         if tokio::time::timeout(PATIENCE, ends).await.is_err() {
-            tracing::warn!(container = self.id, "a process of a removed container does not end");
+            tracing::warn!(
+                container = self.id,
+                "the guest does not report the end of a process of a removed container"
+            );
         }
     }
 
@@ -330,20 +333,20 @@ impl Container {
         if let Ok(sandbox) = self.guest()
             && let Ok(Err(error)) = sandbox.unless_dead(sandbox.agent.remove_container(&self.id, force)).await
         {
-            // What the host lent goes all the same; the guest's remains end with the guest.
+            // Mounts and devices are released all the same; what is left in the guest ends with the guest.
             tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "remove");
         }
         if let Some(plugged) = self.plugged.lock().await.take() {
-            plugged.give_back(&self.sandbox).await;
+            plugged.unassign(&self.sandbox).await;
         }
-        let Some((lent, loan)) = self.lent.lock().take() else { return };
-        self.sandbox.take_back(loan).await;
-        if tokio::task::spawn_blocking(move || drop(lent)).await.is_err() {
+        let Some((mounts, assignment)) = self.assigned.lock().take() else { return };
+        self.sandbox.unassign(assignment).await;
+        if tokio::task::spawn_blocking(move || drop(mounts)).await.is_err() {
             tracing::error!(container = self.id, "unmounting panicked");
         }
     }
 
-    /// Freezes every process.
+    /// Freezes every process of the container.
     pub async fn pause(&self) -> Result<(), TaskError> {
         let ask = async { Ok(self.guest()?.agent.pause_container(&self.id).await?) };
         let states = (ProcessState::Running, ProcessState::Paused);
@@ -351,7 +354,7 @@ impl Container {
         paused.map_err(|why| self.init.unchanged("pause", why))
     }
 
-    /// Thaws them.
+    /// Thaws every process of the container.
     pub async fn resume(&self) -> Result<(), TaskError> {
         let ask = async { Ok(self.guest()?.agent.resume_container(&self.id).await?) };
         let states = (ProcessState::Paused, ProcessState::Running);
@@ -359,12 +362,12 @@ impl Container {
         resumed.map_err(|why| self.init.unchanged("resume", why))
     }
 
-    /// Changes resources; `resources` is the OCI object as JSON. The machine grows before and shrinks after, and
-    /// if anything fails all is as it was.
+    /// Changes limits and device rules; `resources` is the OCI object as JSON. The machine grows before the limits rise
+    /// and shrinks after they fall; on an error everything is as it was.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
         self.init.alive("update")?;
         let malformed =
-            |e: serde_json::Error| TaskError::Malformed { what: "resources", reason: e.to_string() };
+            |e: serde_json::Error| TaskError::Malformed { part: "resources", reason: e.to_string() };
         let changes: LinuxResources = serde_json::from_slice(&resources).map_err(malformed)?;
         let sandbox = self.guest()?;
         let mut applied = self.applied.lock().await;
@@ -372,46 +375,46 @@ impl Container {
         let limits = |applied: Applied| Limits::default().changed(&applied.resources(), host_mib);
         let after = applied.with(&changes);
         let back = serde_json::to_vec(&applied.resources()).map_err(malformed)?;
-        let limit = |there: bool| {
-            sandbox.agent.update_container(&self.id, if there { resources.clone() } else { back.clone() })
+        let limit = |new: bool| {
+            sandbox.agent.update_container(&self.id, if new { resources.clone() } else { back.clone() })
         };
         sandbox.resize(limits(*applied), limits(after), limit).await?;
         *applied = after;
         Ok(())
     }
 
-    /// Figures of its cgroup.
+    /// Statistics of the container's cgroup.
     pub async fn stats(&self) -> Result<StatsContainerResponse, TaskError> {
         self.init.alive("stats")?;
         Ok(self.guest()?.agent.stats(&self.id).await?)
     }
 
-    /// Its processes, as the guest numbers them.
+    /// The guest's pids of the container's processes.
     pub async fn pids(&self) -> Result<Vec<u32>, TaskError> {
         self.init.alive("pids")?;
         Ok(self.guest()?.agent.list_processes(&self.id).await?)
     }
 
-    /// Tells a process's terminal its size.
+    /// Sets the size of a process's terminal.
     pub async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), TaskError> {
         let process = self.process(exec_id)?;
         process.alive("resize")?;
         if !process.terminal {
             return Err(TaskError::Malformed {
-                what: "resize",
+                part: "resize",
                 reason: format!("{} has no terminal", process.name()),
             });
         }
         Ok(self.guest()?.agent.resize_terminal(&process.id, (rows, columns)).await?)
     }
 
-    /// Returns once the end of every process that ran is told; for the end of the sandbox.
+    /// Returns once the end of every process is reported, when the sandbox ends.
     pub async fn ended(&self) {
         self.exec_ends().await;
         self.init.wait().await;
     }
 
     pub(super) fn guest(&self) -> Result<&Sandbox, TaskError> {
-        if self.sandbox.endings.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
+        if self.sandbox.end.ended().is_some() { Err(TaskError::SandboxEnded) } else { Ok(&self.sandbox) }
     }
 }

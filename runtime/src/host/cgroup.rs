@@ -1,7 +1,7 @@
-//! The host's cgroup of a sandbox: its process, guest memory and vCPUs included, is accounted to the pod.
+//! The sandbox's cgroup on the host, by which its process, with guest memory and vCPUs, is accounted to the pod.
 //!
-//! cgroup v2 (`admin-guide/cgroup-v2.rst`), v1 and the hybrid of both: every hierarchy that is mounted gets the
-//! same path. Best effort, because a sandbox without one works as well.
+//! cgroup v2 (`admin-guide/cgroup-v2.rst`), v1 and the hybrid of both: the path is the same in every mounted hierarchy.
+//! A failure is logged only, because a sandbox works without a cgroup as well.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -12,10 +12,10 @@ use std::time::Instant;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// How long the threads of a process may be on their way out.
+/// How long to wait for threads that are ending.
 const WAY_OUT: Duration = Duration::from_secs(2);
 
-/// Turns a spec's `cgroupsPath` into a path below the hierarchies: "slice:prefix:name" is systemd's way to write
+/// The path below the hierarchies for a spec's `cgroupsPath`; systemd's "slice:prefix:name" is
 /// `/slice/…/prefix-name.scope`.
 pub fn relative_path(spec: &Path) -> PathBuf {
     let text = spec.to_string_lossy();
@@ -35,20 +35,20 @@ pub fn relative_path(spec: &Path) -> PathBuf {
     path
 }
 
-/// The cgroup a process joined, in every hierarchy that took it.
+/// The cgroup that this process has joined, in every hierarchy in which that was possible.
 #[derive(Debug, Default)]
 pub struct Joined(Vec<Membership>);
 
 #[derive(Debug)]
 struct Membership {
-    /// Where the hierarchy is mounted.
+    /// The hierarchy's mount point.
     root: PathBuf,
-    /// Directories that were not there before, from the outermost to the group itself.
+    /// The directories that were made, from the outermost to the group itself.
     made: Vec<PathBuf>,
 }
 
 impl Joined {
-    /// Moves the process to the root of each hierarchy again and removes what is empty.
+    /// Moves the process to the root of each hierarchy and removes the groups that were made and are empty.
     pub fn leave(self) {
         for Membership { root, made } in self.0 {
             let left = std::fs::write(root.join("cgroup.procs"), "0");
@@ -56,13 +56,13 @@ impl Joined {
             if let Some(group) = made.last() {
                 await_empty(group);
             }
-            // A parent of ours that another sandbox uses by now is not empty, and stays.
+            // A parent that another sandbox uses by now is not empty, and stays.
             made.iter().rev().for_each(|group| remove_empty(group));
         }
     }
 }
 
-/// Puts this process into the cgroup at `path` (relative) of every hierarchy, making it as needed.
+/// Moves this process to the cgroup at the relative `path` of every hierarchy; makes missing groups.
 pub fn join(path: &Path) -> Joined {
     let mut joined = Joined::default();
     for root in hierarchies() {
@@ -82,8 +82,8 @@ pub fn join(path: &Path) -> Joined {
     joined
 }
 
-/// Waits until nothing is in a group of the unified hierarchy (`cgroup.events` wakes a poll). A thread that has
-/// been joined may still be on its way out, and such a one is not moved with its process.
+/// Waits until a group of the unified hierarchy is empty (the kernel wakes a poll of `cgroup.events`): a thread that is
+/// ending is not moved with its process.
 fn await_empty(group: &Path) {
     use rustix::event::PollFd;
     use rustix::event::PollFlags;
@@ -91,7 +91,7 @@ fn await_empty(group: &Path) {
     let deadline = Instant::now() + WAY_OUT;
     loop {
         let mut text = [0; 128];
-        // Reading from the start is also what arms the next wake-up.
+        // Reading from the start also arms the next wake-up.
         let Ok(length) = events.read_at(&mut text, 0) else { return };
         if text[..length].starts_with(b"populated 0") {
             return;
@@ -100,13 +100,13 @@ fn await_empty(group: &Path) {
         let Ok(limit) = left.try_into() else { return };
         let changed = rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&limit));
         if !matches!(changed, Ok(1..)) {
-            tracing::debug!(group = %group.display(), "something stays in the cgroup");
+            tracing::debug!(group = %group.display(), "a process stays in the cgroup");
             return;
         }
     }
 }
 
-/// Makes the group and its parents; `made` gets those that were not there.
+/// Makes the group and its parents; adds those that did not exist to `made`.
 fn make(root: &Path, path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     let mut group = root.to_path_buf();
     for part in path.components() {
@@ -120,7 +120,7 @@ fn make(root: &Path, path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a dead sandbox left, as far as it is empty.
+/// Removes the groups that a dead sandbox left, if they are empty.
 pub fn remove(path: &Path) {
     for root in hierarchies() {
         remove_empty(&root.join(path));
@@ -136,7 +136,7 @@ fn remove_empty(group: &Path) {
     }
 }
 
-/// v2: the one tree. v1 and hybrid: one directory for each controller, and `unified`.
+/// The mount points of the hierarchies. v2 has one; v1 and hybrid have one for each controller, and `unified`.
 fn hierarchies() -> Vec<PathBuf> {
     let root = Path::new(ROOT);
     if root.join("cgroup.procs").exists() {
@@ -154,14 +154,14 @@ fn hierarchies() -> Vec<PathBuf> {
     found
 }
 
-/// A v1 cpuset takes no process before it has CPUs and memory nodes.
+/// Copies CPUs and memory nodes from the parent: without them a cpuset of v1 takes no process.
 fn inherit_cpuset(root: &Path, path: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let mut parent = root.to_path_buf();
         for part in path.components() {
             let child = parent.join(part);
             let (from, to) = (parent.join(file), child.join(file));
-            // In v2 an empty one means "as the parent".
+            // In v2 an empty file means the parent's value.
             if root.ends_with("cpuset") && std::fs::read_to_string(&to)?.trim().is_empty() {
                 std::fs::write(&to, std::fs::read_to_string(&from)?)?;
             }

@@ -1,4 +1,4 @@
-//! Reads the facts a plan asks for.
+//! Reads the facts about the host that a plan needs.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
@@ -15,8 +15,8 @@ use crate::plan::SourceKind;
 use crate::plan::wanted_groups;
 use crate::plan::wanted_sources;
 
-/// Looks at every path and device the spec names. What cannot be looked at is left out: the plan refuses it by
-/// name.
+/// Reads the facts about every path and device of the spec. A path or device that cannot be read is left out, and the
+/// plan refuses it by name.
 pub fn gather(spec: &Spec) -> HostFacts {
     let (sources, blocks) = wanted_sources(spec);
     HostFacts {
@@ -47,7 +47,7 @@ pub fn memory_mib() -> u32 {
     u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
-/// What a path is; none if it cannot be looked at.
+/// The kind of a path; none if it cannot be read.
 pub fn kind(path: &Path) -> Option<SourceKind> {
     let metadata = std::fs::metadata(path).ok()?;
     let typ = metadata.file_type();
@@ -65,7 +65,7 @@ pub fn kind(path: &Path) -> Option<SourceKind> {
     })
 }
 
-/// Type and number of a device node; none for what is no node.
+/// Type and number of a device node; none for another file.
 pub fn device(path: &Path) -> Option<(LinuxDeviceType, (i64, i64))> {
     let metadata = std::fs::metadata(path).ok()?;
     let typ = metadata.file_type();
@@ -80,7 +80,7 @@ pub fn device(path: &Path) -> Option<(LinuxDeviceType, (i64, i64))> {
     Some((typ, (rustix::fs::major(number).into(), rustix::fs::minor(number).into())))
 }
 
-/// The node of a block device, by what the kernel calls it.
+/// The node of a block device, by the kernel's name for it.
 fn block_device((major, minor): (i64, i64)) -> Option<BlockDevice> {
     let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
     let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_paths_are() {
+    fn paths_have_kinds() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

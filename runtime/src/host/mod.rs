@@ -1,7 +1,7 @@
-//! The host as it is: facts for plans, and the few effects a sandbox has on it (mounts, taps, cgroup).
+//! The host: facts for plans, and a sandbox's effects on it (mounts, taps, cgroup).
 //!
-//! Carries out; decides nothing. Every effect is undone by the drop of the value that stands for it, or goes
-//! with the process.
+//! This module decides nothing. Every effect is undone by dropping the value that stands for it, or ends with the
+//! process.
 
 pub mod cgroup;
 pub mod facts;

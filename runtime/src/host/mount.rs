@@ -1,5 +1,5 @@
 #![expect(unsafe_code, reason = "mount_setattr has no wrapper")]
-//! Mounts in the process's own mount namespace. Each one is undone when the value that stands for it is dropped.
+//! Mounts in the process's own mount namespace. Dropping the value that stands for a mount unmounts it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,15 +13,15 @@ use rustix::mount::MoveMountFlags;
 use rustix::mount::OpenTreeFlags;
 use rustix::mount::UnmountFlags;
 
-/// A mount that could not be made.
+/// Why a mount was not made.
 #[derive(Debug, thiserror::Error)]
 #[error("{step} {path}")]
 pub struct MountError {
-    /// What was being done.
+    /// The step that failed, as a verb.
     pub step: &'static str,
-    /// To what.
+    /// The path it was for.
     pub path: PathBuf,
-    /// What the system said.
+    /// The system's reason.
     #[source]
     pub source: io::Error,
 }
@@ -30,7 +30,7 @@ pub(super) fn failed<E: Into<io::Error>>(step: &'static str, path: &Path) -> imp
     move |source| MountError { step, path: path.into(), source: source.into() }
 }
 
-/// A mount point of ours; dropping it detaches what is mounted there.
+/// A mount; dropping it unmounts it.
 #[derive(Debug)]
 pub struct Mounted(PathBuf);
 
@@ -39,7 +39,7 @@ impl Mounted {
         Self(path.into())
     }
 
-    /// Where.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -47,15 +47,15 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Detached: whatever still holds it open (the virtio-fs server, until the guest forgets) keeps only itself.
+        // Detached, because the virtio-fs server may have files of it open until the guest forgets them.
         if let Err(error) = rustix::mount::unmount(&self.0, UnmountFlags::DETACH) {
             tracing::warn!(path = %self.0.display(), %error, "unmount");
         }
     }
 }
 
-/// Gives this process a mount namespace of its own: mounts made here are seen nowhere else and go with the
-/// process, those of the host (and their going) still arrive. To be called while the process has one thread.
+/// Moves this process to a mount namespace of its own: its mounts are visible nowhere else and end with the process,
+/// while mounts and unmounts of the host still propagate to it. To be called while the process has one thread.
 pub fn enter_own_namespace() -> Result<(), MountError> {
     let root = Path::new("/");
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
@@ -64,19 +64,19 @@ pub fn enter_own_namespace() -> Result<(), MountError> {
         .map_err(failed("stop mounts from propagating from", root))
 }
 
-/// A tmpfs for directories only: too small to be worth filling.
+/// Mounts a small tmpfs for mount points.
 pub fn small_tmpfs(at: &Path) -> Result<Mounted, MountError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("kiai", at, "tmpfs", flags, c"size=4m,nr_inodes=65536,mode=0700")
         .map_err(failed("mount a tmpfs on", at))?;
     let mounted = Mounted::at(at);
-    // Shared, so that what is mounted below later appears in the guest's view of it.
+    // Shared, so that later mounts below it propagate to the guest's view.
     rustix::mount::mount_change(at, MountPropagationFlags::SHARED)
         .map_err(failed("share mounts below", at))?;
     Ok(mounted)
 }
 
-/// A read-only view of `source` that follows every mount made below it later.
+/// Mounts a read-only view of `source`, to which later mounts below `source` propagate.
 pub fn read_only_view(source: &Path, at: &Path) -> Result<Mounted, MountError> {
     rustix::mount::mount_bind_recursive(source, at).map_err(failed("bind to", at))?;
     let mounted = Mounted::at(at);
@@ -86,10 +86,10 @@ pub fn read_only_view(source: &Path, at: &Path) -> Result<Mounted, MountError> {
     Ok(mounted)
 }
 
-/// Binds `source` (a file or a directory, as `at` is) to `at`; read-only means all that is mounted below, too.
+/// Binds `source` to `at`, both files or both directories; `read_only` applies to the mounts below it, too.
 ///
-/// The mount is made read-only before it is put where it belongs: what follows the mounts there (the guest's view)
-/// gets a copy at that moment, and nothing that is done to this one later would reach the copy.
+/// The mount is made read-only before it is attached at `at`: it propagates to the guest's view at that moment, and a
+/// later change of flags would not.
 pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Result<Mounted, MountError> {
     let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -104,7 +104,7 @@ pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Resul
     Ok(Mounted::at(at))
 }
 
-/// mount_setattr(2) on a tree that is mounted nowhere yet.
+/// Makes a detached tree read-only with mount_setattr(2).
 fn set_read_only(tree: &OwnedFd) -> io::Result<()> {
     let attributes =
         libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
@@ -123,14 +123,14 @@ fn set_read_only(tree: &OwnedFd) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes one mount read-only; the file system's other mounts stay as they are, and so do its other flags.
+/// Makes one mount read-only; its other flags, and other mounts of the file system, do not change.
 fn remount_read_only(at: &Path) -> Result<(), MountError> {
-    let kept = kept_flags(at).map_err(failed("look at", at))?;
+    let kept = kept_flags(at).map_err(failed("read the mount flags of", at))?;
     rustix::mount::mount_remount(at, MountFlags::BIND | MountFlags::RDONLY | kept, c"")
         .map_err(failed("make read-only", at))
 }
 
-/// The flags a bind remount has to repeat, or it would drop them.
+/// The flags of a mount, which a bind remount has to repeat.
 fn kept_flags(at: &Path) -> io::Result<MountFlags> {
     use rustix::fs::StatVfsMountFlags as Stat;
     let have = rustix::fs::statvfs(at)?.f_flag;
@@ -154,9 +154,9 @@ fn kept_flags(at: &Path) -> io::Result<MountFlags> {
 mod tests {
     use super::*;
 
-    /// Needs root, as the whole suite does; the mounts are seen by the test's thread alone.
+    /// Needs root, as the whole suite does; the mounts are in a namespace of the test's thread.
     #[test]
-    fn what_is_bound_read_only_is_so_in_the_view_and_below() {
+    fn a_read_only_bind_is_read_only_in_the_view_and_below() {
         std::thread::spawn(|| {
             enter_own_namespace().unwrap();
             let top = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! The pod's interfaces become the guest's: each gets a tap beside it, and every frame is redirected both ways.
+//! Takes over the pod's interfaces for the guest: each gets a tap, and every frame is redirected between the two.
 //!
-//! Network namespaces belong to threads: all of this happens on a thread of its own, which hands back open taps
-//! and plain configuration. rtnetlink(7).
+//! A network namespace belongs to a thread, so this runs on a thread of its own, which returns open taps and plain
+//! configuration. rtnetlink(7).
 
 use std::fs::File;
 use std::io;
@@ -37,51 +37,51 @@ use rtnetlink::RouteMessageBuilder;
 use super::redirect::redirect;
 use super::tap;
 
-/// Queue pairs of a NIC at most, whatever the number of vCPUs.
+/// The most queue pairs of an interface, whatever the number of vCPUs.
 const MOST_QUEUES: usize = 16;
 
-/// The network the guest takes over.
+/// The network of a pod, which the guest takes over.
 #[derive(Debug, Default)]
 pub struct Network {
-    /// Interfaces in the order of their indices.
+    /// The interfaces, in the order of their indices.
     pub nics: Vec<Nic>,
-    /// Routes that are not implied by an address: on-link ones first.
+    /// The routes that no address implies, those on a link first.
     pub routes: Vec<Route>,
-    /// Permanent neighbours.
+    /// The permanent neighbours.
     pub neighbours: Vec<Neighbour>,
 }
 
-/// One interface.
+/// An interface of the pod.
 #[derive(Debug)]
 pub struct Nic {
     /// Its name in the pod.
     pub name: String,
-    /// Its hardware address, which the guest's side takes.
+    /// Its MAC address, which the guest's interface gets.
     pub mac: [u8; 6],
-    /// Bytes.
+    /// Its MTU, bytes.
     pub mtu: u16,
-    /// "10.88.0.2/16".
+    /// Its addresses: "10.88.0.2/16".
     pub addresses: Vec<String>,
-    /// Queues of its tap.
+    /// The queues of its tap.
     pub taps: Vec<OwnedFd>,
 }
 
-/// One route; the fields are those of the protocol.
+/// A route; the fields are those of the agent protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// "0.0.0.0/0" for the default route.
     pub destination: String,
     /// Empty: on link.
     pub gateway: String,
-    /// Interface.
+    /// The interface's name.
     pub device: String,
-    /// Preferred source, may be empty.
+    /// Preferred source address, may be empty.
     pub source: String,
     /// rtnetlink scope.
     pub scope: u8,
     /// Priority.
     pub metric: u32,
-    /// The gateway is reachable though no route says so.
+    /// The gateway is reachable although no route leads to it.
     pub on_link: bool,
 }
 
@@ -90,9 +90,9 @@ pub struct Route {
 pub struct Neighbour {
     /// IP address.
     pub address: String,
-    /// Hardware address.
+    /// MAC address.
     pub mac: String,
-    /// Interface.
+    /// The interface's name.
     pub device: String,
 }
 
@@ -100,53 +100,55 @@ pub struct Neighbour {
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// The namespace cannot be opened or entered.
-    #[error("network namespace {path}")]
+    #[error("enter network namespace {path}")]
     Namespace {
-        /// Its path.
+        /// The namespace's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// It is the host's own.
-    #[error("network namespace {0}: it is the host's own, which a microVM cannot share")]
+    /// The namespace is the host's own.
+    #[error(
+        "network namespace {0} is the host's own, which a microVM cannot share; give the pod a network namespace"
+    )]
     Host(PathBuf),
-    /// No netlink socket.
-    #[error("netlink socket")]
+    /// A netlink socket cannot be opened.
+    #[error("open a netlink socket")]
     Socket(#[source] io::Error),
-    /// Netlink refused.
+    /// The kernel refused a netlink request.
     #[error("{step} {interface}")]
     Netlink {
-        /// What was being done.
+        /// The request, as a verb.
         step: &'static str,
-        /// To which interface; empty for all.
+        /// The interface; empty for all interfaces.
         interface: String,
-        /// What the kernel said.
+        /// The kernel's reason.
         #[source]
         source: Box<rtnetlink::Error>,
     },
-    /// A tap could not be made.
-    #[error("tap device {name}")]
+    /// A tap cannot be made.
+    #[error("create tap device {name}")]
     Tap {
-        /// Its name.
+        /// The tap's name.
         name: String,
-        /// What the system said.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// An interface is not an Ethernet one.
-    #[error("interface {name}: {reason}")]
+    /// An interface does not exist, or cannot be taken over.
+    #[error("interface {name} {reason}")]
     Interface {
-        /// Its name.
+        /// The interface's name.
         name: String,
-        /// What it lacks.
+        /// The reason, as a verb phrase.
         reason: &'static str,
     },
 }
 
-/// Takes over the interfaces of the namespace at `path`, or those that are named, with `queues` queue pairs each.
-/// One that is taken over now is refused. Blocks for a few milliseconds. The taps go when their files are closed; the
-/// interfaces go on sending what comes in to nowhere until they are taken over again.
+/// Takes over the interfaces of the namespace at `path`, or only the named ones, with `queues` queue pairs each. An
+/// interface that is taken over already is refused. Blocks for a few milliseconds. The taps are removed when their
+/// files are closed; after that the interfaces drop incoming frames until they are taken over again.
 pub fn take_over(path: &Path, queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let failed = |source| NetworkError::Namespace { path: path.into(), source };
     let namespace = File::open(path).map_err(failed)?;
@@ -173,7 +175,7 @@ pub(super) fn netlink(step: &'static str, interface: &str) -> impl FnOnce(rtnetl
     move |source| NetworkError::Netlink { step, interface: interface.into(), source: Box::new(source) }
 }
 
-/// On the namespace's thread.
+/// Takes the interfaces over, on the namespace's thread.
 async fn inside(queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
     tokio::spawn(connection);
@@ -214,7 +216,7 @@ async fn inside(queues: usize, named: Option<&[String]>) -> Result<Network, Netw
             handle.route().get(request).execute().try_collect().await.map_err(netlink("list routes", ""))?;
         network.routes.extend(routes.iter().filter_map(|message| route(message, device)));
     }
-    // A gateway has to be reachable before a route may name it.
+    // A gateway has to be reachable before its route is added.
     network.routes.sort_by_key(|route| !route.gateway.is_empty());
     let neighbours: Vec<NeighbourMessage> =
         handle.neighbours().get().execute().try_collect().await.map_err(netlink("list neighbours", ""))?;
@@ -222,7 +224,7 @@ async fn inside(queues: usize, named: Option<&[String]>) -> Result<Network, Netw
     Ok(network)
 }
 
-/// An interface of the pod: not the loopback, and of a kind whose frames can be redirected.
+/// Whether an interface is taken over: not the loopback, and of a kind whose frames can be redirected.
 fn is_pods(link: &LinkMessage) -> bool {
     if link.header.flags.contains(LinkFlags::Loopback) {
         return false;
@@ -234,7 +236,7 @@ fn is_pods(link: &LinkMessage) -> bool {
         }),
         _ => None,
     });
-    // The fallback tunnels the kernel puts into every namespace (tunl0, sit0, ...) are none.
+    // The kernel's fallback tunnels in every namespace (tunl0, sit0, ...) are not taken over.
     matches!(
         kind,
         Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::IpVlan | InfoKind::Vlan | InfoKind::Netkit)
@@ -258,7 +260,7 @@ fn describe(link: &LinkMessage) -> Result<(String, [u8; 6], u16), NetworkError> 
     }
 }
 
-/// "10.88.0.2/16"; link-local ones are left out, the guest makes its own.
+/// An address as "10.88.0.2/16"; none for a link-local one, because the guest makes its own.
 fn address(message: &AddressMessage) -> Option<String> {
     let find = |local: bool| {
         message.attributes.iter().find_map(|attribute| match attribute {
@@ -267,7 +269,7 @@ fn address(message: &AddressMessage) -> Option<String> {
             _ => None,
         })
     };
-    // On a point-to-point link "address" is the peer's.
+    // On a point-to-point link the attribute `Address` is the peer's.
     let address = find(true).or_else(|| find(false))?;
     if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
         return None;
@@ -277,7 +279,7 @@ fn address(message: &AddressMessage) -> Option<String> {
 
 fn route(message: &RouteMessage, device: impl Fn(u32) -> Option<String>) -> Option<Route> {
     let header = &message.header;
-    // The kernel makes connected routes again when the guest gets its addresses.
+    // The guest's kernel adds connected routes itself when it gets its addresses.
     if header.table != RouteHeader::RT_TABLE_MAIN
         || header.kind != RouteType::Unicast
         || header.protocol == RouteProtocol::Kernel
@@ -334,7 +336,7 @@ fn neighbour(message: &NeighbourMessage, device: impl Fn(u32) -> Option<String>)
     Some(Neighbour { address: address?, mac: mac_text(mac?), device })
 }
 
-/// "02:00:00:00:00:01".
+/// A MAC address as text: "02:00:00:00:00:01".
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -1,7 +1,7 @@
-//! Overlay mounts with more layers than one page of options can name.
+//! Overlay mounts with more layers than fit in one page of options.
 //!
-//! mount(2) takes a page of options. Layers lie side by side in one directory, so the mount is made from there
-//! with relative names; on a thread of its own, because the working directory belongs to the process.
+//! mount(2) takes one page of options. Layers are in one directory, so the mount is made from there with relative
+//! names; on a thread of its own, because the working directory belongs to the process.
 
 use std::ffi::CString;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub(super) fn mount(options: &[&str], flags: MountFlags, at: &Path) -> Result<()
     result.map_err(failed("mount overlay on", at))
 }
 
-/// The directory all lower layers have in common, and the options with names relative to it.
+/// The directory that has all lower layers, and the options with names relative to it.
 fn shorten(options: &[&str]) -> Option<(Option<String>, String)> {
     let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
     let layers: Vec<&str> = lower.split(':').collect();

@@ -1,7 +1,7 @@
-//! PCI functions of the host: what sysfs says of them, and moving one between the host's drivers and VFIO.
+//! PCI functions of the host: their facts in sysfs, and binding them to VFIO or to the host's drivers again.
 //!
 //! Linux `Documentation/ABI/testing/sysfs-bus-pci`, `Documentation/driver-api/vfio.rst`. Every function takes
-//! the place where sysfs is mounted, for tests.
+//! the mount point of sysfs, for tests.
 
 use std::fs;
 use std::io;
@@ -13,56 +13,58 @@ use crate::plan::PciFunctionFacts;
 use crate::plan::VFIO_DRIVER;
 use crate::plan::VfioGroupFacts;
 
-/// Where the kernel's view of devices is.
+/// The mount point of sysfs.
 pub const SYS: &str = "/sys";
-/// What functions opened by their own files are bound to.
+/// The device of iommufd, to which functions that are opened by their own files are bound.
 pub const IOMMUFD: &str = "/dev/iommu";
 
-/// Why a function could not be moved; it is as it was, unless the kernel says otherwise.
+/// Why a function could not be bound to another driver; it has the driver it had, unless the kernel says otherwise.
 #[derive(Debug, thiserror::Error)]
-pub enum MoveError {
-    /// Nothing at this address.
+pub enum BindError {
+    /// The host has no function at this address.
     #[error("no PCI function {0} on this host")]
     Absent(PciAddress),
-    /// Bridges hold the machine together.
-    #[error("PCI function {0} is a bridge, which the host cannot do without")]
+    /// A bridge, which the functions behind it need.
+    #[error("PCI function {0} is a bridge, which stays with the host")]
     Bridge(PciAddress),
-    /// Without an IOMMU nothing keeps a guest's DMA in its place.
-    #[error("PCI function {0} has no IOMMU group; is the IOMMU on (intel_iommu=on, or in the firmware)?")]
+    /// Without an IOMMU nothing confines the DMA of a guest's device.
+    #[error("PCI function {0} has no IOMMU group; turn the IOMMU on (in the firmware, and intel_iommu=on)")]
     NoGroup(PciAddress),
-    /// The host uses a disk of it.
-    #[error("PCI function {address}: the host uses its disk {disk}")]
-    InUse {
+    /// The host uses a disk of this function.
+    #[error("PCI function {address}: the host uses its disk {disk}; unmount it first")]
+    DiskInUse {
         /// The function.
         address: PciAddress,
         /// The disk's node.
         disk: PathBuf,
     },
-    /// A guest has it.
-    #[error("PCI function {address}: IOMMU group {group} is in use, by a pod or another program")]
-    Lent {
+    /// A pod or another program has the function's group open.
+    #[error(
+        "PCI function {address}: IOMMU group {group} is in use by a pod or another program; stop it first"
+    )]
+    ContainerMounts {
         /// The function.
         address: PciAddress,
         /// Its group.
         group: u32,
     },
-    /// It is not VFIO's to give back.
+    /// The function is not bound to VFIO.
     #[error("PCI function {0} is not on vfio-pci")]
     NotOnVfio(PciAddress),
-    /// The kernel did not do it.
-    #[error("PCI function {address}: {step}")]
+    /// The kernel refused a step.
+    #[error("PCI function {address}: cannot {step}")]
     Kernel {
         /// The function.
         address: PciAddress,
-        /// What was being done.
+        /// The step, as a verb.
         step: &'static str,
-        /// The reason.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
 }
 
-/// Every function of the host, by address.
+/// Every function of the host, sorted by address.
 pub fn functions(sys: &Path) -> io::Result<Vec<PciFunctionFacts>> {
     let mut found: Vec<_> = fs::read_dir(sys.join("bus/pci/devices"))?
         .flatten()
@@ -72,7 +74,7 @@ pub fn functions(sys: &Path) -> io::Result<Vec<PciFunctionFacts>> {
     Ok(found)
 }
 
-/// One function, if it is there.
+/// The facts of one function; none if the host has no function at this address.
 pub fn function(sys: &Path, address: PciAddress) -> Option<PciFunctionFacts> {
     let directory = directory(sys, address);
     let hex = |name: &str| {
@@ -90,7 +92,7 @@ pub fn function(sys: &Path, address: PciAddress) -> Option<PciFunctionFacts> {
         class: hex("class")?,
         driver: target("driver"),
         group: target("iommu_group").and_then(|number| number.parse().ok()),
-        // Empty when there is no way; not there at all on kernels before 5.15, which have `reset` only.
+        // Empty if the function has no reset; kernels before 5.15 have the file `reset` only.
         resets: match fs::read_to_string(directory.join("reset_method")) {
             Ok(methods) => !methods.trim().is_empty(),
             Err(_) => directory.join("reset").exists(),
@@ -99,13 +101,13 @@ pub fn function(sys: &Path, address: PciAddress) -> Option<PciFunctionFacts> {
     })
 }
 
-/// The function's own device file, if the kernel makes such.
+/// The function's own device file, if the kernel makes device files for functions.
 fn cdev(directory: &Path) -> Option<PathBuf> {
     let name = fs::read_dir(directory.join("vfio-dev")).ok()?.flatten().next()?.file_name();
     Some(Path::new("/dev/vfio/devices").join(name))
 }
 
-/// Every function of a group, by address.
+/// A group with its functions, sorted by address.
 pub fn group(sys: &Path, number: u32) -> VfioGroupFacts {
     let members = fs::read_dir(sys.join(format!("kernel/iommu_groups/{number}/devices")));
     let mut functions: Vec<_> = members
@@ -118,88 +120,88 @@ pub fn group(sys: &Path, number: u32) -> VfioGroupFacts {
     VfioGroupFacts { number, functions }
 }
 
-/// The group whose node has this number, if it is a VFIO group's.
+/// The group whose node has this device number; none if it is not the node of a VFIO group.
 pub fn group_of_node(sys: &Path, (major, minor): (i64, i64)) -> Option<VfioGroupFacts> {
     let uevent = fs::read_to_string(sys.join(format!("dev/char/{major}:{minor}/uevent"))).ok()?;
     let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=vfio/"))?;
     Some(group(sys, name.parse().ok()?))
 }
 
-/// Gives a function to VFIO. The host must not be using it; where another driver takes it after all, that is
-/// an error and the function is given back.
-pub fn bind(sys: &Path, address: PciAddress) -> Result<PciFunctionFacts, MoveError> {
-    let facts = function(sys, address).ok_or(MoveError::Absent(address))?;
+/// Binds a function to vfio-pci. The host must not be using it. If another driver takes it after all, that is an
+/// error, and the function goes back to a driver of the host.
+pub fn bind(sys: &Path, address: PciAddress) -> Result<PciFunctionFacts, BindError> {
+    let facts = function(sys, address).ok_or(BindError::Absent(address))?;
     if facts.is_bridge() {
-        return Err(MoveError::Bridge(address));
+        return Err(BindError::Bridge(address));
     }
     if facts.group.is_none() {
-        return Err(MoveError::NoGroup(address));
+        return Err(BindError::NoGroup(address));
     }
     if facts.is_vfio() {
         return Ok(facts);
     }
     if let Some(disk) = disks(&directory(sys, address)).into_iter().find(|disk| is_used(disk)) {
-        return Err(MoveError::InUse { address, disk });
+        return Err(BindError::DiskInUse { address, disk });
     }
     if !sys.join("bus/pci/drivers").join(VFIO_DRIVER).exists() {
-        load_vfio().map_err(|source| MoveError::Kernel { address, step: "load vfio-pci", source })?;
+        load_vfio().map_err(|source| BindError::Kernel { address, step: "load vfio-pci", source })?;
     }
-    match hand_over(sys, address, VFIO_DRIVER) {
+    match rebind(sys, address, VFIO_DRIVER) {
         Ok(facts) if facts.is_vfio() => Ok(facts),
         other => {
-            // Whoever had it may have it again.
-            let back = hand_over(sys, address, "");
+            // The driver that had the function may have it again.
+            let back = rebind(sys, address, "");
             if let Err(error) = &back {
-                tracing::warn!(error = %crate::failure::chain(error), "give {address} back");
+                tracing::warn!(error = %crate::failure::chain(error), "{address} has no driver of the host again");
             }
             let source = io::Error::other("vfio-pci does not take it; the kernel's log says why");
-            Err(other.err().unwrap_or(MoveError::Kernel { address, step: "bind", source }))
+            Err(other.err().unwrap_or(BindError::Kernel { address, step: "bind", source }))
         }
     }
 }
 
-/// Gives a function back to whatever driver of the host wants it.
-pub fn unbind(sys: &Path, address: PciAddress) -> Result<PciFunctionFacts, MoveError> {
-    let facts = function(sys, address).ok_or(MoveError::Absent(address))?;
+/// Binds a function to a driver of the host again, if the host has one for it.
+pub fn unbind(sys: &Path, address: PciAddress) -> Result<PciFunctionFacts, BindError> {
+    let facts = function(sys, address).ok_or(BindError::Absent(address))?;
     if !facts.is_vfio() {
-        return Err(MoveError::NotOnVfio(address));
+        return Err(BindError::NotOnVfio(address));
     }
-    // Unbinding would wait for whoever has the group open, without a word.
+    // Unbinding would wait, without a message, until the group is closed.
     if let Some(group) = facts.group
         && let Err(error) = fs::File::open(format!("/dev/vfio/{group}"))
         && error.kind() == io::ErrorKind::ResourceBusy
     {
-        return Err(MoveError::Lent { address, group });
+        return Err(BindError::ContainerMounts { address, group });
     }
-    hand_over(sys, address, "")
+    rebind(sys, address, "")
 }
 
-/// Lets go of a function and has the kernel look for a driver: the one named, or any if none is.
-fn hand_over(sys: &Path, address: PciAddress, driver: &str) -> Result<PciFunctionFacts, MoveError> {
+/// Unbinds a function and has the kernel probe drivers for it: the one named, or every driver if the name is empty.
+fn rebind(sys: &Path, address: PciAddress, driver: &str) -> Result<PciFunctionFacts, BindError> {
     let directory = directory(sys, address);
     let write = |path: PathBuf, text: &str, step| {
-        fs::write(path, text).map_err(|source| MoveError::Kernel { address, step, source })
+        fs::write(path, text).map_err(|source| BindError::Kernel { address, step, source })
     };
     let name = address.to_string();
     // A line break clears it.
     let wanted = if driver.is_empty() { "\n" } else { driver };
-    write(directory.join("driver_override"), wanted, "name its driver")?;
+    write(directory.join("driver_override"), wanted, "set its driver_override")?;
     if directory.join("driver").exists() {
-        write(directory.join("driver/unbind"), &name, "take it from its driver")?;
+        write(directory.join("driver/unbind"), &name, "unbind it from its driver")?;
     }
-    write(sys.join("bus/pci/drivers_probe"), &name, "look for a driver")?;
-    function(sys, address).ok_or(MoveError::Absent(address))
+    write(sys.join("bus/pci/drivers_probe"), &name, "probe drivers for it")?;
+    function(sys, address).ok_or(BindError::Absent(address))
 }
 
 fn directory(sys: &Path, address: PciAddress) -> PathBuf {
     sys.join("bus/pci/devices").join(address.to_string())
 }
 
-/// The nodes of all disks and partitions below a function.
+/// The nodes of all disks and partitions of a function.
 fn disks(directory: &Path) -> Vec<PathBuf> {
     const DEEPEST: usize = 12;
     let mut found = Vec::new();
-    // The function is a link itself; below it links lead elsewhere.
+    // The function's entry is a link itself; links below it lead to other devices.
     let mut level: Vec<PathBuf> = fs::canonicalize(directory).into_iter().collect();
     for _ in 0..DEEPEST {
         let mut next = Vec::new();
@@ -218,7 +220,7 @@ fn disks(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether something on the host holds a disk: a mount, a swap area, a volume made of it.
+/// Whether the host has a disk open exclusively: mounted, as swap, or as part of a volume.
 fn is_used(disk: &Path) -> bool {
     use rustix::fs::Mode;
     use rustix::fs::OFlags;
@@ -234,7 +236,7 @@ fn load_vfio() -> io::Result<()> {
     Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
 }
 
-/// Vendor's and device's names, if the host has the list (pciutils' `pci.ids`).
+/// Vendor and device names, if the host has the list of ids (pciutils' `pci.ids`).
 pub fn names(functions: &[PciFunctionFacts]) -> Vec<Option<String>> {
     let list = ["/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids"];
     let list = list.iter().find_map(|path| fs::read(path).ok()).unwrap_or_default();
@@ -331,7 +333,7 @@ mod tests {
         assert!(refused("00:09.0").contains("no PCI function 0000:00:09.0"));
         assert!(refused("00:1f.0").contains("bridge"));
         let back = unbind(sys.path(), "00:1f.2".parse().unwrap()).unwrap_err();
-        assert!(matches!(back, MoveError::NotOnVfio(_)), "{back}");
+        assert!(matches!(back, BindError::NotOnVfio(_)), "{back}");
         fs::remove_file(sys.path().join("bus/pci/devices/0000:00:1f.2/iommu_group")).unwrap();
         assert!(refused("00:1f.2").contains("IOMMU"));
     }

@@ -1,4 +1,4 @@
-//! Every frame that comes in at one interface goes out at another. tc-mirred(8) on ingress, sch_ingress.
+//! Redirects every frame that one interface receives to another: tc-mirred(8) on ingress, sch_ingress.
 
 use futures::TryStreamExt;
 use netlink_packet_route::tc::TcActionAttribute;
@@ -16,14 +16,14 @@ use super::network::netlink;
 
 const ETH_P_ALL: u16 = 0x0003;
 
-/// Makes the tap ready and redirects both ways.
+/// Sets the tap up and redirects frames between it and the interface.
 pub(super) async fn redirect(
     handle: &rtnetlink::Handle,
     (index, name): (u32, &str),
     tap: &str,
     mtu: u16,
 ) -> Result<(), NetworkError> {
-    // The tap is a wire to the guest; the namespace's own IPv6 must not talk on it.
+    // The namespace's own IPv6 must not send on the tap, which leads to the guest.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"), "1");
     let found = handle.link().get().match_name(tap.to_owned()).execute().try_next().await;
     let tap_index = found
@@ -49,8 +49,8 @@ pub(super) async fn redirect(
     Ok(())
 }
 
-/// Has the kernel keep a list of filters for what comes in. One that is there already is an earlier redirect of ours,
-/// which leads nowhere since its tap has gone, or it is somebody else's.
+/// Adds an ingress qdisc, which has the filters for incoming frames. An existing one is left of an earlier redirect
+/// whose tap is gone, and is replaced, or belongs to another program, and is an error.
 async fn open_ingress(handle: &rtnetlink::Handle, index: i32, name: &str) -> Result<(), NetworkError> {
     let add = || handle.qdisc().add(index).ingress().execute();
     match add().await {
@@ -68,18 +68,18 @@ fn is(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
 }
 
-/// Whether all that is done with what comes in is a redirect to an interface that has gone.
+/// Whether the only filters are redirects to interfaces that no longer exist.
 async fn leads_nowhere(handle: &rtnetlink::Handle, index: i32, name: &str) -> Result<bool, NetworkError> {
     let filters = handle.traffic_filter(index).get().ingress().execute();
     let filters: Vec<TcMessage> = filters.try_collect().await.map_err(netlink("list filters of", name))?;
-    // Ours are of this kind; of another it is not known what they do.
+    // Our filters are of this kind; the effect of another kind is not known.
     let is_u32 = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "u32");
     let are_u32 = filters.iter().all(|filter| filter.attributes.iter().any(is_u32));
     let mut targets = filters.iter().flat_map(targets).peekable();
     Ok(are_u32 && targets.peek().is_some() && targets.all(|target| target == Some(0)))
 }
 
-/// Where each action of a filter leads; none for one that is no redirect.
+/// The target interface of each action of a filter; none for an action that is not a redirect.
 fn targets(filter: &TcMessage) -> Vec<Option<u32>> {
     let options = filter.attributes.iter().flat_map(|attribute| match attribute {
         TcAttribute::Options(options) => &options[..],

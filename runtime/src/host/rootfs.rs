@@ -1,4 +1,4 @@
-//! Mounts of a root file system as containerd hands them over: type, source, fstab options.
+//! Mounts of a root file system as containerd passes them: type, source, fstab options.
 //!
 //! containerd runtime v2 `CreateTaskRequest.rootfs`; mount(8) names of options.
 
@@ -12,20 +12,20 @@ use super::mount::Mounted;
 use super::mount::failed;
 use super::overlay;
 
-/// One mount, as in `containerd.types.Mount`.
+/// A mount, as `containerd.types.Mount`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FsMount {
     /// File system type, or "bind".
     pub typ: String,
     /// Device, directory or name.
     pub source: String,
-    /// Below the root; usually empty.
+    /// The mount point below the root; usually empty.
     pub target: String,
     /// fstab options.
     pub options: Vec<String>,
 }
 
-/// Mounts all of them in order, the first on `root` itself. What was mounted is undone on an error.
+/// Mounts all of them in order, the first on `root` itself. On an error none stays mounted.
 pub fn mount_all(mounts: &[FsMount], root: &Path) -> Result<Vec<Mounted>, MountError> {
     let mut done = Vec::new();
     for wanted in mounts {
@@ -62,7 +62,7 @@ fn mount_one(wanted: &FsMount, at: &Path) -> Result<Mounted, MountError> {
     }
 }
 
-/// fstab options split into the kernel's flags and the file system's own words.
+/// fstab options, split into mount flags and the file system's own options.
 struct Options<'a> {
     flags: MountFlags,
     recursive: bool,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_mounted_is_named() {
+    fn an_unsupported_mount_is_refused_by_name() {
         let wanted = FsMount {
             typ: "ext4".into(),
             source: "/x.img".into(),

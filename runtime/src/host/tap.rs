@@ -1,5 +1,5 @@
 #![expect(unsafe_code, reason = "the TUN driver is configured by ioctl")]
-//! Tap devices (Linux `Documentation/networking/tuntap.rst`), one open file a queue.
+//! Tap devices (Linux `Documentation/networking/tuntap.rst`), with one open file for each queue.
 
 use std::fs::File;
 use std::io;
@@ -12,14 +12,14 @@ const VNET_HEADER_SIZE: libc::c_int = 12;
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_ptr_bad!(tun_set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
 
-/// Makes a tap of this name, which must be new, in the calling thread's network namespace. It goes when the last
-/// queue is closed.
+/// Makes a tap in the calling thread's network namespace; its name must be new. The tap is removed when its last queue
+/// is closed.
 pub(super) fn create(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if queues > 1 {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    // Or the first queue might be one more of a tap that is there.
+    // Without the flag the first queue could be added to an existing tap.
     let new = |nth| if nth == 0 { libc::IFF_TUN_EXCL } else { 0 };
     (0..queues).map(|nth| queue(name, flags | new(nth))).collect()
 }

@@ -19,7 +19,7 @@ use super::blobs::BlobDigest;
 use super::blobs::Blobs;
 use super::manifest;
 
-/// Files in the archive at most: two or three a layer.
+/// Maximum number of files in the archive, which has two or three per layer.
 const MOST_FILES: usize = 4096;
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// Takes the archive's one image into the store; returns the digest of the manifest made for it.
+/// Imports the only image of the archive into the store; returns the digest of the manifest made for it.
 pub(super) fn import(
     root: &Path,
     blobs: &Blobs,
@@ -38,7 +38,7 @@ pub(super) fn import(
 ) -> Result<BlobDigest, ImageError> {
     let name = file.display().to_string();
     let failed = |reason: String| ImageError::Manifest { name: name.clone(), reason };
-    // Entries come in any order and refer to each other: take them apart first, into a place of our own.
+    // Entries have no defined order and refer to each other, so they are unpacked into a temporary directory first.
     let parts = tempfile::tempdir_in(root.join("tmp")).map_err(|source| ImageError::Io {
         action: "create a directory in",
         path: root.join("tmp"),

@@ -1,4 +1,4 @@
-//! Blobs by digest: written once, verified, shared by every process that uses the store.
+//! Blobs by digest: each is written once, verified, and shared by all processes that use the store.
 
 use std::fs;
 use std::fs::File;
@@ -20,7 +20,7 @@ pub(super) struct Blobs {
     root: PathBuf,
 }
 
-/// A sha256 digest, checked: 64 hex digits.
+/// A valid sha256 digest: 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct BlobDigest(String);
 
@@ -59,18 +59,18 @@ impl Blobs {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Whether it is here. What is here was verified when it was put here.
+    /// Whether the store has the blob. It was verified when it was stored.
     pub(super) fn has(&self, digest: &BlobDigest) -> bool {
         self.path(digest).exists()
     }
 
-    /// Waits until no other process fetches this blob, and keeps others waiting as long as the lock lives.
+    /// Takes the lock of this blob: waits until no other process fetches it.
     pub(super) fn lock(&self, digest: &BlobDigest) -> Result<Lock, ImageError> {
         let path = self.root.join("locks").join(digest.hex());
         Lock::exclusive(&path).map_err(|e| ImageError::Store(e.to_string()))
     }
 
-    /// A file of the store, at most `most` bytes.
+    /// Reads a blob of at most `most` bytes.
     pub(super) fn read(&self, digest: &BlobDigest, most: u64) -> Result<Vec<u8>, ImageError> {
         let path = self.path(digest);
         let failed = |source| ImageError::Io { action: "read", path: path.clone(), source };
@@ -82,12 +82,12 @@ impl Blobs {
         Ok(bytes)
     }
 
-    /// Where a blob that is being fetched grows; kept over an interruption, for the next attempt to resume.
+    /// The file of a partial blob. It is kept after an interruption, so that the next attempt resumes it.
     pub(super) fn partial(&self, digest: &BlobDigest) -> PathBuf {
         self.root.join("tmp").join(format!("{}.partial", digest.hex()))
     }
 
-    /// Verifies a partial blob and makes it one of the store's. A damaged one is deleted.
+    /// Verifies a partial blob and moves it into the store. A damaged one is deleted.
     pub(super) fn accept(&self, digest: &BlobDigest, size: u64) -> Result<(), ImageError> {
         let partial = self.partial(digest);
         let failed = |source| ImageError::Io { action: "verify", path: partial.clone(), source };
@@ -96,7 +96,7 @@ impl Blobs {
         let length = io::copy(&mut file, &mut hasher).map_err(failed)?;
         let found = hex::encode(hasher.finalize());
         if length != size || found != digest.hex() {
-            // Nothing can be made of it, not even a start.
+            // It cannot be resumed either.
             let _ = fs::remove_file(&partial);
             let reason = if length == size {
                 format!("its content has digest sha256:{found}")
@@ -113,7 +113,7 @@ impl Blobs {
         fs::rename(&partial, &path).map_err(failed)
     }
 
-    /// Takes a blob from a reader that is trusted no more than a network.
+    /// Stores a blob from an untrusted reader.
     pub(super) fn ingest(
         &self,
         digest: &BlobDigest,
@@ -130,19 +130,19 @@ impl Blobs {
             fs::create_dir_all(parent).map_err(failed)?;
         }
         let mut file = File::create(&partial).map_err(failed)?;
-        // One byte more than announced shows that there is more.
+        // One byte beyond the announced size shows that the blob is too long.
         io::copy(&mut from.take(size.saturating_add(1)), &mut file).map_err(failed)?;
         file.flush().map_err(failed)?;
         self.accept(digest, size)
     }
 
     pub(super) fn remove(&self, digest: &BlobDigest) {
-        // Gone is what it is to be.
+        // Already deleted.
         let _ = fs::remove_file(self.path(digest));
         let _ = fs::remove_file(self.root.join("locks").join(digest.hex()));
     }
 
-    /// Every blob there is.
+    /// All blobs of the store.
     pub(super) fn list(&self) -> Vec<BlobDigest> {
         let directory = self.root.join("blobs/sha256");
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();

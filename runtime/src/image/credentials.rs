@@ -1,19 +1,19 @@
-//! Credentials for registries: what `docker login` left in `config.json`. No credential helpers: they are
-//! programs of the user's, and pulls run as root.
+//! Credentials for registries from the `config.json` of `docker login`. Credential helpers are not supported: they are
+//! programs of the user, and pulls run as root.
 
 use std::path::PathBuf;
 
 use oci_client::secrets::RegistryAuth;
 use serde_json::Value;
 
-/// The file: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
+/// Path of the file: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
 fn file() -> Option<PathBuf> {
     let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
     folder.or_else(home).map(|folder| folder.join("config.json"))
 }
 
-/// For `registry`; anonymous if the file has none for it.
+/// The credentials for `registry`; anonymous if the file has none for it.
 pub(super) fn of(registry: &str) -> RegistryAuth {
     file()
         .and_then(|file| std::fs::read(file).ok())

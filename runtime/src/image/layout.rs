@@ -71,7 +71,7 @@ fn select(name: &str, index: &ImageIndex, tag: Option<&str>) -> Result<Descripto
     }
 }
 
-/// One blob into the store, verified on the way.
+/// Copies one blob into the store and verifies it.
 fn copy(blobs: &Blobs, directory: &Path, descriptor: &Descriptor) -> Result<(), ImageError> {
     let digest = BlobDigest::parse(descriptor.digest().as_ref())?;
     if blobs.has(&digest) {

@@ -9,20 +9,20 @@ use oci_spec::image::Os;
 
 use super::ImageError;
 
-/// A manifest or an index is a list of descriptors; 4 MiB is what registries accept.
+/// Maximum size of a manifest or index, the same as that of registries.
 pub(super) const LARGEST_MANIFEST: u64 = 4 << 20;
-/// Layers an image may have; docker stops at 127.
+/// Maximum number of layers of an image; that of docker is 127.
 const MOST_LAYERS: usize = 512;
-/// How deep indices may refer to indices.
+/// Maximum depth of indices that refer to indices.
 pub(super) const DEEPEST_INDEX: usize = 4;
 
-/// What a document named by a descriptor is.
+/// A document that a descriptor names.
 pub(super) enum Document {
     Manifest(Box<ImageManifest>),
     Index(Box<ImageIndex>),
 }
 
-/// Tells by content, as media types are optional in places: an index has `manifests`, a manifest `layers`.
+/// Parses a document by its content, as media types are optional: an index has `manifests`, a manifest `layers`.
 pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
     let failed = |reason: String| ImageError::Manifest { name: name.to_owned(), reason };
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| failed(e.to_string()))?;
@@ -37,7 +37,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
     Ok(Document::Manifest(Box::new(manifest)))
 }
 
-/// The entry of an index for linux/amd64; an entry without a platform will do if it is the only one.
+/// The entry of an index for linux/amd64; an entry without a platform is accepted if it is the only one.
 pub(super) fn choose(name: &str, index: &ImageIndex) -> Result<Descriptor, ImageError> {
     let all = index.manifests();
     let ours = all.iter().find(|entry| {

@@ -1,15 +1,15 @@
-//! Images: where they come from, how they are kept, how their layers become a directory.
+//! Images: their sources, their store, and the unpacking of their layers into a directory.
 //!
 //! ```text
-//!     KIAI_ROOT/blobs/sha256/<digest>   what was fetched, verified
+//!     KIAI_ROOT/blobs/sha256/<digest>   fetched and verified blobs
 //!     KIAI_ROOT/trees/<chain>/fs        the layers of an image, applied one over the other
-//!     KIAI_ROOT/images/<name>.json      what is called what
-//!     KIAI_ROOT/tmp/                    being made; KIAI_ROOT/locks/
+//!     KIAI_ROOT/images/<name>.json      the records of names
+//!     KIAI_ROOT/tmp/, KIAI_ROOT/locks/  unfinished files, and lock files
 //! ```
 //!
-//! Everything is made in `tmp` and renamed into place when it is whole and verified, so that nothing
-//! half-made is ever used and two processes can work on one store. Reading order: [`ImageSource`], `pull` and
-//! `layout` fetch into `blobs`, `tree` and `unpack` make directories, [`ImageStore`] keeps the names.
+//! Every file is made in `tmp` and renamed when it is complete and verified, so that an incomplete file is never used
+//! and several processes can work on one store. Reading order: [`ImageSource`], `pull` and `layout` fetch into `blobs`,
+//! `tree` and `unpack` make directories, [`ImageStore`] keeps the names.
 
 mod archive;
 mod blobs;

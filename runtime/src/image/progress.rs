@@ -1,4 +1,4 @@
-//! What a person sees of a pull: a bar a layer on a terminal, a line a layer elsewhere.
+//! The progress of a pull: one bar per layer on a terminal, one line per layer elsewhere.
 
 use std::io::IsTerminal;
 use std::io::Write;
@@ -7,21 +7,21 @@ use indicatif::MultiProgress;
 use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
 
-/// Told of each step. Called from several tasks at once.
+/// A receiver of progress. Several tasks call it concurrently.
 pub trait Progress: Send + Sync {
-    /// A step begins; `bytes` is what it will take, if known. The returned step is told how far it is.
+    /// A step starts; `bytes` is its size, if known. The returned step receives its progress.
     fn step(&self, what: &str, bytes: Option<u64>) -> Box<dyn Step>;
 }
 
-/// A step under way.
+/// A step in progress.
 pub trait Step: Send {
     /// `count` more bytes are done.
     fn advance(&mut self, count: u64);
-    /// It is over; `how` is a word or two.
+    /// The step has ended; `how` is a short text with the result.
     fn finish(&mut self, how: &str);
 }
 
-/// Says nothing.
+/// Reports nothing.
 pub struct Quiet;
 
 impl Progress for Quiet {
@@ -41,7 +41,7 @@ impl Step for Silent {
 pub struct Terminal(Option<MultiProgress>);
 
 impl Terminal {
-    /// Looks at standard error once.
+    /// Checks once whether standard error is a terminal.
     pub fn new() -> Self {
         Self(std::io::stderr().is_terminal().then(MultiProgress::new))
     }
@@ -91,7 +91,7 @@ impl Step for Line {
         self.bytes += count;
     }
     fn finish(&mut self, how: &str) {
-        // Progress is a courtesy: a closed standard error is no reason to fail.
+        // A closed standard error must not fail the pull.
         let _ = writeln!(std::io::stderr(), "{}: {how} ({} bytes)", self.what, self.bytes);
     }
 }

@@ -1,5 +1,5 @@
-//! Pulls from registries (OCI distribution-spec 1.1): manifests first, then every blob that is not here,
-//! several at a time, each resumed where it was interrupted and verified by its digest.
+//! Pulls from registries (OCI distribution-spec 1.1): manifests first, then every blob that is not in the store,
+//! several in parallel. An interrupted download is resumed, and each blob is verified by its digest.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -24,7 +24,7 @@ use super::credentials;
 use super::manifest;
 use super::manifest::Document;
 
-/// Blobs fetched at the same time.
+/// Number of blobs fetched in parallel.
 const AT_ONCE: usize = 4;
 
 const ACCEPTED: &[&str] = &[
@@ -34,14 +34,14 @@ const ACCEPTED: &[&str] = &[
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
 
-/// How to speak to the registry.
+/// Options of the connection to a registry.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PullOptions {
-    /// Plain HTTP. Registries on loopback are always spoken to so, as docker does.
+    /// Whether to use plain HTTP. For registries on loopback it is always used, as docker does.
     pub plain_http: bool,
 }
 
-/// Fetches what is missing; returns the digest of the manifest for this platform.
+/// Fetches the missing blobs; returns the digest of the manifest for this platform.
 pub(super) async fn fetch(
     blobs: &Blobs,
     reference: &Reference,
@@ -116,8 +116,8 @@ impl Registry {
             return Ok(());
         }
         let mut step = progress.step(&format!("pull {}", &digest.hex()[..12]), Some(descriptor.size()));
-        // Another process may be at it: it holds the lock until the blob is here. The wait is flock's, on a
-        // thread that may block.
+        // Another process may fetch this blob and holds the lock until the blob is complete. flock blocks, so it
+        // is called on a thread that may block.
         let waiting = (blobs.clone(), digest.clone());
         let lock = tokio::task::spawn_blocking(move || waiting.0.lock(&waiting.1))
             .await
@@ -131,7 +131,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Appends to what an earlier attempt left, if the registry can start in the middle.
+    /// Resumes the partial blob of an earlier attempt, if the registry supports ranges.
     async fn download(
         &self,
         partial: &Path,
@@ -149,7 +149,7 @@ impl Registry {
             ..Default::default()
         };
         if have >= descriptor.size() {
-            // Whole or too much; `accept` decides, and there is nothing to ask for.
+            // The partial blob is complete or too long: no request is needed, and `accept` checks it.
             return Ok(());
         }
         let mut stream = if have == 0 {
@@ -174,7 +174,7 @@ impl Registry {
         while let Some(piece) = stream.next().await {
             let piece = match piece {
                 Ok(piece) => piece,
-                // The library verifies as it streams: a digest that does not match is damage, not a network.
+                // The library verifies the digest while it streams. A mismatch is damage, not a network error.
                 Err(e) if e.to_string().contains("digest") => {
                     let digest = descriptor.digest().to_string();
                     drop(file);
@@ -198,7 +198,7 @@ impl Registry {
 fn client(reference: &Reference, options: &PullOptions) -> Result<Client, ImageError> {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
-        // Fails only if a provider is installed already, which then serves as well.
+        // Fails only if a provider is installed already, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
     let registry = reference.resolve_registry();
@@ -209,7 +209,7 @@ fn client(reference: &Reference, options: &PullOptions) -> Result<Client, ImageE
         .map_err(|e| ImageError::Registry { name: reference.whole(), reason: e.to_string() })
 }
 
-/// Whether "host:port" is this machine.
+/// Whether "host:port" is a loopback address.
 fn is_loopback(registry: &str) -> bool {
     let host = match registry.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,

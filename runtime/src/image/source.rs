@@ -1,4 +1,4 @@
-//! What a person calls an image: a registry reference, `oci:DIR[:TAG]` or `docker-archive:FILE`.
+//! The source of an image: a registry reference, `oci:DIR[:TAG]` or `docker-archive:FILE`.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use oci_client::Reference;
 
 use super::ImageError;
 
-/// Where an image comes from.
+/// The source of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
     /// A reference to a registry, as docker understands it.
@@ -15,7 +15,7 @@ pub enum ImageSource {
     Layout {
         /// Its directory.
         directory: PathBuf,
-        /// `org.opencontainers.image.ref.name` of the image; none: the only one.
+        /// `org.opencontainers.image.ref.name` of the image; `None` for the only image of the layout.
         tag: Option<String>,
     },
     /// A file written by `docker save`.
@@ -23,14 +23,14 @@ pub enum ImageSource {
 }
 
 impl ImageSource {
-    /// Reads what a person wrote.
+    /// Parses the user's text.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
         if let Some(rest) = text.strip_prefix("docker-archive:") {
             return Ok(Self::Archive(rest.into()));
         }
         if let Some(rest) = text.strip_prefix("oci:") {
             let (directory, tag) = match rest.rsplit_once(':') {
-                // A colon in a directory's name is not a tag's.
+                // A colon in the name of a directory does not start a tag.
                 Some((directory, tag)) if !tag.contains('/') => (directory, Some(tag.to_owned())),
                 _ => (rest, None),
             };
@@ -43,7 +43,7 @@ impl ImageSource {
         Ok(Self::Registry(reference))
     }
 
-    /// The name an image of this source is kept under.
+    /// The name of the image in the store.
     pub fn name(&self) -> String {
         match self {
             Self::Registry(reference) => reference.whole(),

@@ -1,4 +1,4 @@
-//! The names of images and what they stand for.
+//! The image store: the names of images and their manifests and trees.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,74 +28,74 @@ use crate::store::file::Lock;
 /// Version of the record's form.
 const VERSION: u64 = 1;
 
-/// Why an image cannot be had. Each names the thing.
+/// An image cannot be fetched, read or removed. Each error names the image or the object in it.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Not a name of an image.
+    /// The text is not the name of an image.
     #[error("image name {text:?}: {reason}")]
     Reference {
-        /// What was written.
+        /// The text.
         text: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// Not a sha256 digest.
+    /// The text is not a sha256 digest.
     #[error("digest {0:?} is not sha256 and 64 hex digits")]
     Digest(String),
-    /// A manifest, index or configuration.
+    /// A manifest, index or configuration is invalid.
     #[error("{name}: {reason}")]
     Manifest {
-        /// Which.
+        /// Name or digest of the document.
         name: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// A blob is not what its digest says.
+    /// The content of a blob does not match its digest.
     #[error("blob {digest} is damaged: {reason}")]
     Damaged {
-        /// Which.
+        /// Digest of the blob.
         digest: String,
-        /// How.
+        /// The difference.
         reason: String,
     },
-    /// Beyond a bound.
+    /// An object exceeds its maximum size.
     #[error("{what} is larger than {most} bytes")]
     TooBig {
-        /// What.
+        /// The object.
         what: String,
-        /// The bound.
+        /// Maximum size in bytes.
         most: u64,
     },
-    /// A layer holds what must not be.
+    /// An entry of a layer is invalid.
     #[error("layer {layer}: {entry:?}: {reason}")]
     Layer {
-        /// Its digest.
+        /// Digest of the layer.
         layer: String,
         /// The path of the entry.
         entry: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// The registry.
+    /// A request to the registry failed.
     #[error("pull {name}: {reason}")]
     Registry {
         /// The reference.
         name: String,
-        /// What it answered.
+        /// The registry's answer.
         reason: String,
     },
-    /// The host's file system.
+    /// An operation on the host's file system failed.
     #[error("{action} {path}")]
     Io {
-        /// What was being done.
+        /// The operation, as a verb.
         action: &'static str,
-        /// To what.
+        /// Its path.
         path: PathBuf,
         /// The reason.
         #[source]
         source: io::Error,
     },
-    /// A record or a lock of the store.
+    /// A record or a lock of the store cannot be used.
     #[error("image store: {0}")]
     Store(String),
     /// No image has this name.
@@ -107,13 +107,13 @@ pub enum ImageError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Image {
     version: u64,
-    /// What it is called.
+    /// Name of the image.
     pub name: String,
     /// Digest of its manifest.
     pub digest: String,
-    /// Bytes of its layers, as they were fetched.
+    /// Size of its layers in bytes, compressed.
     pub size: u64,
-    /// When its maker says it was made (RFC 3339), if it says.
+    /// Creation time according to the image's configuration (RFC 3339).
     pub created: Option<String>,
     /// Its configuration.
     pub config: ImageConfiguration,
@@ -129,13 +129,13 @@ pub struct ImageStore {
 }
 
 impl ImageStore {
-    /// Opens (makes) the store in `root`.
+    /// Opens the store in `root`, and makes it if it does not exist.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
         for name in ["blobs/sha256", "trees", "images", "tmp", "locks"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| ImageError::Io { action: "create", path, source })?;
         }
-        // Images hold programs that run as root for whoever starts them: not for users of the host.
+        // Images contain setuid programs, which users of the host must not be able to start.
         let trees = root.join("trees");
         fs::set_permissions(&trees, fs::Permissions::from_mode(0o700)).map_err(|source| ImageError::Io {
             action: "close to others",
@@ -145,7 +145,7 @@ impl ImageStore {
         Ok(Self { root: root.to_owned(), blobs: Blobs::new(root) })
     }
 
-    /// Fetches an image from a registry and makes its files. What is here already is not fetched again.
+    /// Fetches an image from a registry and makes its tree. Blobs in the store are not fetched again.
     pub async fn pull(
         &self,
         reference: &oci_client::Reference,
@@ -157,7 +157,7 @@ impl ImageStore {
         self.finish(&reference.whole(), &manifest, progress)
     }
 
-    /// Takes an image from a directory or a file; `name` is what it is called from then on.
+    /// Imports an image from a directory or a file under `name`.
     pub fn import(
         &self,
         source: &ImageSource,
@@ -178,7 +178,7 @@ impl ImageStore {
         self.finish(name.unwrap_or(&source.name()), &manifest, progress)
     }
 
-    /// All blobs are here: make the files, then give it its name.
+    /// Makes the tree of an image whose blobs are all in the store, then writes the record of its name.
     fn finish(&self, name: &str, digest: &BlobDigest, progress: &dyn Progress) -> Result<Image, ImageError> {
         let bytes = self.blobs.read(digest, manifest::LARGEST_MANIFEST)?;
         let Document::Manifest(found) = manifest::parse(&digest.to_string(), &bytes)? else {
@@ -198,7 +198,7 @@ impl ImageStore {
             config_digest: config_digest.to_string(),
         };
         tree::make(&self.root, &self.blobs, &image, progress)?;
-        // Two processes may give the same name at once.
+        // Several processes may write the same name concurrently.
         let names = self.root.join("locks/names");
         let _lock = Lock::exclusive(&names).map_err(|e| ImageError::Store(e.to_string()))?;
         file::write_json(&self.record(name), &image).map_err(|e| ImageError::Store(e.to_string()))?;
@@ -206,7 +206,8 @@ impl ImageStore {
     }
 
     fn record(&self, name: &str) -> PathBuf {
-        // A name has slashes and may be longer than a file's name: the record itself says what it is.
+        // A name has slashes and may be longer than a file name, so the file is named differently and the record has
+        // the name.
         self.root.join("images").join(format!("{}.json", BlobDigest::of(name.as_bytes()).hex()))
     }
 
@@ -239,7 +240,7 @@ impl ImageStore {
         }
     }
 
-    /// Every image, by name.
+    /// All images, ordered by name.
     pub fn list(&self) -> Result<Vec<Image>, ImageError> {
         let directory = self.root.join("images");
         let entries = fs::read_dir(&directory).map_err(|source| ImageError::Io {
@@ -260,14 +261,14 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// The directories of an image's files, topmost first, for an overlay. They are here: an image without
-    /// them has no name.
+    /// The directories of an image's files, topmost first, for an overlay. They exist, because the name is written
+    /// after them.
     pub fn layers(&self, image: &Image) -> Result<Vec<PathBuf>, ImageError> {
         Ok(vec![tree::path(&self.root, image)])
     }
 
-    /// Forgets an image, and deletes what no other image needs. The caller sees
-    /// to it that no container uses it.
+    /// Removes an image, and deletes the blobs and trees that no other image needs. The caller ensures that no
+    /// container uses it.
     pub fn remove(&self, text: &str) -> Result<Image, ImageError> {
         let _alone = self.exclusive_lock()?;
         let image = self.get(text)?.ok_or_else(|| ImageError::NotFound(text.to_owned()))?;
@@ -281,7 +282,7 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Deletes every blob and tree that no image names. Nobody else is at work: the caller has the lock.
+    /// Deletes every blob and tree that no image refers to. The caller holds the exclusive lock.
     fn sweep(&self) -> Result<(), ImageError> {
         let images = self.list()?;
         let used: BTreeSet<BlobDigest> = images
@@ -304,7 +305,7 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Held while something is added; any number of processes may.
+    /// The lock for additions, shared by several processes.
     fn shared_lock(&self) -> Result<fs::File, ImageError> {
         let path = self.root.join("locks/store");
         let failed = |source| ImageError::Io { action: "lock", path: path.clone(), source };
@@ -313,7 +314,7 @@ impl ImageStore {
         Ok(lock)
     }
 
-    /// Held while something is deleted.
+    /// The lock for deletions.
     fn exclusive_lock(&self) -> Result<Lock, ImageError> {
         Lock::exclusive(&self.root.join("locks/store")).map_err(|e| ImageError::Store(e.to_string()))
     }

@@ -1,8 +1,8 @@
 //! An image's layers applied one over the other into one directory.
 //!
-//! Not a directory a layer: entries of a layer go through symbolic links of the layers below (`bin/x` where
-//! `/bin` links to `usr/bin`), so a layer means something only on top of those. Two images with the same chain
-//! of layers share a tree.
+//! A layer has no directory of its own, because its entries may lie behind symbolic links of the layers below (`bin/x`
+//! where `/bin` links to `usr/bin`), so it can be applied on top of those only. Two images with the same chain of
+//! layers share a tree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ use super::unpack;
 use crate::store::file;
 use crate::store::file::Lock;
 
-/// The name of an image's tree: what its layers hold, in their order.
+/// The name of an image's tree, computed from the digests of its layers in their order.
 fn chain(image: &Image) -> BlobDigest {
     BlobDigest::of(image.config.rootfs().diff_ids().join("\n").as_bytes())
 }
@@ -29,7 +29,7 @@ pub(super) fn path(root: &Path, image: &Image) -> PathBuf {
     root.join("trees").join(chain(image).hex()).join("fs")
 }
 
-/// Makes the tree if it is not here: in a directory of its own, renamed when it is whole.
+/// Makes the tree if it does not exist: in a temporary directory, which is renamed when it is complete.
 pub(super) fn make(
     root: &Path,
     blobs: &Blobs,
@@ -45,7 +45,7 @@ pub(super) fn make(
     }
     let making = root.join("tmp").join(format!("tree-{}", chain.hex()));
     let result = fill(&making, blobs, image, progress).and_then(|()| {
-        // On disk before it has its name: a power failure must not leave a tree that only looks whole.
+        // Written to disk before the rename: after a power failure no incomplete tree must have the name.
         File::open(&making)
             .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
             .map_err(|source| ImageError::Io { action: "write out", path: making.clone(), source })?;
@@ -56,14 +56,14 @@ pub(super) fn make(
         })
     });
     if result.is_err() {
-        // The reason is more interesting than what cannot be cleaned up.
+        // The first error is returned, not that of the removal.
         let _ = file::remove_tree(&making);
     }
     result
 }
 
 fn fill(making: &Path, blobs: &Blobs, image: &Image, progress: &dyn Progress) -> Result<(), ImageError> {
-    // What a killed process left.
+    // The remains of a killed process.
     file::remove_tree(making).map_err(|e| ImageError::Store(e.to_string()))?;
     let tree = making.join("fs");
     fs::create_dir_all(&tree).map_err(|source| ImageError::Io {
@@ -85,7 +85,7 @@ fn fill(making: &Path, blobs: &Blobs, image: &Image, progress: &dyn Progress) ->
     Ok(())
 }
 
-/// Deletes the trees of no image.
+/// Deletes the trees that no image uses.
 pub(super) fn sweep(root: &Path, images: &[Image]) -> Result<(), ImageError> {
     let used: BTreeSet<String> = images.iter().map(|image| chain(image).hex().to_owned()).collect();
     for entry in fs::read_dir(root.join("trees")).into_iter().flatten().flatten() {

@@ -1,9 +1,9 @@
-//! Applies one layer to a tree (OCI image-spec 1.1 `layer.md`): entries over what is there, whiteouts taking
-//! away what the layers below put there.
+//! Applies one layer to a tree (OCI image-spec 1.1 `layer.md`): entries replace existing files, and whiteouts remove
+//! files of the layers below.
 //!
-//! A layer is hostile. Every path is resolved by the kernel inside the tree (openat2 RESOLVE_IN_ROOT): a
-//! symbolic link, even an absolute one, leads nowhere else. Refused: names that climb, symbolic links that
-//! climb above the root, device nodes, hard links to outside, more data than a layer of this size may hold.
+//! A layer is hostile. The kernel resolves every path inside the tree (openat2 RESOLVE_IN_ROOT), so that no symbolic
+//! link leads out of it. Refused are names with `..`, symbolic links above the root, device nodes, hard links to files
+//! outside, and more data than the limit for the size of the layer.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -37,17 +37,17 @@ use tar::EntryType;
 
 use super::ImageError;
 
-/// Entries a layer may have, directories that it only implies among them.
+/// Maximum number of entries of a layer, including directories that it only implies.
 const MOST_ENTRIES: u64 = 2_000_000;
-/// Bytes that may stand before an entry's content: its header, and long names and attributes, which are read whole.
+/// Maximum size of an entry's headers with long names and attributes, which are read at once.
 const LONGEST_HEADER: u64 = 1 << 20;
-/// A layer may always unpack to this much …
+/// Unpacked size that every layer may have …
 const ALWAYS_ALLOWED: u64 = 1 << 30;
-/// … and beyond it to this many times its own size. Real layers stay below 20; gzip can reach 1030.
+/// … and the factor to the compressed size that allows more. Real layers stay below 20; gzip can reach 1030.
 const LARGEST_RATIO: u64 = 200;
-/// Longest path (PATH_MAX).
+/// Maximum length of a path (PATH_MAX).
 const LONGEST_PATH: usize = 4096;
-/// Nobody may write to what is unpacked but its owner, until its own mode is set.
+/// Mode of a new file, until its own mode is set: only the owner may write.
 const PRIVATE: Mode = Mode::RWXU;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -79,13 +79,13 @@ pub(super) fn layer(
             let mut entry = entry.map_err(|e| read_error(name, &e))?;
             layer.one_more()?;
             layer.entry(&mut entry)?;
-            // What is left of its content is not part of the next one's header.
+            // The unread rest of its content is skipped, so that the next header is read.
             io::copy(&mut entry, &mut io::sink()).map_err(|e| read_error(name, &e))?;
         }
         allowance.set(None);
     }
     layer.finish()?;
-    // What follows the end of the archive counts for the digest.
+    // The bytes after the end of the archive are part of the digest.
     io::copy(&mut counted, &mut io::sink()).map_err(|e| read_error(name, &e))?;
     let found = format!("sha256:{}", hex::encode(counted.hasher.finalize()));
     if found != diff_id {
@@ -99,7 +99,7 @@ fn read_error(layer: &str, e: &io::Error) -> ImageError {
     ImageError::Damaged { digest: layer.to_owned(), reason: e.to_string() }
 }
 
-/// By the first bytes, as media types are not to be trusted: gzip, zstd or plain.
+/// Detects gzip, zstd or no compression by the first bytes, as media types are not reliable.
 fn decompress<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let start = blob.fill_buf()?;
     if start.starts_with(&[0x1f, 0x8b]) {
@@ -107,20 +107,20 @@ fn decompress<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>>
     }
     if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         let mut decoder = zstd::Decoder::with_buffer(blob)?;
-        // 128 MiB of window at most, whatever a frame asks for.
+        // A window of at most 128 MiB.
         decoder.window_log_max(27)?;
         return Ok(Box::new(decoder));
     }
     Ok(Box::new(blob))
 }
 
-/// Hashes what is read and ends with an error at the limit.
+/// A reader that hashes its content and fails at the limit.
 struct Counted<'a, R> {
     inner: R,
     hasher: Sha256,
     count: u64,
     limit: u64,
-    /// How much may still be read for now, if that is limited.
+    /// Remaining bytes of the current limit, if one is set.
     allowance: &'a Cell<Option<u64>>,
 }
 
@@ -156,12 +156,12 @@ fn open_root(tree: &Path) -> Result<OwnedFd, ImageError> {
 struct Layer<'a> {
     root: OwnedFd,
     name: &'a str,
-    /// What this layer has put there, and the directories above it: an opaque whiteout hides what is below, not
-    /// what is beside.
+    /// The paths that this layer made, with their parents: an opaque whiteout removes files of the layers below, not
+    /// those of the same layer.
     made: HashSet<PathBuf>,
-    /// Times of directories, set last: filling a directory changes them.
+    /// Times of directories, which are set last, as new entries change them.
     directories: Vec<(PathBuf, Timestamps)>,
-    /// Entries so far.
+    /// Number of entries so far.
     count: Cell<u64>,
 }
 
@@ -202,7 +202,7 @@ impl Layer<'_> {
             return Ok(());
         }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
-            // The root itself: only its attributes.
+            // The root directory exists; only its attributes are set.
             return if kind.is_dir() { self.attributes(entry, &raw, &path) } else { Ok(()) };
         };
         let parent = path.parent().unwrap_or(Path::new(""));
@@ -262,7 +262,7 @@ impl Layer<'_> {
                 self.remove(&raw, &directory, &name)?;
                 rustix::fs::linkat(&from, last, &directory, &name, AtFlags::empty()).map_err(failed)?;
                 self.remember(path);
-                // Its attributes are those of what it links to.
+                // A hard link has the attributes of its target.
                 return Ok(());
             }
             EntryType::Fifo => {
@@ -281,7 +281,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// A path of the archive as one inside the tree: relative, without dots.
+    /// Normalizes a path of the archive: relative, without `.` and `..`.
     fn inside(&self, entry: &[u8], path: &[u8]) -> Result<PathBuf, ImageError> {
         if path.len() >= LONGEST_PATH || path.contains(&0) {
             return Err(self.error(entry, "its path is too long or has a zero byte"));
@@ -307,7 +307,8 @@ impl Layer<'_> {
         Ok(target)
     }
 
-    /// Opens a directory of the tree, symbolic links resolved inside the tree; makes what is missing if asked.
+    /// Opens a directory of the tree, with symbolic links resolved inside the tree; makes missing ones if `make` is
+    /// set.
     fn directory(&self, raw: &[u8], path: &Path, make: bool) -> Result<Option<OwnedFd>, ImageError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -323,7 +324,7 @@ impl Layer<'_> {
                 let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
                 match rustix::fs::mkdirat(&above, name, mode) {
                     Ok(()) => {}
-                    // A symbolic link to a directory that is not there.
+                    // A symbolic link to a missing directory.
                     Err(Errno::EXIST) => return Err(self.error(raw, "its directory is a dangling link")),
                     Err(e) => return Err(self.error(raw, io::Error::from(e).to_string())),
                 }
@@ -335,12 +336,12 @@ impl Layer<'_> {
         }
     }
 
-    /// Takes away whatever has this name.
+    /// Removes the file or directory with this name.
     fn remove(&self, raw: &[u8], directory: &OwnedFd, name: &OsStr) -> Result<(), ImageError> {
         match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::ISDIR | Errno::PERM) => {
-                // The directory is held open, so the path names it whatever happens elsewhere;
+                // The directory is held open, so the path refers to it even if it is renamed;
                 // remove_dir_all does not follow links.
                 let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
                 std::fs::remove_dir_all(path).map_err(|e| self.error(raw, e.to_string()))
@@ -349,7 +350,7 @@ impl Layer<'_> {
         }
     }
 
-    /// Hides what the layers below put into a directory.
+    /// Removes the files that the layers below made in a directory.
     fn opaque(&self, raw: &[u8], path: &Path) -> Result<(), ImageError> {
         let Some(directory) = self.directory(raw, path, false)? else { return Ok(()) };
         let listing = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
@@ -364,7 +365,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Owner, then mode (which a change of owner clears in part), extended attributes and times.
+    /// Sets owner, then mode (of which a change of owner clears a part), extended attributes and times.
     fn attributes<R: Read>(
         &mut self,
         entry: &mut tar::Entry<'_, R>,
@@ -372,7 +373,7 @@ impl Layer<'_> {
         path: &Path,
     ) -> Result<(), ImageError> {
         let header = entry.header();
-        // Some writers leave the fields empty, which tar reads as root.
+        // An empty field means root.
         let empty = |field: &[u8]| field.iter().all(|byte| matches!(byte, 0 | b' '));
         let old = header.as_old();
         let number = |value: io::Result<u64>, field: &[u8], what: &str| {
@@ -404,7 +405,7 @@ impl Layer<'_> {
         let path_of = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
         for (key, value) in extended {
             match rustix::fs::lsetxattr(&path_of, &*key, &value, rustix::fs::XattrFlags::empty()) {
-                // A file system without them: docker and containerd go on, too.
+                // The file system has no extended attributes: ignored, as in docker and containerd.
                 Ok(()) | Err(Errno::OPNOTSUPP) => {}
                 Err(e) => {
                     return Err(self.error(raw, format!("attribute {key}: {}", io::Error::from(e))));
@@ -424,7 +425,7 @@ impl Layer<'_> {
         rustix::fs::utimensat(&directory, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
     }
 
-    /// `SCHILY.xattr.*` of the PAX header. `trusted.*` would mean something to overlayfs and is refused.
+    /// The `SCHILY.xattr.*` records of the PAX header. `trusted.*` is refused, as overlayfs interprets it.
     fn extended<R: Read>(
         &self,
         entry: &mut tar::Entry<'_, R>,
@@ -451,7 +452,7 @@ impl Layer<'_> {
     fn finish(&mut self) -> Result<(), ImageError> {
         for (path, times) in std::mem::take(&mut self.directories).into_iter().rev() {
             let raw = path.as_os_str().as_bytes();
-            // One that a later entry replaced has no times to set.
+            // A directory that a later entry replaced is skipped.
             if let Some(directory) = self.directory(raw, &path, false)? {
                 let here = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
                 rustix::fs::utimensat(CWD, &here, &times, AtFlags::empty())
@@ -462,14 +463,14 @@ impl Layer<'_> {
     }
 }
 
-/// Whether a device node is one of those every container gets in its own /dev, which is mounted over the
-/// image's: many images bring them, and none needs them.
+/// Whether a device node is one that every container has in its own /dev. Many images contain such nodes, which are not
+/// needed, as /dev is mounted over them.
 fn is_standard(header: &tar::Header) -> bool {
     let number = (header.device_major().ok().flatten(), header.device_minor().ok().flatten());
     matches!(number, (Some(1), Some(3 | 5 | 7 | 8 | 9)) | (Some(5), Some(0..=2)))
 }
 
-/// Whether a symbolic link at `path` leads above the root by its own text.
+/// Whether the target of a symbolic link at `path` has enough `..` to lead above the root.
 fn climbs(path: &Path, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return false;

@@ -1,5 +1,5 @@
-//! The network configuration list (CNI specification 1.0.0, section 1) and what each plugin is given of it
-//! (section 4). Pure but for looking whether the firewall plugin is installed.
+//! The network configuration list (CNI specification 1.0.0, section 1) and the configuration of each plugin
+//! (section 4). Pure, except that it looks whether the firewall plugin is installed.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -14,21 +14,21 @@ use crate::network::port::PortMapping;
 /// The version of the specification the configuration asks for. Debian 12's plugins (1.1.1) know it.
 pub const VERSION: &str = "1.0.0";
 
-/// Name of the one network there is; host-local keeps its addresses in a folder of this name.
+/// Name of the only network; host-local keeps its addresses in a folder of this name.
 pub const NAME: &str = "kiai";
 
-/// Where host-local keeps the addresses it gave away. One place for all state directories: they share the
-/// bridge, which is the host's.
+/// The directory in which host-local keeps the allocated addresses. All state directories share it, as they share the
+/// bridge.
 const ADDRESSES: &str = "/run/kiai-networks";
 
-/// What can be chosen of the default network.
+/// The options of the default network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Bridge of the host, made at first use.
+    /// Name of the bridge on the host, which is made at first use.
     pub bridge: String,
-    /// Addresses of the sandboxes; the bridge has the first.
+    /// Subnet of the sandboxes; the bridge has the first address.
     pub subnet: String,
-    /// Folders in which plugins are looked for, first match.
+    /// Folders in which plugins are looked for; the first match is used.
     pub plugin_path: Vec<PathBuf>,
 }
 
@@ -42,7 +42,7 @@ impl Default for Settings {
     }
 }
 
-/// The folders of `CNI_PATH`, else where Debian and where the plugins' own releases put them.
+/// The folders of `CNI_PATH`, else those of Debian's package and of the plugins' releases.
 pub fn plugin_path(variable: Option<&str>) -> Vec<PathBuf> {
     match variable {
         Some(list) if !list.is_empty() => {
@@ -55,14 +55,14 @@ pub fn plugin_path(variable: Option<&str>) -> Vec<PathBuf> {
 /// The plugins in the order in which they are added.
 ///
 /// # Errors
-/// A plugin that is needed is not installed.
+/// A required plugin is not installed.
 pub(super) fn plugins(settings: &Settings) -> Result<Vec<Value>, PluginError> {
     for needed in ["bridge", "host-local", "portmap"] {
         find(&settings.plugin_path, needed)?;
     }
     let mut plugins = vec![bridge(settings, Path::new(ADDRESSES)), portmap()];
-    // Lets traffic through hosts whose FORWARD chain drops; where the plugin is not installed nobody set
-    // such a chain up for containers either.
+    // Lets traffic pass on hosts whose FORWARD chain drops packets. A host without the plugin has no such
+    // chain for containers either.
     if find(&settings.plugin_path, "firewall").is_ok() {
         plugins.push(json!({ "cniVersion": VERSION, "name": NAME, "type": "firewall" }));
     }
@@ -97,8 +97,8 @@ fn portmap() -> Value {
     })
 }
 
-/// What one plugin reads from its standard input: its configuration, the run-time values of the capabilities
-/// it declares, and the result of the plugin before it.
+/// The standard input of one plugin: its configuration, the run-time values of the capabilities it declares, and the
+/// result of the plugin before it.
 pub(super) fn for_call(plugin: &Value, ports: &[PortMapping], previous: Option<&Value>) -> Value {
     let mut configuration = plugin.clone();
     let Some(object) = configuration.as_object_mut() else { return configuration };
@@ -113,7 +113,7 @@ pub(super) fn for_call(plugin: &Value, ports: &[PortMapping], previous: Option<&
     configuration
 }
 
-/// A plugin's configuration for a further interface: the first one leads out.
+/// A plugin's configuration for an additional interface, without a default route: the first interface has it.
 pub(super) fn without_routes(plugin: &Value) -> Value {
     let mut configuration = plugin.clone();
     if let Some(ipam) = configuration.get_mut("ipam").and_then(Value::as_object_mut) {

@@ -1,14 +1,14 @@
-//! The files a container is given in `/etc` so that names resolve: resolv.conf(5), hosts(5), hostname(5).
+//! The files in a container's `/etc` with which names resolve: resolv.conf(5), hosts(5), hostname(5).
 //! Pure: texts in, texts out.
 
 use std::fmt::Write;
 use std::net::IpAddr;
 
-/// Used when the host names no server a sandbox could reach, as docker does.
+/// The name servers if the host has none that a sandbox can reach; docker uses the same.
 const FALLBACK: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 
-/// The host's resolv.conf as a sandbox can use it: servers on loopback addresses are the host's own and
-/// cannot be reached from another network namespace; all else is kept.
+/// The host's resolv.conf for a sandbox: without the servers on loopback addresses, which cannot be reached from
+/// another network namespace. All else is kept.
 pub fn resolv_conf(host: &str) -> String {
     let mut text = String::new();
     let mut servers = 0;

@@ -1,5 +1,5 @@
-//! Published ports, held on the host while they are: two containers cannot publish one port, nor one that a program
-//! of the host listens on. Traffic never reaches these sockets; the firewall sends it on before.
+//! Reserves published ports with sockets on the host: two containers cannot publish one port, nor one on which a
+//! program of the host listens. Traffic never reaches these sockets; the firewall forwards it before.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -15,22 +15,22 @@ use rustix::net::sockopt;
 use super::port::PortMapping;
 use super::port::Protocol;
 
-/// A port that somebody else has.
+/// The port cannot be reserved; another socket has it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot publish {port}: port {} of the host", port.host_port)]
 pub struct HoldError {
-    /// What was to be published.
+    /// The port mapping.
     pub port: PortMapping,
     /// The reason.
     #[source]
     pub source: std::io::Error,
 }
 
-/// Held until dropped.
+/// The sockets that reserve ports, until dropped.
 #[derive(Debug)]
 pub struct Held(#[expect(dead_code, reason = "open is all they are")] Vec<OwnedFd>);
 
-/// Holds every port, or none.
+/// Reserves all ports, or none.
 pub fn hold(ports: &[PortMapping]) -> Result<Held, HoldError> {
     let held = ports.iter().map(|port| {
         let refused = |errno: Errno| HoldError { port: port.clone(), source: errno.into() };
@@ -48,7 +48,8 @@ fn bind(port: &PortMapping) -> Result<OwnedFd, Errno> {
     };
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     if port.protocol == Protocol::Tcp {
-        // What is left of closed connections is in nobody's way; another who listens is, because we do.
+        // With this option closed connections do not block the port; another listening socket does, as this one
+        // listens.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;

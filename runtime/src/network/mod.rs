@@ -1,16 +1,17 @@
-//! The network of a container started by hand: a namespace of its own, joined to a bridge by the CNI plugins.
+//! The network of a container that `kiai run` starts: its own network namespace, which the CNI plugins connect to a
+//! bridge.
 //!
 //! ```text
-//!   attach: write down what will be done -> make the namespace -> ADD, plugin by plugin -> write down the result
-//!   detach: DEL, plugins in reverse -> remove the namespace -> forget
+//!   attach: write the record -> make the namespace -> ADD, plugin by plugin -> write the result into the record
+//!   detach: DEL, plugins in reverse -> remove the namespace -> remove the record
 //! ```
-//! [`plug`] and [`unplug`] do the same for further interfaces of the namespace, one at a time.
+//! [`plug`] and [`unplug`] do the same for additional interfaces of the namespace, one at a time.
 //!
-//! What is written down comes first, so that [`detach`] can undo the work of a command that died half-way. It
-//! can be called any number of times.
+//! The record is written first, so that [`detach`] can undo the work of a command that was killed. [`detach`] can be
+//! called repeatedly.
 //!
-//! Under containerd none of this runs: there the CRI plugin calls CNI. It must not know: containers, sandboxes,
-//! taps. Implements: CNI specification 1.0.0, sections 2 to 5.
+//! Under containerd this module is not used: the CRI plugin calls CNI. It must not know: containers, sandboxes, taps.
+//! Implements: CNI specification 1.0.0, sections 2 to 5.
 
 pub mod conflist;
 pub mod dns;
@@ -38,8 +39,8 @@ use crate::store::file;
 use crate::store::file::FileError;
 use crate::store::file::Lock;
 
-/// Held while plugins work: they all change one firewall, and not all of them bear company (two `firewall` plugins
-/// that both find its chain missing both make it, and one fails).
+/// The lock file held while plugins run. They all change one firewall, and some fail when run concurrently: two
+/// `firewall` plugins that both find the chain missing both make it, and one fails.
 const LOCK: &str = "/run/kiai-network.lock";
 
 /// The name of the guest's first interface.
@@ -48,74 +49,74 @@ pub const INTERFACE: &str = "eth0";
 /// Most interfaces of one container, the first included.
 const MOST_INTERFACES: usize = 16;
 
-/// Why a container has no network.
+/// The network of a container cannot be made, changed or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// The namespace.
+pub enum CniError {
+    /// The network namespace cannot be made or removed.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
-    /// A plugin.
+    /// A plugin failed.
     #[error(transparent)]
     Plugin(#[from] PluginError),
-    /// The file in which the work is written down.
+    /// The file of the network's record cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The result of the plugins cannot be understood.
-    #[error("the answer of the CNI plugins is no result of version {}", conflist::VERSION)]
+    /// The result of the plugins is invalid.
+    #[error("the answer of the CNI plugins is not a result of version {}", conflist::VERSION)]
     Result(#[source] serde_json::Error),
-    /// Nothing to add a further interface to.
-    #[error("the container has no network that could have a further interface")]
+    /// The container has no network to which an interface can be added.
+    #[error("the container has no network to which an interface can be added; see kiai run --network")]
     NoNetwork,
-    /// As many as there can be.
-    #[error("the container has {MOST_INTERFACES} interfaces, and can have no more")]
+    /// The container has the maximum number of interfaces.
+    #[error("the container has {MOST_INTERFACES} interfaces, the maximum; remove one first")]
     Full,
-    /// Not one that was plugged in.
+    /// The interface is not one that was plugged in.
     #[error("interface {0}: not plugged in")]
     NoInterface(String),
 }
 
-/// What is written down of one container's network.
+/// The record of one container's network, kept in a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Attachment {
+struct NetworkRecord {
     id: String,
     namespace: PathBuf,
     plugin_path: Vec<PathBuf>,
     plugins: Vec<Value>,
     ports: Vec<PortMapping>,
     result: Option<Value>,
-    /// What was plugged in since.
+    /// The interfaces that were plugged in later.
     #[serde(default)]
-    further: Vec<Further>,
+    further: Vec<AddedInterface>,
 }
 
-/// A further interface.
+/// The record of an additional interface.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Further {
+struct AddedInterface {
     interface: String,
     result: Option<Value>,
 }
 
 /// An interface that was plugged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name in the namespace.
+pub struct CniInterface {
+    /// Name of the interface in the namespace.
     pub name: String,
     /// Addresses with their prefix length.
     pub addresses: Vec<String>,
 }
 
-/// What a container gets.
+/// The network of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// Namespace with the interface in it.
+pub struct CniNetwork {
+    /// Path of the network namespace with the interface.
     pub namespace: PathBuf,
     /// Addresses with their prefix length, as `10.88.0.2/16`.
     pub addresses: Vec<String>,
 }
 
-impl Network {
+impl CniNetwork {
     /// The first address, without its prefix length.
     pub fn address(&self) -> Option<IpAddr> {
         self.addresses.first()?.split('/').next()?.parse().ok()
@@ -137,14 +138,14 @@ struct AddResultIp {
 /// Makes a container's network. `file` keeps what [`detach`] needs.
 ///
 /// # Errors
-/// [`NetworkError`] names the plugin and what it said. What was done so far is still there: call [`detach`].
+/// [`CniError`] names the plugin and its message. The work done so far is not undone: call [`detach`].
 pub fn attach(
     id: &str,
     file: &Path,
     settings: &Settings,
     ports: &[PortMapping],
-) -> Result<Network, NetworkError> {
-    let mut attachment = Attachment {
+) -> Result<CniNetwork, CniError> {
+    let mut attachment = NetworkRecord {
         id: id.to_owned(),
         namespace: namespace::path(id),
         plugin_path: settings.plugin_path.clone(),
@@ -159,15 +160,15 @@ pub fn attach(
     let addresses = addresses(Some(&result))?;
     attachment.result = Some(result);
     file::write_json(file, &attachment)?;
-    Ok(Network { namespace: attachment.namespace, addresses })
+    Ok(CniNetwork { namespace: attachment.namespace, addresses })
 }
 
-/// Undoes [`attach`] and every [`plug`], however far they came, and forgets them. No file: nothing to do.
+/// Undoes [`attach`] and every [`plug`], complete or not, and removes the record. Does nothing if there is no record.
 ///
 /// # Errors
-/// The first thing that could not be undone; the rest was tried, and the file is kept for the next time.
-pub fn detach(file: &Path) -> Result<(), NetworkError> {
-    let Some(attachment) = file::read_json::<Attachment>(file)? else { return Ok(()) };
+/// The first step that failed. All other steps were tried, and the record is kept for the next call.
+pub fn detach(file: &Path) -> Result<(), CniError> {
+    let Some(attachment) = file::read_json::<NetworkRecord>(file)? else { return Ok(()) };
     let mut deleted = Ok(());
     for further in attachment.further.iter().rev() {
         deleted = deleted.and(delete(&attachment, &further.interface, further.result.as_ref()));
@@ -183,16 +184,16 @@ pub fn detach(file: &Path) -> Result<(), NetworkError> {
     }
 }
 
-/// Adds a further interface to the network of a container. The caller holds the container's lock.
+/// Adds an interface to the network of a container. The caller holds the container's lock.
 ///
 /// # Errors
-/// [`NetworkError`]; what was done so far is undone. What cannot be undone now [`detach`] will.
-pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
-    let mut attachment = file::read_json::<Attachment>(file)?.ok_or(NetworkError::NoNetwork)?;
+/// [`CniError`]; the work done so far is undone. [`detach`] undoes the rest, if that fails.
+pub fn plug(file: &Path) -> Result<CniInterface, CniError> {
+    let mut attachment = file::read_json::<NetworkRecord>(file)?.ok_or(CniError::NoNetwork)?;
     let taken = |name: &String| attachment.further.iter().any(|further| further.interface == *name);
     let free = (1..MOST_INTERFACES).map(|number| format!("eth{number}")).find(|name| !taken(name));
-    let name = free.ok_or(NetworkError::Full)?;
-    attachment.further.push(Further { interface: name.clone(), result: None });
+    let name = free.ok_or(CniError::Full)?;
+    attachment.further.push(AddedInterface { interface: name.clone(), result: None });
     file::write_json(file, &attachment)?;
     let added = add(&attachment, &name).and_then(|result| {
         let addresses = addresses(Some(&result))?;
@@ -203,7 +204,7 @@ pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
         Ok(addresses)
     });
     match added {
-        Ok(addresses) => Ok(Interface { name, addresses }),
+        Ok(addresses) => Ok(CniInterface { name, addresses }),
         Err(error) => {
             let _ = unplug(file, &name);
             Err(error)
@@ -211,14 +212,14 @@ pub fn plug(file: &Path) -> Result<Interface, NetworkError> {
     }
 }
 
-/// Takes away an interface that [`plug`] has added; the addresses it had. The caller holds the container's lock.
+/// Removes an interface that [`plug`] added and returns its addresses. The caller holds the container's lock.
 ///
 /// # Errors
-/// The first thing that could not be undone; the rest was tried, and it is kept for the next time.
-pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, NetworkError> {
-    let mut attachment = file::read_json::<Attachment>(file)?.ok_or(NetworkError::NoNetwork)?;
+/// The first step that failed. All other steps were tried, and the interface's record is kept for the next call.
+pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, CniError> {
+    let mut attachment = file::read_json::<NetworkRecord>(file)?.ok_or(CniError::NoNetwork)?;
     let Some(index) = attachment.further.iter().position(|further| further.interface == name) else {
-        return Err(NetworkError::NoInterface(name.to_owned()));
+        return Err(CniError::NoInterface(name.to_owned()));
     };
     let result = attachment.further[index].result.clone();
     delete(&attachment, name, result.as_ref())?;
@@ -227,14 +228,14 @@ pub fn unplug(file: &Path, name: &str) -> Result<Vec<String>, NetworkError> {
     addresses(result.as_ref())
 }
 
-fn addresses(result: Option<&Value>) -> Result<Vec<String>, NetworkError> {
+fn addresses(result: Option<&Value>) -> Result<Vec<String>, CniError> {
     let Some(result) = result else { return Ok(Vec::new()) };
-    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(NetworkError::Result)?;
+    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(CniError::Result)?;
     Ok(parsed.ips.into_iter().map(|ip| ip.address).collect())
 }
 
-/// ADD, plugin by plugin; the last one's result.
-fn add(attachment: &Attachment, interface: &str) -> Result<Value, NetworkError> {
+/// Calls ADD of each plugin and returns the result of the last one.
+fn add(attachment: &NetworkRecord, interface: &str) -> Result<Value, CniError> {
     let _alone = Lock::exclusive(Path::new(LOCK))?;
     let mut previous = None;
     for plugin in &attachment.plugins {
@@ -243,8 +244,8 @@ fn add(attachment: &Attachment, interface: &str) -> Result<Value, NetworkError> 
     Ok(previous.unwrap_or(Value::Null))
 }
 
-/// DEL, plugins in reverse. The first error; all were tried.
-fn delete(attachment: &Attachment, interface: &str, result: Option<&Value>) -> Result<(), NetworkError> {
+/// Calls DEL of each plugin, in reverse order. Returns the first error; all plugins are called.
+fn delete(attachment: &NetworkRecord, interface: &str, result: Option<&Value>) -> Result<(), CniError> {
     let _alone = Lock::exclusive(Path::new(LOCK))?;
     let mut deleted = Ok(());
     for plugin in attachment.plugins.iter().rev() {
@@ -254,7 +255,7 @@ fn delete(attachment: &Attachment, interface: &str, result: Option<&Value>) -> R
 }
 
 fn call(
-    attachment: &Attachment,
+    attachment: &NetworkRecord,
     command: Command,
     interface: &str,
     configuration: &Value,
@@ -263,8 +264,8 @@ fn call(
     let (container, configuration) = if interface == INTERFACE {
         (attachment.id.clone(), conflist::for_call(configuration, &attachment.ports, previous))
     } else {
-        // To the plugins a container of its own: they keep one set of firewall rules a container, and would take
-        // the first interface's away with the further one's.
+        // For the plugins this is another container: they keep one set of firewall rules per container, and DEL
+        // of this interface would remove the rules of the first one.
         let configuration = conflist::without_routes(configuration);
         (format!("{}-{interface}", attachment.id), conflist::for_call(&configuration, &[], previous))
     };

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use rustix::mount::MountPropagationFlags;
 use rustix::mount::UnmountFlags;
 
-/// Where ip-netns(8) keeps them.
+/// The directory in which ip-netns(8) keeps namespaces.
 const DIRECTORY: &str = "/run/netns";
 
-/// Why a network namespace could not be made or removed.
+/// A network namespace cannot be made or removed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} network namespace {}", path.display())]
 pub struct NamespaceError {
@@ -38,7 +38,7 @@ pub fn path(id: &str) -> PathBuf {
 /// Makes a namespace with its loopback interface up, and binds it to `path`.
 ///
 /// # Errors
-/// The kernel refuses a step; it is named. A file may be left at `path`: [`remove`] takes it away.
+/// The error names the step that the kernel refused. A file may be left at `path`: [`remove`] removes it.
 pub fn create(path: &Path) -> Result<(), NamespaceError> {
     share_directory().map_err(failed("prepare the directory of", path))?;
     OpenOptions::new()
@@ -47,7 +47,7 @@ pub fn create(path: &Path) -> Result<(), NamespaceError> {
         .mode(0o444)
         .open(path)
         .map_err(failed("create the file of", path))?;
-    // Entering a namespace changes the thread for good: a thread of its own does it and ends.
+    // Entering a namespace changes the thread permanently, so a new thread does it and ends.
     let mount_at = path.to_owned();
     let result = std::thread::spawn(move || -> io::Result<()> {
         unshare_network()?;
@@ -62,13 +62,13 @@ pub fn create(path: &Path) -> Result<(), NamespaceError> {
     }
 }
 
-/// Removes a namespace. What is not there, or half there, is no error.
+/// Removes a namespace. A missing or incomplete namespace is no error.
 ///
 /// # Errors
-/// The kernel refuses to remove what is there.
+/// The kernel refused to unmount or remove the namespace's file.
 pub fn remove(path: &Path) -> Result<(), NamespaceError> {
     match rustix::mount::unmount(path, UnmountFlags::DETACH) {
-        // Not there, or a file nothing was bound to.
+        // The file does not exist, or nothing was mounted on it.
         Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
         Err(errno) => return Err(failed("unmount", path)(errno.into())),
     }
@@ -80,9 +80,9 @@ pub fn remove(path: &Path) -> Result<(), NamespaceError> {
     }
 }
 
-/// Makes the directory a mount of its own that shares what is mounted in it. A shim has its own mount
-/// namespace, with a copy of every binding that was there when it started; only a shared directory takes
-/// those copies away when a namespace is removed, so that it can end.
+/// Makes the directory a shared mount. A shim has its own mount namespace with a copy of every bind mount that existed
+/// at its start. Only in a shared directory these copies are unmounted with the original, and the network namespace
+/// can end.
 fn share_directory() -> io::Result<()> {
     fs::create_dir_all(DIRECTORY)?;
     let propagation = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
@@ -98,7 +98,7 @@ fn unshare_network() -> io::Result<()> {
     Ok(())
 }
 
-/// Sets `lo` up by the oldest interface there is (netdevice(7)): it needs no netlink conversation.
+/// Sets `lo` up with an ioctl (netdevice(7)), which needs no netlink socket.
 fn raise_loopback() -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     loopback::set_up(&socket)

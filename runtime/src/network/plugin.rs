@@ -9,10 +9,10 @@ use std::process::Stdio;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Why a plugin did not do what it was asked.
+/// A call of a plugin failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
-    /// Not installed.
+    /// The plugin is not installed.
     #[error(
         "the CNI plugin {name:?} is in none of {folders}; install containernetworking-plugins, name its \
          folder in CNI_PATH, or run with --network none"
@@ -20,10 +20,10 @@ pub enum PluginError {
     Missing {
         /// The plugin.
         name: String,
-        /// Where it was looked for.
+        /// The folders in which it was looked for.
         folders: String,
     },
-    /// It could not be run.
+    /// The plugin's program cannot be run.
     #[error("cannot run the CNI plugin {}", path.display())]
     Spawn {
         /// The plugin.
@@ -32,39 +32,39 @@ pub enum PluginError {
         #[source]
         source: io::Error,
     },
-    /// It said why.
+    /// The plugin reported an error.
     #[error("CNI plugin {name} failed: {message}")]
     Refused {
         /// The plugin.
         name: String,
-        /// In its own words.
+        /// The plugin's message.
         message: String,
     },
-    /// It answered something that is no JSON.
-    #[error("CNI plugin {name} answered something that is not JSON")]
+    /// The answer of the plugin is not JSON.
+    #[error("the answer of CNI plugin {name} is not JSON")]
     Answer {
         /// The plugin.
         name: String,
-        /// Where and why.
+        /// Position and reason.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// What is asked.
+/// The command of a call, `CNI_COMMAND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Command {
     Add,
     Del,
 }
 
-/// One call.
+/// The parameters of one call.
 pub(super) struct Call<'a> {
     pub(super) command: Command,
     pub(super) configuration: Value,
     pub(super) plugin_path: &'a [PathBuf],
     pub(super) container: &'a str,
-    /// None when the namespace is gone, which DEL must bear.
+    /// Path of the network namespace. `None` if it no longer exists, which DEL must accept.
     pub(super) namespace: Option<&'a PathBuf>,
     pub(super) interface: &'a str,
 }
@@ -85,7 +85,7 @@ pub(super) fn find(folders: &[PathBuf], name: &str) -> Result<PathBuf, PluginErr
     })
 }
 
-/// Calls a plugin and returns its answer; `null` if it answers nothing.
+/// Calls a plugin and returns its answer; `null` if the answer is empty.
 pub(super) fn call(call: &Call<'_>) -> Result<Value, PluginError> {
     let name = call.configuration["type"].as_str().unwrap_or_default().to_owned();
     let path = find(call.plugin_path, &name)?;
@@ -120,8 +120,8 @@ fn execute(path: &Path, call: &Call<'_>) -> io::Result<std::process::Output> {
         .spawn()?;
     let configuration = call.configuration.to_string();
     let mut stdin = child.stdin.take().ok_or_else(|| io::Error::other("no pipe to the plugin"))?;
-    // The configuration is far smaller than a pipe, so this cannot wait for a plugin that waits for us. A
-    // plugin that died without reading says why on its way out.
+    // The configuration is much smaller than the pipe's buffer, so this write does not block. A plugin that
+    // exited without reading reports the reason in its output.
     match stdin.write_all(configuration.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
         _ => drop(stdin),
@@ -133,8 +133,7 @@ fn trim(answer: &[u8]) -> &[u8] {
     answer.trim_ascii()
 }
 
-/// The reason in the plugin's own words, on one line: its error object, else what it wrote to standard error,
-/// else how it ended.
+/// The plugin's message on one line: its error object, else its standard error, else its exit status.
 fn refusal(answer: &[u8], stderr: &[u8], status: &str) -> String {
     let text = match serde_json::from_slice::<Refusal>(answer) {
         Ok(Refusal { msg, details }) if details.is_empty() => msg,

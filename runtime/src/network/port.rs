@@ -11,24 +11,23 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// `/tcp`, and when nothing is said.
+    /// `/tcp`, the default.
     Tcp,
     /// `/udp`.
     Udp,
 }
 
-/// A port of the host that leads to one of the container. Its JSON is the `portMappings` entry of the CNI
-/// conventions.
+/// A mapping of a host port to a container port. Its JSON is the `portMappings` entry of the CNI conventions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
-    /// On the host.
+    /// Port on the host.
     pub host_port: u16,
-    /// In the container.
+    /// Port in the container.
     pub container_port: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// Only on this address of the host.
+    /// Address of the host to which the port is limited.
     #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
 }

@@ -75,7 +75,7 @@ fn a_further_interface_comes_and_goes_and_the_first_stays_whole() {
         let temporary = TempDir::new().unwrap();
         let file = temporary.path().join("network.json");
         let ports: Vec<PortMapping> = vec!["8082:80".parse().unwrap()];
-        assert!(matches!(plug(&file), Err(NetworkError::NoNetwork)));
+        assert!(matches!(plug(&file), Err(CniError::NoNetwork)));
         let network = attach("more", &file, &Settings::default(), &ports).unwrap();
         let rules = || {
             let saved = output("iptables-save", &[]);
@@ -86,7 +86,7 @@ fn a_further_interface_comes_and_goes_and_the_first_stays_whole() {
         };
         let before = rules();
         let further = plug(&file).unwrap();
-        let expected = Interface { name: "eth1".into(), addresses: vec!["10.88.0.3/16".into()] };
+        let expected = CniInterface { name: "eth1".into(), addresses: vec!["10.88.0.3/16".into()] };
         assert_eq!(further, expected);
         let namespace = format!("--net={}", network.namespace.display());
         let inside = |what: &str| output("nsenter", &[&namespace, "ip", "-brief", what]);
@@ -97,7 +97,7 @@ fn a_further_interface_comes_and_goes_and_the_first_stays_whole() {
         assert!(rules().len() > before.len());
 
         assert_eq!(unplug(&file, "eth1").unwrap(), ["10.88.0.3/16"]);
-        assert!(matches!(unplug(&file, "eth1"), Err(NetworkError::NoInterface(name)) if name == "eth1"));
+        assert!(matches!(unplug(&file, "eth1"), Err(CniError::NoInterface(name)) if name == "eth1"));
         assert_eq!(plug(&file).unwrap().name, "eth1", "the first that is free");
         unplug(&file, "eth1").unwrap();
         unplug(&file, "eth2").unwrap();

@@ -1,15 +1,15 @@
-//! The annotations that concern us: containerd's CRI ones and our own.
+//! The annotations of a spec that Kiai reads: containerd's CRI annotations and its own.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::PassMode;
+use super::PassthroughMode;
 use super::PciAddress;
 use super::PlanError;
 use super::size::millis;
 
 const PREFIX: &str = "io.kiai.";
-/// Before the number of an annotation that chooses a PCI function.
+/// The prefix of annotations that choose a PCI function, before their number.
 const FUNCTION: &str = "vfio.";
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
@@ -17,7 +17,7 @@ const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
-/// What a task is to its pod.
+/// The role of a task in its pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Role {
     /// A pod of one container (`kiai run`, `ctr run`).
@@ -25,47 +25,47 @@ pub enum Role {
     Single,
     /// The pod's first container, whose id names the sandbox.
     Sandbox,
-    /// A further container of a sandbox.
+    /// Another container of a sandbox.
     Container {
-        /// The sandbox it belongs to.
+        /// The id of the sandbox it belongs to.
         sandbox_id: String,
     },
 }
 
-/// The annotations of a spec, read and checked.
+/// The annotations of a spec, parsed and checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Annotations {
-    /// What the task is to its pod.
+    /// The role of the task in its pod.
     pub role: Role,
-    /// `io.kiai.vcpus`: all of the guest's vCPUs, whatever the limits.
+    /// `io.kiai.vcpus`: the number of the guest's vCPUs, whatever the limits.
     pub vcpus: Option<u8>,
-    /// `io.kiai.max-vcpus`: how many can be brought online later.
+    /// `io.kiai.max-vcpus`: the most vCPUs that can be brought online later.
     pub max_vcpus: Option<u8>,
-    /// `io.kiai.memory-mib`: all of the guest's memory, whatever the limits.
+    /// `io.kiai.memory-mib`: the guest's memory, whatever the limits.
     pub memory_mib: Option<u32>,
-    /// `io.kiai.max-memory-mib`: how much it can have later.
+    /// `io.kiai.max-memory-mib`: the most memory that the guest can have later.
     pub max_memory_mib: Option<u32>,
-    /// `io.kiai.kernel`.
+    /// `io.kiai.kernel`: path of the guest kernel.
     pub kernel: Option<PathBuf>,
     /// `io.kiai.console`: a file to which the guest's console is appended.
     pub console: Option<PathBuf>,
     /// `io.kiai.vfio.<n>`: PCI functions and who drives each, "ADDRESS=guest-driver" or "ADDRESS=user-space".
-    pub functions: Vec<(PciAddress, PassMode)>,
+    pub functions: Vec<(PciAddress, PassthroughMode)>,
     /// `io.kiai.all-devices`: the container gets a node of every device of the guest.
     pub all_devices: bool,
-    /// Bytes: what the kubelet computed for the pod (containerd 1.6.9 and later).
+    /// The kubelet's memory limit of the pod, bytes (containerd 1.6.9 and later).
     pub pod_memory: Option<u64>,
-    /// Thousandths of a CPU, likewise.
+    /// The kubelet's CPU limit of the pod, thousandths of a CPU.
     pub pod_cpu_millis: Option<u64>,
 }
 
 impl Annotations {
-    /// Reads a spec's annotations. In a pod only the annotations in `allowed` (without prefix) may be used.
+    /// Parses a spec's annotations. In a pod only the annotations in `allowed` (without prefix) may be used.
     pub fn parse(all: &HashMap<String, String>, allowed: &[String]) -> Result<Self, PlanError> {
         let mut annotations = Self { role: role(all)?, ..Self::default() };
         for (name, value) in all {
             let Some(ours) = name.strip_prefix(PREFIX) else { continue };
-            // Numbered ones are allowed by the word before the number.
+            // A numbered annotation is allowed by its name without the number.
             let numbered = ours.strip_prefix(FUNCTION).filter(|number| number.parse::<u16>().is_ok());
             let key = if numbered.is_some() { FUNCTION.trim_end_matches('.') } else { ours };
             if annotations.role != Role::Single && !allowed.iter().any(|a| a == key) {
@@ -83,7 +83,7 @@ impl Annotations {
                 _ => return Err(PlanError::UnknownAnnotation(name.clone())),
             }
         }
-        // A map has no order, and a plan has one.
+        // The map has no order, but a plan has.
         annotations.functions.sort_unstable();
         annotations.pod_memory = positive(all, SANDBOX_MEMORY)?;
         let quota = positive(all, SANDBOX_CPU_QUOTA)?;
@@ -93,7 +93,7 @@ impl Annotations {
     }
 }
 
-fn function(name: &str, value: &str) -> Result<(PciAddress, PassMode), PlanError> {
+fn function(name: &str, value: &str) -> Result<(PciAddress, PassthroughMode), PlanError> {
     let wish = value.split_once('=').and_then(|(at, mode)| Some((at.parse().ok()?, mode.parse().ok()?)));
     wish.ok_or_else(|| bad(name, value, "is not ADDRESS=guest-driver or ADDRESS=user-space"))
 }
@@ -123,7 +123,7 @@ fn path(name: &str, value: &str) -> Result<PathBuf, PlanError> {
     if path.is_absolute() { Ok(path) } else { Err(bad(name, value, "is not an absolute path")) }
 }
 
-/// A CRI figure; zero and negative ones mean "none".
+/// A number of the CRI; zero and negative numbers mean that there is no limit.
 fn positive(all: &HashMap<String, String>, name: &str) -> Result<Option<u64>, PlanError> {
     let Some(value) = all.get(name) else { return Ok(None) };
     let number: i64 = number(name, value)?;
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_task_may_use_all_of_ours() {
+    fn a_task_without_a_pod_may_use_every_annotation() {
         let got =
             parse(&[("io.kiai.vcpus", "4"), ("io.kiai.console", "/c"), ("com.example", "x")], &[]).unwrap();
         assert_eq!((got.role, got.vcpus, got.console), (Role::Single, Some(4), Some("/c".into())));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn a_wrong_value_is_refused_by_name() {
         for (name, value) in [
             ("io.kiai.vcpus", "many"),
             ("io.kiai.vcpus", "256"),
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_chosen_by_number_and_told_in_one_order() {
+    fn functions_are_chosen_by_numbered_annotations_and_sorted() {
         let chosen = parse(
             &[("io.kiai.vfio.1", "0000:00:03.0=user-space"), ("io.kiai.vfio.0", "81:00.0=guest-driver")],
             &[],

@@ -1,11 +1,11 @@
-//! One container: the spec the agent gets, and what the host lends it.
+//! The plan of one container: the spec for the agent, and the volumes and devices the host provides.
 
 use oci_spec::runtime::Spec;
 
 use super::Annotations;
 use super::Disk;
 use super::HostFacts;
-use super::PassedFunction;
+use super::PassthroughFunction;
 use super::PlanError;
 use super::Role;
 use super::Volume;
@@ -13,26 +13,26 @@ use super::devices;
 use super::mounts;
 use super::namespaces;
 
-/// What to do for one container.
+/// The plan of one container.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerPlan {
-    /// For the agent: sources of mounts and namespaces in the guest's terms, everything else as it was.
+    /// The spec for the agent: mount sources and namespaces are the guest's, everything else is as the client wrote it.
     pub spec: Spec,
     /// Paths of the host to bind into the shared directory.
     pub volumes: Vec<Volume>,
-    /// Block devices of the host to lend.
+    /// Block devices of the host to assign.
     pub disks: Vec<Disk>,
-    /// PCI functions of the host to pass.
-    pub functions: Vec<PassedFunction>,
-    /// The container gets a node of every device of the guest besides those it was promised.
+    /// PCI functions of the host to pass through.
+    pub functions: Vec<PassthroughFunction>,
+    /// The container gets a node of every device of the guest, besides those of its spec.
     pub all_devices: bool,
-    /// The process wants a terminal.
+    /// The process has a terminal.
     pub terminal: bool,
-    /// Rows and columns of the terminal; 0 is the kernel's default.
+    /// Rows and columns of the terminal; 0 leaves the kernel's default.
     pub terminal_size: (u32, u32),
 }
 
-/// Refuses an id that could not be the name of a directory (as containerd's identifiers, but longer).
+/// Refuses an id that cannot name a directory (containerd's rule for identifiers, with a greater length).
 pub fn check_id(id: &str) -> Result<(), PlanError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     let starts = id.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -66,19 +66,20 @@ pub fn plan_container(
     let rules =
         linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default();
     let entries = linux.devices().as_deref().unwrap_or_default();
-    let (disks, functions) = devices::plan_lent(entries, &rules, &annotations.functions, facts)?;
+    let (disks, functions) = devices::plan_devices(entries, &rules, &annotations.functions, facts)?;
     spec.set_linux(Some(linux));
 
     if annotations.role != Role::Single {
-        // The pod's host name is the sandbox's; a container without its own UTS namespace must not set one.
+        // The sandbox sets the pod's host name; a container without its own UTS namespace must not set another.
         spec.set_hostname(None);
     }
     let all_devices = annotations.all_devices;
     Ok(ContainerPlan { spec, volumes, disks, functions, all_devices, terminal, terminal_size })
 }
 
-/// Hooks are programs of the host that expect the container's namespaces and process there. All but those of
-/// startContainer, which are programs of the container and run in it (config.md#startContainer).
+/// Refuses hooks: they are programs of the host that expect the container's namespaces and process on the host.
+/// startContainer hooks are allowed, because they are programs of the container and run in it
+/// (config.md#startContainer).
 fn check_hooks(spec: &Spec) -> Result<(), PlanError> {
     let Some(hooks) = spec.hooks() else { return Ok(()) };
     let all = [

@@ -1,4 +1,5 @@
-//! Devices of the spec (config-linux.md#devices): which are the guest's own, which are lent, which cannot be had.
+//! Devices of the spec (config-linux.md#devices): which are the guest's own, which devices of the host are assigned
+//! for, and which cannot be provided.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -8,32 +9,33 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxDeviceType;
 
 use super::HostFacts;
-use super::PassMode;
-use super::PassedFunction;
+use super::PassthroughFunction;
+use super::PassthroughMode;
 use super::PciAddress;
 use super::PlanError;
 use super::pci;
 
-/// Character devices every Linux kernel numbers alike and gives to whoever opens them: null, zero, full, random,
-/// urandom, tty, console, ptmx, fuse, net/tun, vfio/vfio. The guest's own serve the spec's entries unchanged.
+/// Standard character devices, which have the same number in every Linux kernel and keep no state between their
+/// users: null, zero, full, random, urandom, tty, console, ptmx, fuse, net/tun, vfio/vfio. The guest's own devices
+/// serve entries for them.
 const GUEST_NATIVE: &[(i64, i64)] =
     &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229), (10, 200), (10, 196)];
 
-/// The major number of what is behind /dev/pts.
+/// The major number of the terminals in /dev/pts.
 const PSEUDO_TERMINALS: i64 = 136;
 
-/// A block device of the host, lent to the guest as a virtio disk.
+/// A block device of the host that is assigned to a container as a virtio disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Its node on the host.
+    /// The device's node on the host.
     pub node: PathBuf,
-    /// The spec entry it serves.
+    /// Path of the spec's entry that the disk serves.
     pub container_path: PathBuf,
-    /// Its identity on the host.
+    /// Major number on the host.
     pub major: i64,
-    /// Its identity on the host.
+    /// Minor number on the host.
     pub minor: i64,
-    /// The rules of the spec do not let it be written.
+    /// The device rules of the spec do not allow writing.
     pub read_only: bool,
 }
 
@@ -41,8 +43,8 @@ pub(super) fn is_guest_native(major: i64, minor: i64) -> bool {
     GUEST_NATIVE.contains(&(major, minor))
 }
 
-/// The disks to lend. Every other entry is the guest's own, or an error.
-fn plan_devices(
+/// The disks to assign. Every other entry is served by the guest's own devices or by a PCI function, or is an error.
+fn plan_disks(
     devices: &[LinuxDevice],
     rules: &[LinuxDeviceCgroup],
     facts: &HostFacts,
@@ -52,39 +54,40 @@ fn plan_devices(
         let (path, major, minor) = (device.path(), device.major(), device.minor());
         let refuse = |reason: String| Err(PlanError::Device { path: path.clone(), reason });
         match device.typ() {
-            // A fifo has no kernel behind it.
+            // A fifo is made in the guest; no device of the host serves it.
             LinuxDeviceType::P => {}
             LinuxDeviceType::C | LinuxDeviceType::U if is_guest_native(major, minor) => {}
-            // A VFIO group: `plan_functions`.
+            // `plan_functions` plans VFIO groups.
             LinuxDeviceType::C | LinuxDeviceType::U if facts.vfio.contains_key(&(major, minor)) => {}
             LinuxDeviceType::C | LinuxDeviceType::U => {
                 return refuse(format!(
-                    "character device {major}:{minor} of the host cannot be lent to a microVM"
+                    "character device {major}:{minor} of the host cannot be assigned to a microVM"
                 ));
             }
             LinuxDeviceType::B => match facts.block_devices.get(&(major, minor)) {
                 Some(found) => disks.push(disk(path, (major, minor), &found.node, rules)),
-                None => return refuse(format!("no block device {major}:{minor} on this host")),
+                None => return refuse(format!("this host has no block device {major}:{minor}")),
             },
-            LinuxDeviceType::A => return refuse("type \"a\" is no device".into()),
+            LinuxDeviceType::A => return refuse("type \"a\" is for rules only; write b, c, u or p".into()),
         }
     }
     check_rules(devices, rules)?;
     Ok(disks)
 }
 
-/// What to lend for a list of entries and its rules. `chosen` says who drives which PCI function.
-pub fn plan_lent(
+/// The disks and PCI functions to assign for a list of entries with its rules. `chosen` are functions that annotations
+/// name, each with who drives it.
+pub fn plan_devices(
     devices: &[LinuxDevice],
     rules: &[LinuxDeviceCgroup],
-    chosen: &[(PciAddress, PassMode)],
+    chosen: &[(PciAddress, PassthroughMode)],
     facts: &HostFacts,
-) -> Result<(Vec<Disk>, Vec<PassedFunction>), PlanError> {
-    let disks = plan_devices(devices, rules, facts)?;
+) -> Result<(Vec<Disk>, Vec<PassthroughFunction>), PlanError> {
+    let disks = plan_disks(devices, rules, facts)?;
     Ok((disks, plan_functions(devices, chosen, facts)?))
 }
 
-/// Entries without repetition: one device at one path, which other runtimes make once too.
+/// The entries without repetitions: one device at one path, which other runtimes make once, too.
 pub(super) fn once_each(devices: &[LinuxDevice]) -> impl Iterator<Item = &LinuxDevice> {
     let key = |device: &LinuxDevice| (device.path().clone(), device.typ(), device.major(), device.minor());
     let is_first = move |(index, device): &(usize, &LinuxDevice)| {
@@ -93,8 +96,8 @@ pub(super) fn once_each(devices: &[LinuxDevice]) -> impl Iterator<Item = &LinuxD
     devices.iter().enumerate().filter(is_first).map(|(_, device)| device)
 }
 
-/// A rule that allows one device of the host by its number needs an entry: without one nothing is lent, and in
-/// the guest the number may be that of another container's device.
+/// Refuses a rule that allows a device of the host by its number without an entry for it: no device is assigned for
+/// such a rule, and in the guest another container's device may have the number.
 fn check_rules(devices: &[LinuxDevice], rules: &[LinuxDeviceCgroup]) -> Result<(), PlanError> {
     let orphan = rules.iter().filter(|rule| rule.allow()).find(|rule| {
         let (Some(major @ 0..), Some(minor @ 0..)) = (rule.major(), rule.minor()) else { return false };
@@ -108,7 +111,8 @@ fn check_rules(devices: &[LinuxDevice], rules: &[LinuxDeviceCgroup]) -> Result<(
     orphan.map_or(Ok(()), |rule| Err(PlanError::DeviceRule(rule.to_string())))
 }
 
-/// Whether the rules let the device be written; the last one that fits decides. Without rules, they do.
+/// Whether the rules allow writing to the device: the last one that matches decides. Without any rule, writing is
+/// allowed.
 fn is_writable(rules: &[LinuxDeviceCgroup], (major, minor): (i64, i64)) -> bool {
     let fits = |number: Option<i64>, own| number.is_none_or(|number| number < 0 || number == own);
     let deciding = rules.iter().rev().find(|rule| {
@@ -120,13 +124,13 @@ fn is_writable(rules: &[LinuxDeviceCgroup], (major, minor): (i64, i64)) -> bool 
     rules.is_empty() || deciding.is_some_and(LinuxDeviceCgroup::allow)
 }
 
-/// The PCI functions to pass: those of every VFIO group among the entries. `chosen` is what annotations say.
+/// The PCI functions to pass through: those of every VFIO group among the entries.
 fn plan_functions(
     devices: &[LinuxDevice],
-    chosen: &[(PciAddress, PassMode)],
+    chosen: &[(PciAddress, PassthroughMode)],
     facts: &HostFacts,
-) -> Result<Vec<PassedFunction>, PlanError> {
-    let mut functions: Vec<PassedFunction> = Vec::new();
+) -> Result<Vec<PassthroughFunction>, PlanError> {
+    let mut functions: Vec<PassthroughFunction> = Vec::new();
     for device in once_each(devices) {
         let number = (device.major(), device.minor());
         if !matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U) {
@@ -134,7 +138,8 @@ fn plan_functions(
         }
         if let Some(group) = facts.vfio.get(&number) {
             if functions.iter().any(|function| function.group == group.number) {
-                let reason = format!("another entry names IOMMU group {} already", group.number);
+                let reason =
+                    format!("IOMMU group {} has another entry already; remove one of them", group.number);
                 return Err(PlanError::Device { path: device.path().clone(), reason });
             }
             functions.extend(pci::plan_group(device.path(), number, group, chosen)?);
@@ -172,7 +177,7 @@ mod tests {
     fn the_guests_own_pass_and_a_disk_is_lent() {
         let devices =
             [device("/dev/fuse", LinuxDeviceType::C, 10, 229), device("/dev/xvda", LinuxDeviceType::B, 7, 0)];
-        let disks = plan_devices(&devices, &[], &facts()).unwrap();
+        let disks = plan_disks(&devices, &[], &facts()).unwrap();
         let expected = Disk {
             node: "/dev/loop0".into(),
             container_path: "/dev/xvda".into(),
@@ -190,7 +195,7 @@ mod tests {
             device("/dev/xvda", LinuxDeviceType::B, 7, 0),
             device("/dev/alias", LinuxDeviceType::B, 7, 0),
         ];
-        let disks = plan_devices(&twice, &[], &facts()).unwrap();
+        let disks = plan_disks(&twice, &[], &facts()).unwrap();
         let paths: Vec<_> = disks.iter().map(|disk| disk.container_path.to_str().unwrap()).collect();
         assert_eq!(paths, ["/dev/xvda", "/dev/alias"]);
     }
@@ -215,7 +220,7 @@ mod tests {
             (serde_json::json!([all(false), wide]), false),
             (serde_json::json!([own("rwm"), all(false), own("r")]), true),
         ] {
-            let disks = plan_devices(&devices, &rules(list.clone()), &facts()).unwrap();
+            let disks = plan_disks(&devices, &rules(list.clone()), &facts()).unwrap();
             assert_eq!(disks[0].read_only, read_only, "{list}");
         }
     }
@@ -229,17 +234,17 @@ mod tests {
             )
         };
         for (typ, minor) in [("b", 1), ("c", 0), ("a", 0)] {
-            let error = plan_devices(&devices, &list(typ, minor), &facts()).unwrap_err();
+            let error = plan_disks(&devices, &list(typ, minor), &facts()).unwrap_err();
             assert_eq!(error, PlanError::DeviceRule(format!("{typ} 7:{minor} rw")));
         }
-        assert!(plan_devices(&devices, &list("b", 0), &facts()).is_ok());
-        assert!(plan_devices(&devices, &list("b", -1), &facts()).is_ok());
+        assert!(plan_disks(&devices, &list("b", 0), &facts()).is_ok());
+        assert!(plan_disks(&devices, &list("b", -1), &facts()).is_ok());
         for (typ, major, minor) in [("c", 1, 3), ("c", 10, 200), ("c", 136, 5)] {
             let own = serde_json::json!([{"allow": true, "type": typ, "major": major, "minor": minor, "access": "rwm"}]);
-            assert!(plan_devices(&devices, &rules(own), &facts()).is_ok());
+            assert!(plan_disks(&devices, &rules(own), &facts()).is_ok());
         }
         let denied = rules(serde_json::json!([{"allow": false, "type": "b", "major": 9, "minor": 1}]));
-        assert!(plan_devices(&devices, &denied, &facts()).is_ok());
+        assert!(plan_disks(&devices, &denied, &facts()).is_ok());
     }
 
     #[test]
@@ -249,7 +254,7 @@ mod tests {
             device("/dev/sdz", LinuxDeviceType::B, 8, 400),
             device("/dev/all", LinuxDeviceType::A, 0, 0),
         ] {
-            let error = plan_devices(std::slice::from_ref(&bad), &[], &facts()).unwrap_err();
+            let error = plan_disks(std::slice::from_ref(&bad), &[], &facts()).unwrap_err();
             assert!(error.to_string().contains(bad.path().to_str().unwrap()), "{error}");
         }
     }

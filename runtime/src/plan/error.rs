@@ -4,77 +4,77 @@ use std::path::PathBuf;
 
 use super::PciAddress;
 
-/// The spec asks for something that cannot be done; nothing has been done yet.
+/// The spec asks for something that cannot be provided. Nothing has been done yet.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
-    /// A container id that could not be a directory's name.
+    /// A container id that cannot name a directory.
     #[error(
         "id {0:?}: letters, digits, '_', '.' and '-' are allowed, at most 128, the first a letter or digit"
     )]
     Id(String),
-    /// An annotation of ours nobody knows.
-    #[error("annotation {0}: unknown")]
+    /// An annotation with our prefix that does not exist.
+    #[error("annotation {0} is unknown; check its spelling")]
     UnknownAnnotation(String),
-    /// An annotation's value does not fit.
+    /// An annotation whose value cannot be used.
     #[error("annotation {name}: {value:?} {reason}")]
     Annotation {
-        /// Full name.
+        /// The annotation's full name.
         name: String,
-        /// What it says.
+        /// Its value.
         value: String,
-        /// What it should say.
+        /// What is wrong with the value, as a verb phrase.
         reason: &'static str,
     },
-    /// A pod may not use this annotation.
-    #[error("annotation {0}: not among the pod annotations the configuration allows ([pods] annotations)")]
+    /// An annotation that the configuration does not allow pods to use.
+    #[error("annotation {0}: the configuration does not allow pods to use it; add it to [pods] annotations")]
     ForbiddenAnnotation(String),
-    /// A part of the spec without which there is no container.
+    /// A part of the spec that every container needs.
     #[error("the OCI spec has no {0}")]
     Missing(&'static str),
-    /// A bind mount whose source is not on the host.
+    /// A bind mount whose source does not exist on the host.
     #[error("mount {destination}: source {source_path} does not exist")]
     NoSource {
-        /// In the container.
+        /// The mount's path in the container.
         destination: PathBuf,
-        /// On the host.
+        /// The source's path on the host.
         source_path: PathBuf,
     },
-    /// A mount that has no meaning across the boundary of a microVM.
+    /// A mount that a microVM cannot provide.
     #[error("mount {destination}: {reason}")]
     Mount {
-        /// In the container.
+        /// The mount's path in the container.
         destination: PathBuf,
-        /// Why not.
+        /// Why it cannot be provided.
         reason: String,
     },
-    /// A device the guest does not have and the host cannot lend.
+    /// An entry for a device that the guest does not have and the host cannot assign.
     #[error("device {path}: {reason}")]
     Device {
-        /// In the container.
+        /// The entry's path in the container.
         path: PathBuf,
-        /// Why not.
+        /// Why it cannot be provided.
         reason: String,
     },
-    /// An annotation chooses a PCI function, but no entry names its group.
-    #[error("PCI function {0}: its IOMMU group is not among linux.devices")]
+    /// An annotation chooses a PCI function whose group has no entry.
+    #[error("PCI function {0}: linux.devices has no entry for its IOMMU group; add one")]
     NoGroup(PciAddress),
-    /// A rule of linux.resources.devices without a device.
+    /// A rule of linux.resources.devices for a device that has no entry.
     #[error(
-        "device rule {0}: linux.devices lends no such device, and in the guest the number may be another one's"
+        "device rule {0}: linux.devices has no entry for this device, and in the guest another device may have the number"
     )]
     DeviceRule(String),
-    /// A namespace of the host.
+    /// A namespace of the host, which a guest cannot join.
     #[error("{kind} namespace {path}: a microVM cannot join a namespace of the host")]
     Namespace {
-        /// Its type.
+        /// The namespace's type.
         kind: &'static str,
-        /// Its path.
+        /// The namespace's path.
         path: PathBuf,
     },
-    /// OCI hooks of the host.
-    #[error("{0} hooks are programs of the host, which cannot see into a microVM: not supported")]
+    /// OCI hooks that would run on the host.
+    #[error("{0} hooks are not supported: they are programs of the host, which cannot reach into a microVM")]
     Hooks(&'static str),
-    /// More than a microVM can have.
+    /// More memory or vCPUs than the microVM can have.
     #[error("{0}")]
     TooBig(String),
 }

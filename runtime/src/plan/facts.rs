@@ -1,4 +1,4 @@
-//! What a plan needs to know about the host, as plain data.
+//! Facts about the host that a plan needs, as plain data.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -12,14 +12,14 @@ use super::VfioGroupFacts;
 use super::devices;
 use super::mounts;
 
-/// Facts read by `host::facts` for one spec.
+/// Facts about the host for one spec, which `host::facts` reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {
     /// RAM of the host, MiB.
     pub memory_mib: u32,
     /// CPUs this process may use.
     pub cpus: u8,
-    /// What each bind mount's source is. A source that does not exist is not in the map.
+    /// The kind of each bind mount's source. A source that does not exist is not in the map.
     pub sources: BTreeMap<PathBuf, SourceKind>,
     /// Nodes of the block devices the spec names, by (major, minor).
     pub block_devices: BTreeMap<(i64, i64), BlockDevice>,
@@ -34,7 +34,7 @@ pub struct BlockDevice {
     pub node: PathBuf,
 }
 
-/// What a path on the host is, symbolic links followed.
+/// The kind of a path on the host, with symbolic links followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
     /// A directory.
@@ -45,16 +45,16 @@ pub enum SourceKind {
     Socket,
     /// A character device.
     CharacterDevice {
-        /// Its number.
+        /// Major number.
         major: u32,
-        /// Its number.
+        /// Minor number.
         minor: u32,
     },
     /// A block device.
     BlockDevice,
 }
 
-/// The paths and (major, minor) pairs a plan of this spec will ask about.
+/// The mount sources, and the block devices by (major, minor), whose facts the plan of this spec needs.
 pub fn wanted_sources(spec: &Spec) -> (BTreeSet<&Path>, BTreeSet<(i64, i64)>) {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let sources = mounts.iter().filter_map(mounts::host_source).collect();
@@ -67,7 +67,7 @@ pub fn wanted_sources(spec: &Spec) -> (BTreeSet<&Path>, BTreeSet<(i64, i64)>) {
     (sources, blocks)
 }
 
-/// The (major, minor) pairs of character devices that may be VFIO groups.
+/// The (major, minor) of the spec's character devices that may be VFIO groups.
 pub fn wanted_groups(spec: &Spec) -> BTreeSet<(i64, i64)> {
     let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default();
     devices

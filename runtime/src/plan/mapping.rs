@@ -1,6 +1,7 @@
-//! What becomes of each device of a spec, entry by entry: for people, and for who asks later. Plain data.
+//! The devices of a container entry by entry, on the host and in the guest, as `kiai inspect --devices` shows them.
+//! Plain data.
 //!
-//! A plan knows the host's side; the guest's side is known once the agent has found the device.
+//! A plan fills in the host's side; the guest's side is known once the agent has found the device.
 
 use std::path::PathBuf;
 
@@ -11,34 +12,36 @@ use serde::Serialize;
 
 use super::ContainerPlan;
 use super::Disk;
-use super::PassMode;
-use super::PassedFunction;
+use super::PassthroughFunction;
+use super::PassthroughMode;
 use super::VfioInterface;
 use super::devices::once_each;
 
-/// Every device of a container.
+/// All devices of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceMap {
-    /// In the order of `linux.devices`, an entry that is repeated there once; an IOMMU group may stand here several times.
+    /// One device for each entry of `linux.devices`, in its order and without repetitions; for an IOMMU group one for
+    /// each of its functions.
     pub devices: Vec<MappedDevice>,
-    /// It also has a node of every other device of the guest.
+    /// The container also has a node of every other device of the guest.
     pub all_devices: bool,
-    /// In the guest's numbers and in order, the last one that fits deciding. Empty until there is a guest.
+    /// The device rules in force, in the guest's numbers and in order: the last one that matches decides. Empty until
+    /// the container exists.
     pub rules: Vec<String>,
 }
 
-/// One device.
+/// One device of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MappedDevice {
     /// Path of the entry in the spec.
     pub entry: PathBuf,
-    /// What it names on the host.
+    /// The device on the host.
     pub host: HostSide,
-    /// How it gets to the guest.
+    /// How the guest gets the device.
     pub attachment: Attachment,
-    /// What it is there, once that is known.
+    /// The device in the guest, once the agent has found it.
     pub guest: Option<GuestSide>,
 }
 
@@ -48,32 +51,32 @@ pub struct MappedDevice {
 pub struct HostSide {
     /// `b` or `c`.
     pub kind: String,
-    /// Device number.
+    /// Major number.
     pub major: i64,
-    /// Device number.
+    /// Minor number.
     pub minor: i64,
-    /// Its node, where a node is lent.
+    /// Node of a block device that is assigned.
     pub node: Option<PathBuf>,
-    /// Its address, where a PCI function is lent.
+    /// Address of a PCI function that is assigned.
     pub pci_address: Option<String>,
-    /// How that function was opened.
+    /// The interface by which that function is opened.
     #[serde(default)]
     pub vfio: Option<VfioInterface>,
 }
 
-/// How a device gets to the guest.
+/// How the guest gets a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attachment {
-    /// Not at all: every kernel has one.
+    /// Nothing is attached: the guest's kernel has the device itself.
     GuestsOwn,
-    /// As a virtio disk.
+    /// A virtio disk.
     Disk,
-    /// As a virtio disk that cannot be written.
+    /// A read-only virtio disk.
     ReadOnlyDisk,
-    /// As a PCI function the guest's kernel drives.
+    /// A PCI function that the guest's kernel drives.
     GuestDriver,
-    /// As a PCI function a program in the container drives.
+    /// A PCI function that a program in the container drives.
     UserSpace,
 }
 
@@ -93,19 +96,19 @@ impl std::fmt::Display for Attachment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestSide {
-    /// Its path in the container.
+    /// The device's path in the container.
     pub path: PathBuf,
     /// `b` or `c`.
     pub kind: String,
-    /// Device number.
+    /// Major number.
     pub major: i64,
-    /// Device number.
+    /// Minor number.
     pub minor: i64,
-    /// The guest's own node, where the host lent the device.
+    /// The guest's own node of a device that is assigned.
     pub node: Option<PathBuf>,
-    /// Where it is on the guest's bus, likewise: slot and function on each bridge's bus.
+    /// PCI path of a device that is assigned: slot and function on each bridge's bus.
     pub pci_path: Option<String>,
-    /// Letters of `rwm`: what the container may do with it.
+    /// The letters of `rwm` that the device rules allow.
     pub access: String,
 }
 
@@ -117,8 +120,8 @@ impl DeviceMap {
         Self { all_devices: plan.all_devices, ..map }
     }
 
-    /// The host's side of entries, and of what is lent for them.
-    pub fn of(entries: &[LinuxDevice], disks: &[Disk], functions: &[PassedFunction]) -> Self {
+    /// The host's side of entries, with the disks and functions that are assigned for them.
+    pub fn of(entries: &[LinuxDevice], disks: &[Disk], functions: &[PassthroughFunction]) -> Self {
         let devices = once_each(entries).flat_map(|entry| of_entry(entry, disks, functions)).collect();
         Self { devices, ..Self::default() }
     }
@@ -142,14 +145,14 @@ impl MappedDevice {
     }
 }
 
-/// What an entry becomes: one device, for an IOMMU group one for each of its functions, for a fifo none.
-fn of_entry(entry: &LinuxDevice, disks: &[Disk], functions: &[PassedFunction]) -> Vec<MappedDevice> {
+/// The devices of an entry: one, for an IOMMU group one for each of its functions, for a fifo none.
+fn of_entry(entry: &LinuxDevice, disks: &[Disk], functions: &[PassthroughFunction]) -> Vec<MappedDevice> {
     let kind = match entry.typ() {
         LinuxDeviceType::B => "b",
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
         LinuxDeviceType::A | LinuxDeviceType::P => return Vec::new(),
     };
-    let mapped = |attachment, function: Option<&PassedFunction>| MappedDevice {
+    let mapped = |attachment, function: Option<&PassthroughFunction>| MappedDevice {
         entry: entry.path().clone(),
         host: HostSide {
             kind: kind.to_owned(),
@@ -168,8 +171,8 @@ fn of_entry(entry: &LinuxDevice, disks: &[Disk], functions: &[PassedFunction]) -
     let functions = functions.iter().filter(|function| function.container_path == *entry.path());
     let functions: Vec<_> = functions
         .map(|function| match function.mode {
-            PassMode::GuestDriver => mapped(Attachment::GuestDriver, Some(function)),
-            PassMode::UserSpace => mapped(Attachment::UserSpace, Some(function)),
+            PassthroughMode::GuestDriver => mapped(Attachment::GuestDriver, Some(function)),
+            PassthroughMode::UserSpace => mapped(Attachment::UserSpace, Some(function)),
         })
         .collect();
     if functions.is_empty() { vec![mapped(Attachment::GuestsOwn, None)] } else { functions }

@@ -1,7 +1,7 @@
-//! What to do, decided before anything is done: OCI spec + configuration + facts about the host -> plans.
+//! Plans, made before anything is done: OCI spec + configuration + facts about the host -> plans.
 //!
-//! Pure functions over plain data; no I/O here. `host::facts` reads what they need, `sandbox` and `container`
-//! carry out what they say. OCI runtime-spec 1.1 `config.md`, `config-linux.md`.
+//! Pure functions over plain data; no I/O here. `host::facts` reads the facts, `sandbox` and `container` carry the
+//! plans out. OCI runtime-spec 1.1 `config.md`, `config-linux.md`.
 
 mod annotations;
 mod container;
@@ -21,7 +21,7 @@ pub use container::ContainerPlan;
 pub use container::check_id;
 pub use container::plan_container;
 pub use devices::Disk;
-pub use devices::plan_lent;
+pub use devices::plan_devices;
 pub use error::PlanError;
 pub use facts::BlockDevice;
 pub use facts::HostFacts;
@@ -39,8 +39,8 @@ pub use mounts::VolumeKind;
 pub use mounts::container_directory;
 pub use mounts::plan_volume;
 pub use pci::ParsePciAddressError;
-pub use pci::PassMode;
-pub use pci::PassedFunction;
+pub use pci::PassthroughFunction;
+pub use pci::PassthroughMode;
 pub use pci::PciAddress;
 pub use pci::PciFunctionFacts;
 pub use pci::VFIO_DRIVER;

@@ -1,7 +1,7 @@
-//! Mounts of the spec across the boundary: a bind mount's source becomes a path in the shared directory.
+//! Plans the mounts of a spec: the source of a bind mount becomes a path in the shared directory.
 //!
-//! Shared directory: `<container>/rootfs` and `<container>/mounts/<n>`, n the mount's place in the spec. The
-//! agent mounts the whole at `ports::SHARED_MOUNT` (OCI runtime-spec config.md#mounts).
+//! The shared directory has `<container>/rootfs` and `<container>/mounts/<n>`, with n the mount's index in the spec.
+//! The agent mounts it at `ports::SHARED_MOUNT` (OCI runtime-spec config.md#mounts).
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -14,29 +14,29 @@ use super::PlanError;
 use super::SourceKind;
 use super::devices::is_guest_native;
 
-/// Guest path of the sandbox's shared memory, a tmpfs the containers of a pod have in common. virtio-fs could
-/// not serve it: shared writable mappings need one page cache.
+/// Guest path of the pod's /dev/shm, a tmpfs that its containers share. virtio-fs cannot serve it, because shared
+/// writable mappings need one page cache.
 pub const GUEST_SHM: &str = "/run/kiai/shm";
 
-/// File systems the guest kernel makes by itself, without a source on the host.
+/// File system types that the guest's kernel mounts without a source on the host.
 const GUEST_TYPES: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs"];
 
-/// A path of the host to be bound into the shared directory.
+/// A path of the host that is bound into the shared directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// On the host.
+    /// The path on the host.
     pub source: PathBuf,
     /// Below the container's part of the shared directory: `mounts/<n>`.
     pub target: PathBuf,
-    /// What the target has to be.
+    /// The kind that the target has to be.
     pub kind: VolumeKind,
-    /// With the mounts below the source.
+    /// The mounts below the source are bound, too.
     pub recursive: bool,
-    /// Read-only on the host as well: the guest's own word is not enough.
+    /// The mount is read-only on the host as well, so that the guest cannot change that.
     pub read_only: bool,
 }
 
-/// What a bind mount's target is.
+/// The kind of a bind mount's target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeKind {
     /// A directory.
@@ -50,7 +50,7 @@ pub fn container_directory(container_id: &str) -> PathBuf {
     Path::new(SHARED_MOUNT).join(container_id)
 }
 
-/// The source on the host a plan has to know about, if the mount has one.
+/// The mount's source on the host, if it has one.
 pub(super) fn host_source(mount: &Mount) -> Option<&Path> {
     if !is_bind(mount) || is_shm(mount) {
         return None;
@@ -58,7 +58,7 @@ pub(super) fn host_source(mount: &Mount) -> Option<&Path> {
     mount.source().as_deref().filter(|source| !belongs_to_guest(source))
 }
 
-/// Rewrites the sources in place and returns what to bind on the host.
+/// Rewrites the sources of `mounts` for the guest and returns the volumes to bind on the host.
 pub(super) fn plan_mounts(
     container_id: &str,
     mounts: &mut [Mount],
@@ -87,7 +87,7 @@ pub(super) fn plan_mounts(
     Ok(volumes)
 }
 
-/// What a volume from `source` is in the guest; none for what the guest has of its own.
+/// The kind of a volume from `source`; none for a standard device, which the guest has itself.
 fn kind_of(
     source: &Path,
     destination: &Path,
@@ -102,19 +102,19 @@ fn kind_of(
         None => Err(PlanError::NoSource { destination, source_path: source.into() }),
         Some(SourceKind::Directory) => Ok(Some(VolumeKind::Directory)),
         Some(SourceKind::File) => Ok(Some(VolumeKind::File)),
-        // /dev/null over a path hides it; the guest's own node does the same.
+        // A mount of /dev/null hides a path; the guest's own node does the same.
         Some(SourceKind::CharacterDevice { major, minor }) if is_guest_native(major.into(), minor.into()) => {
             Ok(None)
         }
         Some(SourceKind::CharacterDevice { .. } | SourceKind::BlockDevice) => {
-            refuse("is a device: name it as a device, not as a mount")
+            refuse("is a device; add it to linux.devices (kiai run --device) instead")
         }
-        Some(SourceKind::Socket) => refuse("is a socket: the guest's kernel cannot reach one of the host"),
+        Some(SourceKind::Socket) => refuse("is a socket of the host, which the guest's kernel cannot reach"),
     }
 }
 
-/// Plans a volume for a container that is there; `found` is what its source is. It has a shared directory of its
-/// own, and `target` is its name in that.
+/// Plans a volume for an existing container; `found` is the kind of its source. The volume has a shared directory of
+/// its own, and `target` is its name in it.
 pub fn plan_volume(
     source: &Path,
     destination: &Path,
@@ -133,11 +133,14 @@ pub fn plan_volume(
         Some(kind) => {
             Ok(Volume { source: source.into(), target: "volume".into(), kind, recursive: true, read_only })
         }
-        None => refuse(format!("source {} is the kernel's, and the guest has its own", source.display())),
+        None => refuse(format!(
+            "source {} is a file system or device of the host's kernel, and the guest's kernel has its own",
+            source.display()
+        )),
     }
 }
 
-/// Whether the spec shares /dev/shm with somebody.
+/// Whether the spec shares /dev/shm with other containers.
 pub(super) fn wants_shm(mounts: &[Mount]) -> bool {
     mounts.iter().any(|mount| is_bind(mount) && is_shm(mount))
 }
@@ -162,7 +165,7 @@ fn check(mount: &Mount) -> Result<(), PlanError> {
     }
 }
 
-/// The kernel's own file systems: a container gets those of its own kernel.
+/// Whether a path belongs to the kernel's own file systems; a container gets those of the guest's kernel.
 fn belongs_to_guest(source: &Path) -> bool {
     source.starts_with("/proc") || source.starts_with("/sys") || source == Path::new("/dev")
 }
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_cross_is_refused_by_name() {
+    fn an_impossible_mount_is_refused_by_name() {
         let sources = [
             ("/run/s", SourceKind::Socket),
             ("/dev/sda", SourceKind::BlockDevice),
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_for_a_container_that_is_there_is_refused_as_one_of_a_spec_is() {
+    fn a_volume_for_an_existing_container_is_refused_like_one_of_a_spec() {
         let plan = |source: &str, destination: &str, found| {
             plan_volume(Path::new(source), Path::new(destination), true, found)
         };

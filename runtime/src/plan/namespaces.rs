@@ -1,4 +1,5 @@
-//! Namespaces of the spec (config-linux.md#namespaces): the pod's are the guest's, the host's cannot be had.
+//! Plans the namespaces of a spec (config-linux.md#namespaces): a namespace that the pod shares is the guest's own;
+//! other namespaces of the host are refused.
 
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use oci_spec::runtime::LinuxNamespaceType;
 use super::PlanError;
 use super::Role;
 
-/// The path of the network namespace the sandbox's interfaces are in, if the spec names one.
+/// The path of the network namespace with the sandbox's interfaces, if the spec has one.
 pub(super) fn network_path(namespaces: &[LinuxNamespace]) -> Option<PathBuf> {
     namespaces
         .iter()
@@ -17,9 +18,10 @@ pub(super) fn network_path(namespaces: &[LinuxNamespace]) -> Option<PathBuf> {
         .filter(|path| !path.as_os_str().is_empty())
 }
 
-/// The namespaces the agent is to make for a container. What the containers of a pod share is the guest's: its network
-/// always; its host name and IPC where the spec points at another container's. Without a pid namespace of its own a
-/// container joins that of the pod, which the agent makes and in which there is nothing of the guest.
+/// The namespaces that the agent is to make for a container. A namespace that the containers of a pod share is the
+/// guest's own: its network namespace always; its UTS and IPC namespaces if the spec has another container's path.
+/// Without a pid namespace of its own a container joins the pod's, which the agent makes and in which no process is the
+/// guest's.
 pub(super) fn plan_namespaces(all: &[LinuxNamespace], role: &Role) -> Result<Vec<LinuxNamespace>, PlanError> {
     let mut kept = Vec::new();
     for namespace in all {

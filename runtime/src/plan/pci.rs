@@ -1,7 +1,7 @@
-//! PCI functions of the host that are lent whole (VFIO): which a spec asks for, and whether they can be had.
+//! PCI functions of the host that are passed through (VFIO): which a spec asks for, and whether they can be assigned.
 //!
-//! A row of `linux.devices` names an IOMMU group by its character device. Without more words the container
-//! drives the group's functions itself, as it would on the host; the annotation `io.kiai.vfio.<n>` =
+//! An entry of `linux.devices` names an IOMMU group by its character device. Without an annotation a program in the
+//! container drives the group's functions itself, as it would on the host; the annotation `io.kiai.vfio.<n>` =
 //! "ADDRESS=guest-driver|user-space" picks a function of the group and says who drives it.
 
 use std::fmt;
@@ -24,9 +24,9 @@ pub struct PciAddress {
     function: u8,
 }
 
-/// Not an address.
+/// A text that is not a PCI address.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is no PCI address; write DOMAIN:BUS:SLOT.FUNCTION, like 0000:00:03.0")]
+#[error("{0:?} is not a PCI address; write DOMAIN:BUS:SLOT.FUNCTION, like 0000:00:03.0")]
 pub struct ParsePciAddressError(String);
 
 impl FromStr for PciAddress {
@@ -78,10 +78,10 @@ impl From<PciAddress> for String {
     }
 }
 
-/// What the host knows of one of its PCI functions.
+/// Facts about one PCI function of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PciFunctionFacts {
-    /// Where it is.
+    /// The function's address.
     pub address: PciAddress,
     /// Vendor id.
     pub vendor: u16,
@@ -89,23 +89,23 @@ pub struct PciFunctionFacts {
     pub device: u16,
     /// Class, subclass and programming interface: 0xCCSSPP.
     pub class: u32,
-    /// The driver that has it.
+    /// The driver it is bound to.
     pub driver: Option<String>,
-    /// Its IOMMU group; none without an IOMMU.
+    /// The number of its IOMMU group; none without an IOMMU.
     pub group: Option<u32>,
-    /// It can be reset without its neighbours.
+    /// It can be reset without resetting other functions.
     pub resets: bool,
-    /// Its own device file, if VFIO has it and the kernel has iommufd.
+    /// Its own device file, if it is bound to VFIO and the kernel has iommufd.
     pub cdev: Option<PathBuf>,
 }
 
-/// The kernel's ways to a function that VFIO has.
+/// The kernel's interfaces to a function that is bound to VFIO.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VfioInterface {
-    /// Its own device file and iommufd.
+    /// The function's own device file and iommufd.
     Cdev(PathBuf),
-    /// Its IOMMU group and a container.
+    /// The function's IOMMU group and a VFIO container.
     Group(u32),
 }
 
@@ -118,57 +118,57 @@ impl fmt::Display for VfioInterface {
     }
 }
 
-/// Base class of bridges, and the driver of VFIO.
+/// Base class of bridges.
 const BRIDGE: u32 = 0x06;
 const BRIDGE_SUBCLASS_PCI: u32 = 0x0604;
-/// The driver a function must have to be lent.
+/// The driver a function must be bound to before it can be assigned.
 pub const VFIO_DRIVER: &str = "vfio-pci";
 
 impl PciFunctionFacts {
-    /// Host bridges, PCI bridges and what else holds the machine together; never lent.
+    /// Whether it is a bridge of any kind; bridges are never assigned.
     pub fn is_bridge(&self) -> bool {
         self.class >> 16 == BRIDGE
     }
 
-    /// It is in VFIO's hands.
+    /// Whether it is bound to VFIO.
     pub fn is_vfio(&self) -> bool {
         self.driver.as_deref() == Some(VFIO_DRIVER)
     }
 
-    /// How it is to be opened, if VFIO has it: by its own file where there is one.
+    /// The interface by which it is to be opened, if it is bound to VFIO: its own file if it has one.
     pub fn interface(&self) -> Option<VfioInterface> {
         let group = self.group.filter(|_| self.is_vfio())?;
         Some(self.cdev.clone().map_or(VfioInterface::Group(group), VfioInterface::Cdev))
     }
 
-    /// It does not keep others of its group from being lent (vfio.rst: no driver, `vfio-pci`, `pci-stub`, or a
-    /// PCI bridge, which belongs to the way there).
+    /// Whether the other functions of its group can be assigned although this one is not (vfio.rst: it has no driver,
+    /// `vfio-pci` or `pci-stub`, or is a PCI bridge).
     pub fn leaves_group_alone(&self) -> bool {
         let harmless = |driver: &str| driver == VFIO_DRIVER || driver == "pci-stub";
         self.driver.as_deref().is_none_or(harmless) || self.class >> 8 == BRIDGE_SUBCLASS_PCI
     }
 }
 
-/// A group of the host, found by its node's number.
+/// An IOMMU group of the host, found by its node's device number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VfioGroupFacts {
-    /// Its number.
+    /// The group's number.
     pub number: u32,
-    /// Every function in it, by address.
+    /// Every function of the group, sorted by address.
     pub functions: Vec<PciFunctionFacts>,
 }
 
-/// Who drives a lent function.
+/// Who drives a function that is passed through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PassMode {
-    /// The guest's kernel: the container gets the nodes its driver makes.
+pub enum PassthroughMode {
+    /// The guest's kernel: the container gets the nodes that the driver makes.
     GuestDriver,
-    /// A program in the container: it gets the function's VFIO group in the guest.
+    /// A program in the container, which gets the node of the function's VFIO group in the guest.
     UserSpace,
 }
 
-impl FromStr for PassMode {
+impl FromStr for PassthroughMode {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -180,7 +180,7 @@ impl FromStr for PassMode {
     }
 }
 
-impl fmt::Display for PassMode {
+impl fmt::Display for PassthroughMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::GuestDriver => "guest-driver",
@@ -189,32 +189,32 @@ impl fmt::Display for PassMode {
     }
 }
 
-/// A function of the host to be lent.
+/// A function of the host that is passed through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PassedFunction {
-    /// On the host.
+pub struct PassthroughFunction {
+    /// The function's address on the host.
     pub address: PciAddress,
-    /// Its IOMMU group.
+    /// The number of its IOMMU group.
     pub group: u32,
-    /// How it is opened.
+    /// The interface by which it is opened.
     pub interface: VfioInterface,
     /// Who drives it.
-    pub mode: PassMode,
-    /// The row of the spec it serves.
+    pub mode: PassthroughMode,
+    /// Path of the spec's entry that it serves.
     pub container_path: PathBuf,
-    /// The row's number: that of the group's node on the host.
+    /// The entry's major number: that of the group's node on the host.
     pub major: i64,
-    /// The row's number.
+    /// The entry's minor number.
     pub minor: i64,
 }
 
-/// The functions behind one row, which names a group; `chosen` are the annotations' wishes.
+/// The functions to assign for an entry, which names a group; `chosen` are the functions that annotations name.
 pub(super) fn plan_group(
     path: &Path,
     (major, minor): (i64, i64),
     group: &VfioGroupFacts,
-    chosen: &[(PciAddress, PassMode)],
-) -> Result<Vec<PassedFunction>, PlanError> {
+    chosen: &[(PciAddress, PassthroughMode)],
+) -> Result<Vec<PassthroughFunction>, PlanError> {
     let refuse = |reason: String| PlanError::Device { path: path.into(), reason };
     let in_the_way: Vec<String> = group
         .functions
@@ -226,14 +226,14 @@ pub(super) fn plan_group(
         .collect();
     if !in_the_way.is_empty() {
         return Err(refuse(format!(
-            "IOMMU group {} goes to a guest whole or not at all, but the host's drivers have {}; \
-             see kiai devices",
+            "IOMMU group {} is assigned whole or not at all, but drivers of the host have {}; \
+            see kiai devices",
             group.number,
             in_the_way.join(", ")
         )));
     }
     let ready = || group.functions.iter().filter(|function| function.is_vfio() && !function.is_bridge());
-    let mut wishes: Vec<(PciAddress, PassMode)> = chosen
+    let mut wishes: Vec<(PciAddress, PassthroughMode)> = chosen
         .iter()
         .copied()
         .filter(|(address, _)| group.functions.iter().any(|function| function.address == *address))
@@ -242,7 +242,7 @@ pub(super) fn plan_group(
         return Err(refuse(format!("PCI function {address} is not on vfio-pci; see kiai devices")));
     }
     if wishes.is_empty() {
-        wishes = ready().map(|function| (function.address, PassMode::UserSpace)).collect();
+        wishes = ready().map(|function| (function.address, PassthroughMode::UserSpace)).collect();
     }
     if wishes.is_empty() {
         return Err(refuse(format!("no function of IOMMU group {} is on vfio-pci", group.number)));
@@ -251,7 +251,7 @@ pub(super) fn plan_group(
         let own = group.functions.iter().find(|function| function.address == address);
         own.and_then(PciFunctionFacts::interface).unwrap_or(VfioInterface::Group(group.number))
     };
-    let passed = |(address, mode)| PassedFunction {
+    let function = |(address, mode)| PassthroughFunction {
         address,
         group: group.number,
         interface: interface(address),
@@ -260,7 +260,7 @@ pub(super) fn plan_group(
         major,
         minor,
     };
-    Ok(wishes.into_iter().map(passed).collect())
+    Ok(wishes.into_iter().map(function).collect())
 }
 
 #[cfg(test)]
@@ -288,7 +288,7 @@ mod tests {
         VfioGroupFacts { number: 12, functions }
     }
 
-    fn plan(group: &VfioGroupFacts, chosen: &[(PciAddress, PassMode)]) -> Result<Vec<String>, String> {
+    fn plan(group: &VfioGroupFacts, chosen: &[(PciAddress, PassthroughMode)]) -> Result<Vec<String>, String> {
         let planned = plan_group(Path::new("/dev/vfio/12"), (243, 0), group, chosen);
         let planned = planned.map_err(|error| error.to_string())?;
         Ok(planned.iter().map(|passed| format!("{}={}", passed.address, passed.mode)).collect())
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_alone_means_every_function_for_user_space() {
+    fn an_entry_alone_means_every_function_for_user_space() {
         let group = group(vec![
             function("00:03.0", 0x01_08_02, Some(VFIO_DRIVER)),
             function("00:03.1", 0x02_00_00, Some(VFIO_DRIVER)),
@@ -317,7 +317,10 @@ mod tests {
             function("00:01.0", 0x06_04_00, Some("pcieport")),
         ]);
         assert_eq!(plan(&group, &[]).unwrap(), ["0000:00:03.0=user-space", "0000:00:03.1=user-space"]);
-        let wish = [(address("00:03.1"), PassMode::GuestDriver), (address("81:00.0"), PassMode::UserSpace)];
+        let wish = [
+            (address("00:03.1"), PassthroughMode::GuestDriver),
+            (address("81:00.0"), PassthroughMode::UserSpace),
+        ];
         assert_eq!(plan(&group, &wish).unwrap(), ["0000:00:03.1=guest-driver"]);
     }
 
@@ -351,7 +354,7 @@ mod tests {
     fn what_is_not_on_vfio_is_named() {
         let group = group(vec![function("00:05.0", 0x01_08_02, None)]);
         assert!(plan(&group, &[]).unwrap_err().contains("no function of IOMMU group 12"));
-        let wish = [(address("00:05.0"), PassMode::GuestDriver)];
+        let wish = [(address("00:05.0"), PassthroughMode::GuestDriver)];
         assert!(plan(&group, &wish).unwrap_err().contains("0000:00:05.0 is not on vfio-pci"));
     }
 }

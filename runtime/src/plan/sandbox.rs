@@ -1,4 +1,4 @@
-//! The microVM a pod gets: sizes, images, network, from the spec of its first container.
+//! Plans a pod's microVM from the spec of its first container: size, kernel and initrd, network.
 
 use std::path::PathBuf;
 
@@ -16,36 +16,36 @@ use super::mounts;
 use super::namespaces;
 use crate::config::Config;
 
-/// What to boot.
+/// The plan of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxPlan {
     /// The sandbox's id: that of its first container.
     pub id: String,
-    /// Host name of the guest; empty leaves it alone.
+    /// The guest's host name; empty leaves the kernel's.
     pub hostname: String,
-    /// How large the machine is to be when the first container starts.
+    /// The machine's size when the first container starts.
     pub size: MachineSize,
-    /// How large it can be, and what follows from a change of limits.
+    /// The machine's bounds for every later change of limits.
     pub bounds: Bounds,
-    /// What the containers may use together at first.
+    /// The limits of all containers together at first.
     pub limits: Limits,
-    /// Guest kernel.
+    /// Path of the guest kernel.
     pub kernel: PathBuf,
-    /// Initial RAM file system with the agent.
+    /// Path of the initramfs, which contains the agent.
     pub initrd: PathBuf,
-    /// Words for the kernel.
+    /// Parameters for the kernel's command line.
     pub kernel_parameters: Vec<String>,
     /// A file to which the guest's console is appended.
     pub console: Option<PathBuf>,
-    /// 2 MiB pages behind guest RAM.
+    /// Guest RAM is in the host's pool of 2 MiB pages.
     pub huge_pages: bool,
-    /// Network namespace whose interfaces the guest takes over.
+    /// Path of the network namespace whose interfaces the guest takes over.
     pub network: Option<PathBuf>,
     /// The containers share a /dev/shm.
     pub shared_memory: bool,
-    /// The cgroup of the host the sandbox's process belongs into, as the spec names it.
+    /// The sandbox's cgroup on the host, as the spec has it.
     pub cgroup: Option<PathBuf>,
-    /// How long the guest may take until the agent answers, seconds.
+    /// How long the guest may take until its agent connects, seconds.
     pub boot_timeout_seconds: u32,
 }
 
@@ -68,14 +68,14 @@ pub fn plan_sandbox(
     )?;
     let size = bounds.size(limits)?;
     if annotations.kernel.is_some() {
-        // Somebody else's kernel may not know how to have memory plugged in (CONFIG_VIRTIO_MEM=y).
+        // Another kernel may not support memory hotplug (CONFIG_VIRTIO_MEM=y).
         bounds.boot_mib = size.memory_mib;
     }
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mut kernel_parameters = config.kernel_parameters.clone();
     if annotations.console.is_some() {
-        // Who looks at the console wants more than warnings; the machine's own words say "quiet".
+        // A console is for more than warnings; the machine's default parameters include `quiet`.
         kernel_parameters.push("loglevel=7".into());
     }
     Ok(SandboxPlan {
@@ -96,7 +96,7 @@ pub fn plan_sandbox(
     })
 }
 
-/// What the containers may use together: the kubelet's figures, or those of the only container.
+/// The limits of all containers together: the kubelet's, or those of the only container.
 fn limits(resources: Option<&LinuxResources>, annotations: &Annotations, facts: &HostFacts) -> Limits {
     let own = resources.map(|resources| Limits::default().changed(resources, facts.memory_mib));
     let own = own.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How large a pod's microVM is: from what its containers may use, when it boots and at every change of that.
+//! The size of a pod's microVM, derived from the limits of its containers at boot and at every change of limits.
 
 use oci_spec::runtime::LinuxResources;
 
@@ -8,22 +8,22 @@ use super::PlanError;
 pub(super) const MOST_VCPUS: u8 = 64;
 /// Most memory of a microVM, MiB.
 const MOST_MIB: u32 = 240_000;
-/// A CPU that can be had later costs per-CPU memory in the guest, so who says nothing of a ceiling gets the host's
-/// number, but no more than this.
+/// Most vCPUs of a pod without a configured ceiling, which is otherwise the host's number of CPUs: a CPU that can be
+/// brought online later costs per-CPU memory in the guest.
 const USUAL_VCPUS: u8 = 8;
 
-/// What a container, or all of a pod together, may use. Zero stands for "nobody said".
+/// The limits of a container, or of all containers of a pod together. Zero means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Bytes of memory.
+    /// Memory, bytes.
     pub memory: u64,
-    /// CPU time, in thousandths of a CPU.
+    /// CPU time, thousandths of a CPU.
     pub cpu_millis: u64,
 }
 
 impl Limits {
-    /// These, changed by what `resources` mentions. A memory limit beyond the host's memory is how some clients
-    /// write "no limit".
+    /// These limits, changed by those that `resources` has. A memory limit beyond the host's memory means no limit,
+    /// as some clients write it.
     pub fn changed(self, resources: &LinuxResources, host_memory_mib: u32) -> Self {
         let positive = |figure: i64| u64::try_from(figure).unwrap_or(0);
         let memory = resources.memory().as_ref().and_then(|memory| memory.limit()).map(positive);
@@ -37,7 +37,7 @@ impl Limits {
         }
     }
 
-    /// These of a pod, after one of its containers had `from` and has `to`.
+    /// These limits of a pod, after the limits of one of its containers have changed from `from` to `to`.
     pub fn moved(self, from: Self, to: Self) -> Self {
         Self {
             memory: self.memory.saturating_sub(from.memory).saturating_add(to.memory),
@@ -46,64 +46,64 @@ impl Limits {
     }
 }
 
-/// A share of CPU time, rounded up.
+/// Thousandths of a CPU for a quota and a period, rounded up.
 pub(super) fn millis(quota: u64, period: u64) -> u64 {
     quota.saturating_mul(1000).div_ceil(period.max(1))
 }
 
-/// How large a machine is to be.
+/// The size of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineSize {
-    /// Memory, MiB, even.
+    /// Memory, MiB; even.
     pub memory_mib: u32,
-    /// vCPUs online.
+    /// The number of vCPUs that are online.
     pub vcpus: u8,
 }
 
-/// What holds for the life of a pod's machine.
+/// The bounds of a machine's size, which do not change during its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// MiB the pod has beside the limits of its containers.
+    /// Memory besides the limits of the containers, MiB.
     pub base_mib: u32,
-    /// MiB the guest boots with, and never has less than: even.
+    /// Memory that the guest boots with, and its least size, MiB; even.
     pub boot_mib: u32,
-    /// MiB it can have at most: even.
+    /// Its greatest memory, MiB; even.
     pub most_mib: u32,
-    /// vCPUs it has at least.
+    /// Its least number of vCPUs.
     pub least_vcpus: u8,
-    /// vCPUs that are present: it can have no more.
+    /// Its greatest number of vCPUs, which are present from boot.
     pub most_vcpus: u8,
-    /// All of its memory, where an annotation says so, whatever the limits are.
+    /// A fixed amount of memory that an annotation sets, whatever the limits, MiB.
     pub pinned_mib: Option<u32>,
-    /// All of its vCPUs, likewise.
+    /// A fixed number of vCPUs that an annotation sets.
     pub pinned_vcpus: Option<u8>,
 }
 
 impl Bounds {
-    /// The machine for a pod whose containers may use `limits` together.
+    /// The size of the machine for containers with these limits together.
     pub fn size(&self, limits: Limits) -> Result<MachineSize, PlanError> {
         let wanted = wanted(self.base_mib, self.pinned_mib, limits.memory);
         let memory_mib = even(wanted)?.max(self.boot_mib);
         if memory_mib > self.most_mib {
             let most = self.most_mib;
             return Err(PlanError::TooBig(format!(
-                "{memory_mib} MiB of memory: this sandbox can have {most} (annotation io.kiai.max-memory-mib, \
-                 max-memory-mib in the configuration)"
+                "{memory_mib} MiB of memory is more than the {most} MiB that this sandbox can have; raise the annotation \
+                io.kiai.max-memory-mib or max-memory-mib in the configuration"
             )));
         }
         let vcpus = vcpus(self.least_vcpus, self.pinned_vcpus, limits.cpu_millis)?;
         if vcpus > self.most_vcpus {
             let most = self.most_vcpus;
             return Err(PlanError::TooBig(format!(
-                "{vcpus} vCPUs: this sandbox can have {most} (annotation io.kiai.max-vcpus, max-vcpus in the \
-                 configuration)"
+                "{vcpus} vCPUs are more than the {most} that this sandbox can have; raise the annotation \
+                io.kiai.max-vcpus or max-vcpus in the configuration"
             )));
         }
         Ok(MachineSize { memory_mib, vcpus })
     }
 
-    /// The bounds of a pod that starts with `limits`; `ceilings` are what somebody said of MiB and vCPUs at most,
-    /// `host` what the host has of either.
+    /// The bounds of a pod that starts with `limits`. Each pair is memory in MiB and a number of vCPUs: the
+    /// configured base, fixed sizes, configured ceilings, and those of the host.
     pub(super) fn of(
         limits: Limits,
         (base_mib, least_vcpus): (u32, u8),
@@ -126,7 +126,7 @@ impl Bounds {
         if most_vcpus > MOST_VCPUS {
             return Err(too_many(most_vcpus.into()));
         }
-        // Memory that is there at boot costs time at boot: the rest is plugged in while it goes on.
+        // Memory that is present at boot makes the boot slower: the rest is plugged in meanwhile.
         let boot_mib = memory.min(even(base_mib.into())?);
         let most_mib = even(most_mib.into())?;
         Ok(Self { base_mib, boot_mib, most_mib, least_vcpus, most_vcpus, pinned_mib, pinned_vcpus })
@@ -141,7 +141,7 @@ fn even(mib: u64) -> Result<u32, PlanError> {
     u32::try_from(mib)
         .ok()
         .and_then(|mib| mib.checked_next_multiple_of(2))
-        .ok_or_else(|| PlanError::TooBig(format!("{mib} MiB of memory")))
+        .ok_or_else(|| PlanError::TooBig(format!("{mib} MiB of memory is more than any microVM can have")))
 }
 
 fn vcpus(least: u8, pinned: Option<u8>, millis: u64) -> Result<u8, PlanError> {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_annotation_pins_no_limit_moves() {
+    fn a_size_that_an_annotation_fixes_does_not_follow_limits() {
         let bounds = bounds((Some(64), Some(2)), (None, None));
         assert_eq!((bounds.boot_mib, bounds.most_mib, bounds.most_vcpus), (64, 64, 2));
         for limits in [Limits::default(), Limits { memory: 1 << 40, cpu_millis: 1 << 40 }] {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ceiling_somebody_set_is_the_ceiling() {
+    fn a_configured_ceiling_is_the_ceiling() {
         let low = bounds((None, None), (Some(301), Some(1)));
         assert_eq!((low.most_mib, low.most_vcpus), (302, 1));
         assert!(low.size(Limits { memory: 100 * MIB, cpu_millis: 0 }).is_err());

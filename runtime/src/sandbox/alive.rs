@@ -33,9 +33,9 @@ impl Sandbox {
             async move { agent.is_alive().await }
         };
         let dead = match answered(call, sign).await {
-            // The guest is going; how it ends is told in a moment.
+            // The guest is ending; how it ends is reported in a moment.
             Some(Err(AgentError::Lost { .. })) => {
-                tokio::time::timeout(SIGN, self.endings.wait()).await.is_err()
+                tokio::time::timeout(SIGN, self.end.wait()).await.is_err()
             }
             Some(answer) => return Ok(answer),
             None => true,
@@ -48,13 +48,13 @@ impl Sandbox {
     }
 
     async fn stop(&self) {
-        self.endings.expect();
+        self.end.expect();
         let vm = self.vm.0.clone();
         let stopping = tokio::task::spawn_blocking(move || vm.stop());
         if tokio::time::timeout(STOP, stopping).await.is_err() {
             tracing::error!("the machine does not stop: it is left behind");
         }
-        self.endings.abandon(&self.vm.0);
+        self.end.abandon(&self.vm.0);
     }
 }
 

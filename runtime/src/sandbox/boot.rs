@@ -1,7 +1,7 @@
-//! From a plan to a microVM whose agent answers.
+//! Booting a sandbox: from its plan to a microVM whose agent answers.
 //!
-//! The machine is built while the network is taken over; the guest boots while the caller prepares its first
-//! container. The agent's call ends the waiting: nothing polls.
+//! The machine is built while the pod's network is taken over; the guest boots while the caller prepares the first
+//! container. The wait ends when the agent connects: nothing polls.
 
 use std::fs::File;
 use std::io;
@@ -18,12 +18,12 @@ use kiai_vmm::VmConfig;
 use kiai_vmm::VmHandle;
 use kiai_vmm::vsock::VsockPorts;
 
-use super::Endings;
+use super::EndWatch;
 use super::GrowError;
 use super::Machine;
 use super::Sandbox;
-use super::desk::Desk;
-use super::ending::tail;
+use super::assignments::Assignments;
+use super::end::tail;
 use super::resize;
 use crate::agent::Agent;
 use crate::agent::AgentError;
@@ -39,84 +39,84 @@ use crate::plan::SandboxPlan;
 /// Bytes of a pod's /dev/shm.
 const SHM_BYTES: u64 = 64 << 20;
 
-/// Why there is no sandbox; nothing of it is left.
+/// Why a sandbox did not boot; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// Kernel, initrd or console file.
-    #[error("{what} {path}")]
+pub enum SandboxBootError {
+    /// The kernel, the initrd or the console file cannot be opened.
+    #[error("open {file} {path}")]
     File {
-        /// Which one.
-        what: &'static str,
-        /// Its path.
+        /// Which of them.
+        file: &'static str,
+        /// The file's path.
         path: PathBuf,
-        /// The reason.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// The machine could not be built.
-    #[error("microVM")]
+    /// The VMM refuses to build the machine.
+    #[error("build the microVM")]
     Build(#[source] kiai_vmm::BootError),
-    /// A NIC could not be attached.
-    #[error("network interface {name}")]
+    /// The machine refuses a network interface.
+    #[error("attach network interface {name} to the microVM")]
     Nic {
-        /// Its name in the pod.
+        /// The interface's name in the pod.
         name: String,
         /// The reason.
         #[source]
         source: kiai_vmm::AttachError,
     },
-    /// The pod's network.
+    /// The pod's network cannot be taken over.
     #[error(transparent)]
     Network(#[from] NetworkError),
     /// The host refused a thread, an eventfd or the like.
     #[error("{step}")]
     Host {
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
-        /// The reason.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// The guest ended before its agent called.
+    /// The guest ended before its agent connected.
     #[error("the guest ended while it booted ({images}): {ending}; its console ended with:\n{console}")]
     Died {
-        /// What it booted: one of these may be damaged.
+        /// The kernel and initrd that were booted: one of them may be damaged.
         images: String,
-        /// How.
+        /// How it ended.
         ending: kiai_vmm::Ending,
-        /// Its last lines.
+        /// The last lines of its console.
         console: String,
     },
-    /// The guest runs, but its agent does not call.
+    /// The guest runs, but its agent does not connect.
     #[error(
-        "the guest's agent did not call within {seconds} s ({images}); the console ended with:\n{console}"
+        "the guest's agent did not connect within {seconds} s ({images}); the console ended with:\n{console}"
     )]
     Silent {
-        /// What was booted.
+        /// The kernel and initrd that were booted.
         images: String,
-        /// How long was waited.
+        /// The time-out, seconds.
         seconds: u32,
-        /// The last lines.
+        /// The last lines of the console.
         console: String,
     },
-    /// The agent's call was none.
+    /// The connection to the ready port was not the agent's.
     #[error(transparent)]
     Ready(#[from] ReadyError),
-    /// The agent could not prepare the guest.
+    /// The agent failed to set up the guest.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The guest does not take the memory it is to have.
+    /// The guest did not plug its memory.
     #[error(transparent)]
     Memory(#[from] GrowError),
-    /// The machine cannot have that much.
-    #[error("memory")]
+    /// The machine cannot have that much memory.
+    #[error("request memory for the guest")]
     MemorySize(#[from] kiai_vmm::MemoryRequestError),
 }
 
-/// Boots the sandbox; `shared` is the directory its guest sees. Everything that can fail before the guest runs
-/// does.
-pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootError> {
-    let host = |step| move |source| BootError::Host { step, source };
+/// Boots the sandbox; `shared` is the directory that its guest sees. Every step that can fail early is done before the
+/// guest runs.
+pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, SandboxBootError> {
+    let host = |step| move |source| SandboxBootError::Host { step, source };
     let ports = VsockPorts::new().map_err(host("vsock ports"))?;
     let ready = Ready::listen(&ports)?;
     let config = machine(&plan, shared, ports.clone())?;
@@ -129,36 +129,37 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
     });
     let machine = tokio::task::spawn_blocking(|| VmHandle::build(config).map(Machine));
     let (machine, network) = tokio::join!(machine, network);
-    let gone = |step| move |_| BootError::Host { step, source: io::Error::other("the thread panicked") };
-    let vm = machine.map_err(gone("build the microVM"))?.map_err(BootError::Build)?;
+    let gone =
+        |step| move |_| SandboxBootError::Host { step, source: io::Error::other("the thread panicked") };
+    let vm = machine.map_err(gone("build the microVM"))?.map_err(SandboxBootError::Build)?;
     let mut network = network.map_err(gone("take over the network"))??;
 
-    let endings = Endings::of(&vm.0).map_err(host("wait for the microVM"))?;
+    let end = EndWatch::of(&vm.0).map_err(host("wait for the microVM"))?;
     for nic in &mut network.nics {
         let taps = std::mem::take(&mut nic.taps);
         let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
-        vm.0.attach(config).map_err(|source| BootError::Nic { name: nic.name.clone(), source })?;
+        vm.0.attach(config).map_err(|source| SandboxBootError::Nic { name: nic.name.clone(), source })?;
     }
     let images = format!("kernel {}, initrd {}", plan.kernel.display(), plan.initrd.display());
-    let died = |ended: super::Ended| BootError::Died {
+    let died = |ended: super::SandboxEnd| SandboxBootError::Died {
         images: images.clone(),
         ending: ended.ending,
         console: tail(&ended.console),
     };
-    // The guest plugs the rest in as soon as it has a driver, while the agent starts.
+    // The guest plugs the rest of its memory as soon as its driver is loaded, while the agent starts.
     vm.0.request_memory(plan.size.memory_mib)?;
     if vm.0.resume().is_err() {
-        return Err(died(endings.wait().await));
+        return Err(died(end.wait().await));
     }
 
     let deadline = Duration::from_secs(plan.boot_timeout_seconds.into());
     tokio::select! {
-        called = ready.wait() => called?,
-        ended = endings.wait() => return Err(died(ended)),
+        connected = ready.wait() => connected?,
+        ended = end.wait() => return Err(died(ended)),
         () = tokio::time::sleep(deadline) => {
             let console = tail(&vm.0.console_tail());
             let images = images.clone();
-            return Err(BootError::Silent { images, seconds: plan.boot_timeout_seconds, console });
+            return Err(SandboxBootError::Silent { images, seconds: plan.boot_timeout_seconds, console });
         }
     }
 
@@ -169,31 +170,34 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, BootErr
             agent.set_clock(),
             agent.configure_network(&network)
         )?;
-        resize::grown(&vm.0).await.map_err(BootError::from)
+        resize::grown(&vm.0).await.map_err(SandboxBootError::from)
     };
     tokio::select! {
-        // A guest that dies closes the connection as well; its own words say more.
+        // A guest that dies closes the connection as well, but its end has a reason and a console.
         biased;
-        ended = endings.wait() => return Err(died(ended)),
+        ended = end.wait() => return Err(died(ended)),
         prepared = prepared => prepared?,
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
-    let (desk, groups) = (Desk::default(), super::pass::Groups::default());
+    let (assignments, groups) = (Assignments::default(), super::vfio::OpenGroups::default());
     let network = (plan.network, queues);
-    Ok(Sandbox { agent, ports, endings, bounds: plan.bounds, pod, vm, network, groups, desk })
+    Ok(Sandbox { agent, ports, end, bounds: plan.bounds, pod, vm, network, groups, assignments })
 }
 
 fn machine(
     plan: &SandboxPlan,
     shared: PathBuf,
     ports: std::sync::Arc<VsockPorts>,
-) -> Result<VmConfig, BootError> {
+) -> Result<VmConfig, SandboxBootError> {
     let console = match &plan.console {
         None => None,
         Some(path) => {
             let file = File::options().append(true).create(true).open(path);
-            let file =
-                file.map_err(|source| BootError::File { what: "console", path: path.clone(), source })?;
+            let file = file.map_err(|source| SandboxBootError::File {
+                file: "console",
+                path: path.clone(),
+                source,
+            })?;
             Some(Box::new(file) as Box<dyn io::Write + Send>)
         }
     };
@@ -216,8 +220,8 @@ fn machine(
     })
 }
 
-fn open(what: &'static str, path: &Path) -> Result<NamedFile, BootError> {
-    let failed = |source| BootError::File { what, path: path.into(), source };
+fn open(role: &'static str, path: &Path) -> Result<NamedFile, SandboxBootError> {
+    let failed = |source| SandboxBootError::File { file: role, path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));

@@ -1,19 +1,19 @@
-//! The microVM of a pod: booted, asked through its agent, ended. One per process.
+//! The microVM of a pod: booted, called through its agent, shut down. One per process.
 //!
-//! Knows nothing of containerd and little of containers: it has the machine, the shared directory, the agent
-//! and its vsock ports. Names no KVM type.
+//! Has the machine, the devices assigned to containers, the agent and the vsock ports. Knows nothing of containerd,
+//! and of containers only their devices and limits. Names no KVM type.
 
 mod alive;
+mod assign;
+mod assignments;
 mod boot;
 mod bus;
-mod desk;
-mod ending;
-mod give_back;
-mod lend;
+mod end;
 mod os;
-mod pass;
+mod reclaim;
 mod resize;
 mod shared;
+mod vfio;
 
 #[cfg(test)]
 mod interleaved;
@@ -34,42 +34,42 @@ use crate::plan::Bounds;
 use crate::plan::Limits;
 
 pub use alive::DeadGuest;
-pub use boot::BootError;
+pub use assign::Assignment;
+pub use assign::HostDevices;
+pub use assign::VolumeDevice;
+pub use boot::SandboxBootError;
 pub use boot::boot;
-pub use ending::Ended;
-pub use ending::Endings;
-pub use lend::Loan;
-pub use lend::Share;
-pub use lend::Wanted;
+pub use end::EndWatch;
+pub use end::SandboxEnd;
 pub use resize::GrowError;
 pub use resize::ResizeError;
 pub use shared::SharedDirectory;
 
 /// A booted microVM whose agent answers. Dropping it stops the machine.
 pub struct Sandbox {
-    /// Its agent.
+    /// The connection to the agent in the guest.
     pub agent: Agent,
-    /// The host's side of its vsock.
+    /// The host's side of the guest's vsock device.
     pub ports: Arc<VsockPorts>,
-    /// Its end, when that comes.
-    pub endings: Endings,
-    /// How large it can be.
+    /// Tells when and how the machine ends.
+    pub end: EndWatch,
+    /// How large the machine can be.
     bounds: Bounds,
-    /// What its containers may use together; locked while that changes.
+    /// The limits of all its containers together; locked while they change.
     pod: tokio::sync::Mutex<Limits>,
     vm: Machine,
-    /// Its network namespace, and how many queues an interface of it gets.
+    /// The pod's network namespace, and the number of queues of each interface.
     network: (Option<PathBuf>, usize),
-    groups: pass::Groups,
-    /// What is lent.
-    desk: desk::Desk<kiai_vmm::DeviceId>,
+    groups: vfio::OpenGroups,
+    /// The devices that are assigned to its containers.
+    assignments: assignments::Assignments<kiai_vmm::DeviceId>,
 }
 
-/// A device of the host that could not be lent to the guest.
+/// Why a device of the host could not be assigned.
 #[derive(Debug, thiserror::Error)]
-pub enum LendError {
-    /// The node cannot be opened.
-    #[error("block device {path}")]
+pub enum AssignError {
+    /// The node of a block device cannot be opened.
+    #[error("open block device {path}")]
     Open {
         /// On the host.
         path: std::path::PathBuf,
@@ -77,8 +77,8 @@ pub enum LendError {
         #[source]
         source: std::io::Error,
     },
-    /// The machine would not take it.
-    #[error("attach block device {path}")]
+    /// The machine refuses a block device.
+    #[error("attach block device {path} to the microVM")]
     Attach {
         /// On the host.
         path: std::path::PathBuf,
@@ -86,19 +86,22 @@ pub enum LendError {
         #[source]
         source: kiai_vmm::AttachError,
     },
-    /// Another container of the sandbox has it, and the guest has one of it.
-    #[error("block device {path}: lent already, {}", if *.read_only { "to be written to" } else { "to be read only" })]
-    OtherMode {
+    /// Another container of the sandbox has the disk with another access mode, and the guest has one disk for both.
+    #[error(
+        "block device {path} is assigned to another container {}; ask for the same access, or unplug it there first",
+        if *.read_only { "writable" } else { "read-only" }
+    )]
+    AccessConflict {
         /// On the host.
         path: std::path::PathBuf,
-        /// It is asked for to be read only.
+        /// This request is for a read-only disk.
         read_only: bool,
     },
-    /// Another container of the sandbox has it.
-    #[error("PCI function {0}: lent to another container")]
-    Taken(String),
-    /// The machine would not take an interface.
-    #[error("network interface {name}")]
+    /// Another container of the sandbox has the PCI function.
+    #[error("PCI function {0} is assigned to another container; unplug it there first")]
+    FunctionAssigned(String),
+    /// The machine refuses a network interface.
+    #[error("attach network interface {name} to the microVM")]
     Nic {
         /// Its name in the pod.
         name: String,
@@ -106,14 +109,14 @@ pub enum LendError {
         #[source]
         source: kiai_vmm::AttachError,
     },
-    /// The guest has it already.
-    #[error("network interface {0}: plugged in already")]
-    InterfaceTaken(String),
-    /// The machine would not take a shared directory.
-    #[error("attach a volume")]
-    Share(#[source] kiai_vmm::AttachError),
-    /// The VFIO nodes of a PCI function cannot be opened.
-    #[error("VFIO: {path}")]
+    /// The guest has the interface already.
+    #[error("network interface {0} is plugged in already")]
+    InterfaceAssigned(String),
+    /// The machine refuses the virtio-fs device of a volume.
+    #[error("attach the virtio-fs device of a volume to the microVM")]
+    Volume(#[source] kiai_vmm::AttachError),
+    /// A VFIO node of a PCI function cannot be opened.
+    #[error("open VFIO node {path}")]
     Vfio {
         /// On the host.
         path: std::path::PathBuf,
@@ -121,25 +124,29 @@ pub enum LendError {
         #[source]
         source: std::io::Error,
     },
-    /// The machine would not take a PCI function.
-    #[error("pass a device")]
-    Pass(#[source] kiai_vmm::AttachError),
-    /// A thread of ours panicked.
-    #[error("attaching panicked: {0}")]
+    /// The machine refuses a PCI function.
+    #[error("attach a PCI function to the microVM")]
+    Function(#[source] kiai_vmm::AttachError),
+    /// The thread that attaches devices panicked.
+    #[error("attaching a device panicked: {0}")]
     Panicked(String),
-    /// The guest did not find it.
+    /// The guest did not find the device.
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
 
 impl Sandbox {
-    /// Puts devices of the host on the guest's bus and has the guest find them; returns the loan, and what to
-    /// tell the agent of each. On an error none of them is there.
-    pub async fn lend(&self, wanted: Wanted<'_>) -> Result<(Loan, Vec<message::Device>), LendError> {
-        self.desk.lend(self, wanted).await
+    /// Assigns devices of the host: attaches them to the guest's bus, unless they are there, and has the guest find
+    /// them. Returns the assignment, and the message that tells the agent of each disk and function. On an error none
+    /// of them is assigned.
+    pub async fn assign(
+        &self,
+        wanted: HostDevices<'_>,
+    ) -> Result<(Assignment, Vec<message::DeviceAssignment>), AssignError> {
+        self.assignments.assign(self, wanted).await
     }
 
-    /// Takes over further interfaces of the pod, by name. A sandbox without a network has none.
+    /// Takes over more interfaces of the pod, by name; an error if the sandbox has no network.
     pub async fn take_over(&self, interfaces: Vec<String>) -> Result<Network, NetworkError> {
         let [first, ..] = &interfaces[..] else { return Ok(Network::default()) };
         let (path, queues) = self.network.clone();
@@ -151,30 +158,30 @@ impl Sandbox {
         tokio::task::spawn_blocking(work).await.map_err(panicked)?
     }
 
-    /// Has the guest let go of devices and takes them off its bus. A guest that does not answer loses them all
-    /// the same.
-    pub async fn take_back(&self, loan: Loan) {
-        self.desk.take_back(self, loan).await;
+    /// Unassigns devices: has the guest release those that no other container has, and detaches them, even if the guest
+    /// does not answer.
+    pub async fn unassign(&self, assignment: Assignment) {
+        self.assignments.unassign(self, assignment).await;
     }
 
-    /// Ends the guest in good order: its file systems are synced before the machine stops. A guest that does not
-    /// answer is stopped all the same.
+    /// Shuts the guest down: its file systems are synced before the machine stops. A guest that does not answer is
+    /// stopped all the same.
     pub async fn shut_down(&self) {
-        self.endings.expect();
-        if self.endings.ended().is_none()
+        self.end.expect();
+        if self.end.ended().is_none()
             && let Ok(Err(error)) = self.unless_dead(self.agent.destroy_sandbox()).await
         {
-            tracing::warn!(error = %crate::failure::chain(&error), "the guest did not end in good order");
+            tracing::warn!(error = %crate::failure::chain(&error), "the guest did not shut down cleanly");
         }
         let vm = self.vm.0.clone();
-        // Blocks while the threads of the machine end.
+        // Blocks until the threads of the machine have ended.
         if tokio::task::spawn_blocking(move || vm.stop()).await.is_err() {
             tracing::error!("stopping the microVM panicked");
         }
     }
 }
 
-/// A machine that is stopped when it is let go, though somebody may still wait for its end.
+/// A machine that is stopped when it is dropped, even while a thread waits for its end.
 struct Machine(VmHandle);
 
 impl Drop for Machine {

@@ -1,5 +1,5 @@
-//! The machine follows what its containers may use: larger before they may use more, smaller after they may use
-//! less, as before if any step fails.
+//! The machine's size follows the limits of its containers: it grows before they rise, shrinks after they fall, and
+//! returns to its size before if a step fails.
 
 use std::future::Future;
 use std::time::Duration;
@@ -16,41 +16,41 @@ use crate::plan::Limits;
 use crate::plan::MachineSize;
 use crate::plan::PlanError;
 
-/// How long a guest may take to plug the memory it is given. It has to make page structures of it, no more.
+/// How long a guest may take to plug memory. It only has to make page structures for it.
 const GROWTH: Duration = Duration::from_secs(60);
-/// How long is waited for a guest to give memory up. What it cannot spare by then it gives up later, when it can.
+/// How long to wait for a guest to unplug memory. Memory that it cannot spare by then it unplugs later.
 const SHRINKAGE: Duration = Duration::from_secs(10);
 
-/// The guest did not plug the memory it was given.
+/// The guest did not plug the memory it was asked to.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest took {} of {} MiB of memory", sizes.plugged, sizes.requested)]
+#[error("the guest plugged {} of {} MiB of memory", sizes.plugged, sizes.requested)]
 pub struct GrowError {
     sizes: MemorySizes,
 }
 
-/// Why limits were not changed: containers and machine are as they were.
+/// Why limits were not changed; containers and machine are as they were.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
-    /// More than the machine can have.
+    /// The limits need a machine larger than this one can be.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The machine is over, or was not built for it.
+    /// The machine has ended, or was built without memory hotplug.
     #[error(transparent)]
     Request(#[from] MemoryRequestError),
-    /// The host has no vCPUs for it.
+    /// The host could not create the vCPUs.
     #[error(transparent)]
     Vcpus(#[from] VcpuError),
-    /// The guest's part: memory.
+    /// The guest did not plug the memory.
     #[error(transparent)]
     Memory(#[from] GrowError),
-    /// The guest's part: CPUs and limits.
+    /// The guest could not change its CPUs or the limits.
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
 
 impl Sandbox {
-    /// Changes what one of the containers may use from `from` to `to`. `limit` says so to the guest, with true,
-    /// and takes it back with false.
+    /// Changes the limits of one container from `from` to `to`. `limit(true)` sets the new limits in the guest,
+    /// `limit(false)` the old ones.
     pub async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
         &self,
         from: Limits,
@@ -66,15 +66,15 @@ impl Sandbox {
     }
 }
 
-/// A machine whose size can change, and the guest in it.
+/// A machine whose size can change, with its guest.
 trait Resizable: Sync {
-    /// Asks the guest to have so much memory.
+    /// Asks the guest to have `mib` MiB of memory.
     fn request_memory(&self, mib: u32) -> Result<(), MemoryRequestError>;
-    /// Waits until it has, but not longer than this.
+    /// Waits until the guest has the memory it was asked to, but no longer than `patience`.
     fn settled(&self, patience: Duration) -> impl Future<Output = MemorySizes> + Send;
-    /// Has so many vCPUs there for it to bring online.
+    /// Makes sure that `count` vCPUs exist, which the guest can bring online.
     fn create_vcpus(&self, count: u8) -> impl Future<Output = Result<(), VcpuError>> + Send;
-    /// Has it bring CPUs on or off line.
+    /// Has the guest bring CPUs online or offline until `count` are online.
     fn online_cpus(&self, count: u8) -> impl Future<Output = Result<(), AgentError>> + Send;
 }
 
@@ -98,7 +98,7 @@ impl Resizable for Sandbox {
     }
 }
 
-/// From `before` to `after`, with the limits changed when the machine is large enough for either.
+/// Changes the size from `before` to `after`; the limits change while the machine is large enough for both.
 async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
     machine: &impl Resizable,
     (before, after): (MachineSize, MachineSize),
@@ -110,7 +110,7 @@ async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
         return Err(error.into());
     }
     if let Err(error) = shrink(machine, before, after).await {
-        // Some CPUs may be off line.
+        // Some CPUs may be offline already.
         grow(machine, after, before).await.unwrap_or_else(|error| lost("size of the machine", &error));
         limit(false).await.unwrap_or_else(|error| lost("limits of the container", &error));
         shrink(machine, after, before).await.unwrap_or_else(|error| lost("size of the machine", &error));
@@ -119,7 +119,7 @@ async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
     Ok(())
 }
 
-/// From `now` to whatever is more in `then`; on an error it is `now` again.
+/// Grows from `now` to what is more in `then`; on an error the size is `now` again.
 async fn grow(machine: &impl Resizable, now: MachineSize, then: MachineSize) -> Result<(), ResizeError> {
     if then.memory_mib > now.memory_mib {
         machine.request_memory(then.memory_mib)?;
@@ -140,7 +140,7 @@ async fn grow(machine: &impl Resizable, now: MachineSize, then: MachineSize) -> 
     Ok(())
 }
 
-/// A vCPU the guest has no use for any more sleeps; it is not taken away.
+/// Creates vCPUs and brings them online. A vCPU that goes offline again sleeps; it is not destroyed.
 async fn more_cpus(machine: &impl Resizable, now: u8, then: u8) -> Result<(), ResizeError> {
     machine.create_vcpus(then).await?;
     if let Err(error) = machine.online_cpus(then).await {
@@ -151,8 +151,7 @@ async fn more_cpus(machine: &impl Resizable, now: u8, then: u8) -> Result<(), Re
     Ok(())
 }
 
-/// From `now` to whatever is less in `then`. The guest gives memory up as it can spare it: that is waited for a
-/// while, and no error.
+/// Shrinks from `now` to what is less in `then`. Memory that the guest cannot spare yet is no error.
 async fn shrink(machine: &impl Resizable, now: MachineSize, then: MachineSize) -> Result<(), ResizeError> {
     if then.vcpus < now.vcpus {
         machine.online_cpus(then.vcpus).await?;
@@ -161,13 +160,13 @@ async fn shrink(machine: &impl Resizable, now: MachineSize, then: MachineSize) -
         machine.request_memory(then.memory_mib)?;
         let MemorySizes { requested, plugged, .. } = machine.settled(SHRINKAGE).await;
         if plugged > requested {
-            tracing::info!("the guest still has {plugged} MiB of memory, and is to have {requested}");
+            tracing::info!("the guest still has {plugged} MiB of memory; {requested} MiB were requested");
         }
     }
     Ok(())
 }
 
-/// Waits until the guest has the memory it is to have.
+/// Waits until the guest has the memory it was asked to have at boot.
 pub(super) async fn grown(vm: &VmHandle) -> Result<(), GrowError> {
     let sizes = settled(vm, GROWTH).await;
     if sizes.plugged < sizes.requested { Err(GrowError { sizes }) } else { Ok(()) }
@@ -183,9 +182,9 @@ async fn settled(vm: &VmHandle, patience: Duration) -> MemorySizes {
     settled.unwrap_or_else(|_| vm.memory())
 }
 
-/// What could not be put back as it was, after an error that is told to the caller.
-fn lost(what: &str, error: &dyn std::error::Error) {
-    tracing::error!("{what} not as before: {}", chain(error));
+/// Logs that a step back failed, after an error that the caller returns.
+fn lost(item: &str, error: &dyn std::error::Error) {
+    tracing::error!("{item} not as before: {}", chain(error));
 }
 
 #[cfg(test)]
@@ -194,12 +193,12 @@ mod tests {
 
     use super::*;
 
-    /// A machine that does as it is told, except for one thing, and writes down all of it.
+    /// A machine that obeys but for one request, and logs all of them.
     #[derive(Default)]
     struct FakeMachine {
         log: Mutex<Vec<String>>,
         memory: Mutex<u32>,
-        /// It never has more memory, nor less, than this.
+        /// The amount of memory it always has, whatever is requested.
         stuck_at: Option<u32>,
         /// The number of CPUs it refuses.
         refuses_cpus: Option<u8>,
@@ -241,8 +240,8 @@ mod tests {
     const SMALL: MachineSize = MachineSize { memory_mib: 256, vcpus: 1 };
     const LARGE: MachineSize = MachineSize { memory_mib: 1024, vcpus: 4 };
 
-    /// What the machine was told, the limits among it.
-    async fn told(machine: &FakeMachine, sizes: (MachineSize, MachineSize)) -> (bool, Vec<String>) {
+    /// The requests that the machine got, those for limits among them.
+    async fn requests(machine: &FakeMachine, sizes: (MachineSize, MachineSize)) -> (bool, Vec<String>) {
         let limit = |there: bool| async move {
             machine.log.lock().push(if there { "limits".into() } else { "limits back".to_owned() });
             if there && machine.refuses_limits { Err(refused()) } else { Ok(()) }
@@ -253,45 +252,45 @@ mod tests {
 
     #[tokio::test]
     async fn the_machine_is_large_enough_whichever_limits_hold() {
-        let (ok, log) = told(&FakeMachine::default(), (SMALL, LARGE)).await;
+        let (ok, log) = requests(&FakeMachine::default(), (SMALL, LARGE)).await;
         assert_eq!((ok, log.join(", ").as_str()), (true, "1024 MiB, 4 vCPUs, 4 CPUs, limits"));
-        let (ok, log) = told(&FakeMachine::default(), (LARGE, SMALL)).await;
+        let (ok, log) = requests(&FakeMachine::default(), (LARGE, SMALL)).await;
         assert_eq!((ok, log.join(", ").as_str()), (true, "limits, 1 CPUs, 256 MiB"));
         let mixed = MachineSize { memory_mib: 1024, vcpus: 1 };
-        let (ok, log) = told(&FakeMachine::default(), (MachineSize { vcpus: 4, ..SMALL }, mixed)).await;
+        let (ok, log) = requests(&FakeMachine::default(), (MachineSize { vcpus: 4, ..SMALL }, mixed)).await;
         assert_eq!((ok, log.join(", ").as_str()), (true, "1024 MiB, limits, 1 CPUs"));
     }
 
     #[tokio::test]
     async fn what_cannot_grow_is_as_before_and_no_limit_was_changed() {
         let machine = FakeMachine { stuck_at: Some(512), ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        let (ok, log) = requests(&machine, (SMALL, LARGE)).await;
         assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 256 MiB"));
         let machine = FakeMachine { refuses_cpus: Some(4), ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        let (ok, log) = requests(&machine, (SMALL, LARGE)).await;
         assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 vCPUs, 4 CPUs, 1 CPUs, 256 MiB"));
         let machine = FakeMachine { most_vcpus: Some(2), ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        let (ok, log) = requests(&machine, (SMALL, LARGE)).await;
         assert_eq!((ok, log.join(", ").as_str()), (false, "1024 MiB, 4 vCPUs, 256 MiB"));
     }
 
     #[tokio::test]
     async fn limits_the_guest_refuses_leave_the_machine_as_it_was() {
         let machine = FakeMachine { refuses_limits: true, ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (SMALL, LARGE)).await;
+        let (ok, log) = requests(&machine, (SMALL, LARGE)).await;
         assert_eq!(
             (ok, log.join(", ").as_str()),
             (false, "1024 MiB, 4 vCPUs, 4 CPUs, limits, 1 CPUs, 256 MiB")
         );
         let machine = FakeMachine { refuses_limits: true, ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (LARGE, SMALL)).await;
+        let (ok, log) = requests(&machine, (LARGE, SMALL)).await;
         assert_eq!((ok, log.join(", ").as_str()), (false, "limits"));
     }
 
     #[tokio::test]
     async fn a_cpu_that_does_not_go_brings_everything_back() {
         let machine = FakeMachine { refuses_cpus: Some(1), ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (LARGE, SMALL)).await;
+        let (ok, log) = requests(&machine, (LARGE, SMALL)).await;
         assert!(!ok);
         assert_eq!(log.join(", "), "limits, 1 CPUs, 1024 MiB, 4 vCPUs, 4 CPUs, limits back");
     }
@@ -299,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn memory_the_guest_cannot_spare_yet_is_no_failure() {
         let machine = FakeMachine { stuck_at: Some(1000), ..FakeMachine::default() };
-        let (ok, log) = told(&machine, (LARGE, SMALL)).await;
+        let (ok, log) = requests(&machine, (LARGE, SMALL)).await;
         assert_eq!((ok, log.join(", ").as_str()), (true, "limits, 1 CPUs, 256 MiB"));
     }
 }

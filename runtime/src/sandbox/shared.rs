@@ -1,7 +1,7 @@
 //! The directory the guest sees through virtio-fs: `<container>/rootfs`, `<container>/mounts/<n>`.
 //!
 //! A small tmpfs in the bundle, in this process's mount namespace only, holds the mount points; the guest gets a
-//! read-only view of it that follows what is mounted below, so it can write where a mount says so and nowhere
+//! read-only view of it that follows the mounts below, so it can write where a mount is writable and nowhere
 //! else.
 
 use std::io;
@@ -20,7 +20,7 @@ pub struct SharedDirectory {
 }
 
 impl SharedDirectory {
-    /// Makes it inside the bundle.
+    /// Makes the shared directory inside the bundle.
     pub fn create(bundle: &Path) -> Result<Self, MountError> {
         let directory = |name: &str| -> Result<PathBuf, MountError> {
             let path = bundle.join(name);
@@ -36,12 +36,12 @@ impl SharedDirectory {
         Ok(Self { view, host })
     }
 
-    /// Where things are mounted.
+    /// The directory below which volumes are mounted.
     pub fn path(&self) -> &Path {
         self.host.path()
     }
 
-    /// What the guest is given.
+    /// The read-only view of it, which the guest is given.
     pub fn view(&self) -> &Path {
         self.view.path()
     }

@@ -1,23 +1,24 @@
-//! Who gives back what a container had when nobody waits for its end: this program once more, started by the shim
-//! as its last act.
+//! Releasing a container that runs in the background: the shim starts this program again as its last step, with
+//! `kiai release`.
 //!
-//! The shim cannot do it itself: what is to be given back is the shim's own process, and things of the host's mount
-//! namespace, which it has left.
+//! The shim cannot release the container itself: part of it is the shim's own process, and mounts of the host's mount
+//! namespace, which the shim has left.
 
 use std::fs::File;
 use std::io;
 use std::process::Command;
 use std::process::Stdio;
 
-/// What to run, and where.
+/// The program to start when the shim ends.
 pub(super) struct Afterwards {
     words: Vec<String>,
-    /// The mount namespace this process was started in.
+    /// The mount namespace in which this process was started.
     mounts: File,
 }
 
 impl Afterwards {
-    /// For `words`, if there are any. To be called before the process enters a mount namespace of its own.
+    /// The program with these arguments, if there are any. To be called before the process enters a mount namespace
+    /// of its own.
     pub(super) fn of(words: &[String]) -> io::Result<Option<Self>> {
         if words.is_empty() {
             return Ok(None);
@@ -26,7 +27,7 @@ impl Afterwards {
         Ok(Some(Self { words: words.to_vec(), mounts }))
     }
 
-    /// Starts it and lets it go: it outlives us. The namespace is its standard input; see `enter_mounts`.
+    /// Starts the program, which outlives this process. The namespace is its standard input; see `enter_mounts`.
     pub(super) fn run(self) {
         let started = std::env::current_exe().and_then(|program| {
             let mut command = Command::new(program);
@@ -34,12 +35,12 @@ impl Afterwards {
             command.current_dir("/").spawn()
         });
         if let Err(error) = started {
-            tracing::error!(%error, "nobody gives back what the container had; `kiai ps` will");
+            tracing::error!(%error, "the container cannot be released now; the next `kiai ps` releases it");
         }
     }
 }
 
-/// Returns to the mount namespace that the shim left as standard input. The process must have one thread.
+/// Enters the mount namespace that the shim passed as standard input. The process must have one thread.
 pub fn enter_mounts() -> io::Result<()> {
     let kind = rustix::thread::LinkNameSpaceType::Mount;
     Ok(rustix::thread::move_into_link_name_space(rustix::stdio::stdin(), Some(kind))?)

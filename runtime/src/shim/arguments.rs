@@ -3,40 +3,40 @@
 
 use std::path::PathBuf;
 
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::failure::RpcError;
+use crate::failure::RpcResult;
 use crate::network::PortMapping;
 
-/// Which role the binary plays.
+/// The action the shim is called for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// Start a shim for a bundle, or find the pod's, and print its address.
     Start,
     /// Clear up after a shim that is gone, and print how its task ended.
     Delete,
-    /// Serve. Ours alone: `start` runs it.
+    /// Serve the Task service. Not part of containerd's interface: `launch` runs it.
     Serve,
 }
 
-/// What the shim was called with.
+/// The shim's arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Arguments {
     pub(super) namespace: String,
     pub(super) id: String,
     /// containerd's socket; empty for the CLI.
     pub(super) address: String,
-    /// The working directory when it is not given.
+    /// The bundle; without the flag, the working directory.
     bundle: Option<PathBuf>,
     pub(super) debug: bool,
-    /// Ports of the host to hold. The CLI's alone.
+    /// Ports of the host to hold. Only the CLI sets them.
     pub(super) ports: Vec<PortMapping>,
     pub(super) action: Action,
-    /// What follows `--`: words for this program, to be run once the container has ended. The CLI's alone.
+    /// Arguments after `--`, with which this program is run once the container has ended. Only the CLI sets them.
     pub(super) afterwards: Vec<String>,
 }
 
 impl Arguments {
-    pub(super) fn parse(words: &[String]) -> Outcome<Self> {
+    pub(super) fn parse(words: &[String]) -> RpcResult<Self> {
         let mut parsed = Self {
             namespace: String::new(),
             id: String::new(),
@@ -68,7 +68,7 @@ impl Arguments {
             }
             let mut value = || {
                 let value = value.clone().or_else(|| rest.next().cloned());
-                value.ok_or_else(|| Failure::invalid(format!("flag -{name} has no value")))
+                value.ok_or_else(|| RpcError::invalid(format!("flag -{name} has no value")))
             };
             match name {
                 "namespace" => parsed.namespace = value()?,
@@ -76,29 +76,29 @@ impl Arguments {
                 "address" => parsed.address = value()?,
                 "bundle" => parsed.bundle = Some(value()?.into()),
                 "hold" => {
-                    let port = value()?.parse().map_err(|e| Failure::invalid(format!("flag -hold: {e}")))?;
+                    let port = value()?.parse().map_err(|e| RpcError::invalid(format!("flag -hold: {e}")))?;
                     parsed.ports.push(port);
                 }
-                // Not needed: events go over ttrpc, and the socket's path is our choice.
+                // Ignored: events go over ttrpc, and the shim chooses the socket's path.
                 "publish-binary" | "socket" => drop(value()?),
-                _ => return Err(Failure::invalid(format!("unknown flag -{name}"))),
+                _ => return Err(RpcError::invalid(format!("unknown flag -{name}"))),
             }
         }
         parsed.action = match action {
             Some("start") => Action::Start,
             Some("delete") => Action::Delete,
             Some("serve") => Action::Serve,
-            Some(other) => return Err(Failure::invalid(format!("unknown action {other:?}"))),
-            None => return Err(Failure::invalid("no action: start or delete")),
+            Some(other) => return Err(RpcError::invalid(format!("unknown action {other:?}"))),
+            None => return Err(RpcError::invalid("no action: start or delete")),
         };
         Ok(parsed)
     }
 
-    /// The bundle, which is the working directory unless a flag names it.
-    pub(super) fn bundle(&self) -> Outcome<PathBuf> {
+    /// The bundle: the flag's, or the working directory.
+    pub(super) fn bundle(&self) -> RpcResult<PathBuf> {
         match &self.bundle {
             Some(bundle) => Ok(bundle.clone()),
-            None => std::env::current_dir().map_err(|e| Failure::host("working directory", &e)),
+            None => std::env::current_dir().map_err(|e| RpcError::host("working directory", &e)),
         }
     }
 }
@@ -107,7 +107,7 @@ impl Arguments {
 mod tests {
     use super::*;
 
-    fn parse(words: &str) -> Outcome<Arguments> {
+    fn parse(words: &str) -> RpcResult<Arguments> {
         Arguments::parse(&words.split(' ').map(str::to_owned).collect::<Vec<_>>())
     }
 

@@ -1,7 +1,7 @@
-//! Connections to the shim's socket, each holding a token: with the last token gone, every answer is written.
+//! Connections to the shim's socket, each with a token: when the last token is dropped, every answer is written.
 //!
-//! ttrpc writes answers from tasks of its own and says nothing of their end; a process that just exited could
-//! take the last ones with it.
+//! ttrpc writes answers from tasks of its own and does not report their end, so a process that exits could lose the
+//! last answers.
 
 use std::convert::Infallible;
 use std::io;
@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-/// What a connection holds; nothing is ever sent over it.
+/// The token of a connection; nothing is sent over the channel.
 type Token = mpsc::Sender<Infallible>;
 
 /// Listens; each connection, and the listener itself, holds a clone of `open`. Call it inside a tokio runtime.
@@ -31,7 +31,7 @@ pub(super) fn listen(listener: std::os::unix::net::UnixListener, open: Token) ->
     })))
 }
 
-/// A stream and its token.
+/// A stream with its token.
 struct Connection {
     stream: UnixStream,
     _open: Token,

@@ -1,6 +1,6 @@
-//! `delete`: clearing up after a shim that is gone, or is to go.
+//! `delete`: cleaning up after a shim that has ended.
 //!
-//! Its mounts, its microVM and its taps go with its process; what stays is a socket, a cgroup and a few files.
+//! Its mounts, microVM and taps end with its process; a socket, a cgroup and a few files are left.
 
 use std::fs;
 use std::io;
@@ -17,25 +17,24 @@ use super::ADDRESS_FILE;
 use super::PID_FILE;
 use super::arguments::Arguments;
 use super::events::timestamp;
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::failure::RpcError;
+use crate::failure::RpcResult;
 use crate::host::cgroup;
 use crate::plan::check_id;
 
-/// Status of a task whose shim died: as if it had been killed.
+/// Exit status of a task whose shim died: that of a killed process.
 const KILLED: u32 = 137;
 
-/// Clears up what the shim of `bundle` left if it is gone. A shim that still answers is left alone; call it after
-/// that one has ended. The bundle itself is its maker's.
-pub fn delete(bundle: &Path, id: &str) -> Outcome<()> {
+/// Cleans up after the shim of `bundle`; an error if that shim still answers. The bundle itself is left to its maker.
+pub fn delete(bundle: &Path, id: &str) -> RpcResult<()> {
     check_id(id)?;
-    // A further container of a pod has its sandbox's address and no shim of its own.
+    // Another container of a pod has its sandbox's address and no shim of its own.
     if bundle.join(PID_FILE).exists() {
         if let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE))
             && let Some(socket) = address.trim().strip_prefix("unix://")
         {
             if UnixStream::connect(socket).is_ok() {
-                return Err(Failure::precondition(format!("the shim of {id} is running")));
+                return Err(RpcError::precondition(format!("the shim of {id} is running")));
             }
             // Gone already, or never made.
             let _ = fs::remove_file(socket);
@@ -52,13 +51,13 @@ pub fn delete(bundle: &Path, id: &str) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) fn delete_role(arguments: &Arguments) -> Outcome<()> {
+pub(super) fn delete_role(arguments: &Arguments) -> RpcResult<()> {
     delete(&arguments.bundle()?, &arguments.id)?;
     let response = DeleteResponse {
         exit_status: KILLED,
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..Default::default()
     };
-    let bytes = response.write_to_bytes().map_err(|e| Failure::host("encode the answer", &e))?;
-    io::stdout().write_all(&bytes).map_err(|e| Failure::host("print the answer", &e))
+    let bytes = response.write_to_bytes().map_err(|e| RpcError::host("encode the answer", &e))?;
+    io::stdout().write_all(&bytes).map_err(|e| RpcError::host("print the answer", &e))
 }

@@ -1,5 +1,4 @@
-//! Events to containerd, in the order they were sent, from a task of their own: a slow containerd holds up
-//! nobody.
+//! Events for containerd, published in order by a task of their own, so that a slow containerd does not block requests.
 
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::protobuf::MessageFull;
@@ -17,22 +16,22 @@ use tokio::sync::oneshot;
 /// How long containerd may take for one event.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Where events are sent; without an address they go nowhere.
+/// Publishes events; without containerd's address they are dropped.
 #[derive(Clone)]
 pub(super) struct Events(Option<mpsc::UnboundedSender<Word>>, String);
 
 enum Word {
     Event(Envelope),
-    /// Answered when everything before it was sent.
+    /// Answered when every earlier event was published.
     Flush(oneshot::Sender<()>),
 }
 
 impl Events {
-    /// Sends to the ttrpc socket containerd names in `TTRPC_ADDRESS`; the CLI names none.
+    /// Publishes to containerd's ttrpc socket, which is in `TTRPC_ADDRESS`; the CLI sets none.
     pub(super) fn new(namespace: &str) -> Self {
         let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
         let sender = address.map(|address| {
-            // Bounded by what happens to the pod's processes, each of which makes a handful.
+            // Unbounded, because each process of the pod causes a handful of events only.
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(forward(address, receiver));
             sender
@@ -53,7 +52,7 @@ impl Events {
         let _ = sender.send(Word::Event(envelope));
     }
 
-    /// Returns once everything sent so far is with containerd, or lost.
+    /// Returns once every event so far is published, or lost.
     pub(super) async fn flush(&self) {
         let Some(sender) = &self.0 else { return };
         let (flushed, wait) = oneshot::channel();
@@ -94,7 +93,7 @@ async fn forward(address: String, mut words: mpsc::UnboundedReceiver<Word>) {
     }
 }
 
-/// A message as containerd's typeurl names it: by its full name.
+/// A message with containerd's type URL, which is its full name.
 pub(super) fn any(message: &impl MessageFull) -> Any {
     let name = descriptor_of(message).full_name().to_owned();
     // Messages without required fields always encode.

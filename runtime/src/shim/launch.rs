@@ -1,7 +1,7 @@
-//! Starting a serving shim: this program again, with its listening socket as standard input.
+//! Launching a shim: this program again, with its listening socket as standard input.
 //!
-//! The socket is made here, so that its address is known at once; the shim says on its standard output that it
-//! serves, or why it cannot.
+//! The socket is made here, so that its address is known at once; the shim reports on its standard output that it
+//! serves, or the reason why it cannot.
 
 use std::fs;
 use std::fs::File;
@@ -24,15 +24,15 @@ use super::LOG_FILE;
 use super::PID_FILE;
 use super::SHIM_NAME;
 use crate::config::state_root;
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::failure::RpcError;
+use crate::failure::RpcResult;
 use crate::network::PortMapping;
 use crate::plan::check_id;
 
-/// What the serving shim says when it serves; anything else is a reason why not.
+/// The report of a shim that serves; any other text is the reason why it cannot.
 pub(super) const SERVING: &str = "serving\n";
 
-/// What a shim is started with.
+/// The options of a new shim.
 #[derive(Debug, Clone, Default)]
 pub struct LaunchOptions {
     /// Id of the first container, which names the sandbox.
@@ -43,29 +43,29 @@ pub struct LaunchOptions {
     pub bundle: PathBuf,
     /// containerd's socket; none for the CLI.
     pub address: Option<PathBuf>,
-    /// Log more.
+    /// The shim logs debug messages.
     pub debug: bool,
     /// Ports of the host that the shim holds while it lives.
     pub ports: Vec<PortMapping>,
-    /// Words for this program, which the shim runs once its first container has ended; none if somebody waits
-    /// for that end.
+    /// Arguments with which the shim runs this program once its first container has ended; none for a container in the
+    /// foreground.
     pub afterwards: Vec<String>,
 }
 
 /// Starts a shim and returns its socket once it serves. Leaves `address`, `shim.pid` and `shim.log` in the
 /// bundle. Blocks for the time it takes this program to start.
-pub fn launch(options: &LaunchOptions) -> Outcome<PathBuf> {
+pub fn launch(options: &LaunchOptions) -> RpcResult<PathBuf> {
     check_id(&options.id)?;
     let socket = socket_path(options);
-    let failed = |step: &str, e: io::Error| Failure::host(format!("{step} {}", socket.display()), &e);
+    let failed = |step: &str, e: io::Error| RpcError::host(format!("{step} {}", socket.display()), &e);
     if let Some(parent) = socket.parent() {
         fs::create_dir_all(parent).map_err(|e| failed("create the directory of", e))?;
     }
     let listener = match UnixListener::bind(&socket) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-            // A socket nobody listens on is what a killed shim leaves; one that answers is a running shim's.
+            // A killed shim leaves its socket behind; if a connection succeeds, the shim runs.
             if UnixStream::connect(&socket).is_ok() {
-                return Err(Failure::already_exists(format!("a shim of {} is running", options.id)));
+                return Err(RpcError::already_exists(format!("a shim of {} is running", options.id)));
             }
             fs::remove_file(&socket).map_err(|e| failed("remove", e))?;
             UnixListener::bind(&socket)
@@ -73,19 +73,19 @@ pub fn launch(options: &LaunchOptions) -> Outcome<PathBuf> {
         other => other,
     }
     .map_err(|e| failed("listen on", e))?;
-    // Before there is a process: whoever finds the bundle later finds the socket, too.
+    // Before the process is started, so that a later command that finds the bundle finds the socket, too.
     let file = options.bundle.join(ADDRESS_FILE);
     fs::write(&file, address(&socket))
-        .map_err(|e| Failure::host(file.display(), &e))
+        .map_err(|e| RpcError::host(file.display(), &e))
         .and_then(|()| spawn(options, listener))
         .inspect_err(|_| drop(fs::remove_file(&socket)))?;
     Ok(socket)
 }
 
-fn spawn(options: &LaunchOptions, listener: UnixListener) -> Outcome<()> {
+fn spawn(options: &LaunchOptions, listener: UnixListener) -> RpcResult<()> {
     let bundle = &options.bundle;
-    let failed = |e: io::Error| Failure::host(format!("start the shim in {}", bundle.display()), &e);
-    let program = std::env::current_exe().map_err(|e| Failure::host("find this program", &e))?;
+    let failed = |e: io::Error| RpcError::host(format!("start the shim in {}", bundle.display()), &e);
+    let program = std::env::current_exe().map_err(|e| RpcError::host("find this program", &e))?;
     let log = File::options().append(true).create(true).open(bundle.join(LOG_FILE)).map_err(failed)?;
     let (mut says, told) = io::pipe().map_err(failed)?;
     let mut command = Command::new(program);
@@ -109,31 +109,31 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> Outcome<()> {
         .stdout(Stdio::from(told))
         .stderr(Stdio::from(log));
     let child = command.spawn().map_err(failed)?;
-    // The command holds our copies of its ends: with them gone, a shim that dies ends the reading.
+    // The command holds copies of the pipe's ends: once they are closed, a shim that dies ends the read.
     drop(command);
     fs::write(bundle.join(PID_FILE), child.id().to_string()).map_err(failed)?;
     let mut word = String::new();
     let read = says.by_ref().take(64 << 10).read_to_string(&mut word);
-    // Not waited for: it outlives us, and init reaps it.
+    // Not waited for: the shim outlives this process, and init reaps it.
     match (word.as_str(), read) {
         (SERVING, _) => Ok(()),
         (_, Err(e)) => Err(failed(e)),
         ("", Ok(_)) => {
             let log = bundle.join(LOG_FILE);
-            Err(Failure::internal(format!("the shim ended before it served; see {}", log.display())))
+            Err(RpcError::internal(format!("the shim ended before it served; see {}", log.display())))
         }
-        (reason, Ok(_)) => Err(Failure::internal(format!("the shim cannot serve: {}", reason.trim_end()))),
+        (reason, Ok(_)) => Err(RpcError::internal(format!("the shim cannot serve: {}", reason.trim_end()))),
     }
 }
 
-/// A socket as containerd writes it.
+/// A socket's address as containerd writes it.
 pub(super) fn address(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }
 
-/// Short whatever the names are: the path of a socket has at most 107 bytes.
+/// The path of the shim's socket, which is short whatever the names are: it has at most 107 bytes.
 fn socket_path(options: &LaunchOptions) -> PathBuf {
-    // Two containerds, or two state directories, may know the same names.
+    // Two containerds, or two state directories, may use the same names.
     let whose = options.address.as_deref().unwrap_or(&options.bundle);
     let name = format!("{}/{}/{}", whose.display(), options.namespace, options.id);
     let hash = hex::encode(Sha256::digest(name));

@@ -1,8 +1,8 @@
 //! containerd's shim (runtime v2): one process a pod, serving the Task service on a socket.
 //!
-//! `arguments`, `launch`, `start`, `serve`, `delete` are the binary's roles; `pod` is what it serves, `task` the
-//! service (decodes, calls, encodes), `report` and `events` what it tells containerd, `afterwards` who tidies up
-//! when nobody waits. containerd's `core/runtime/v2/README.md`.
+//! `arguments`, `launch`, `start`, `serve`, `delete` are the binary's actions; `pod` is the sandbox with its
+//! containers, `task` the service (decodes, calls, encodes), `report` and `events` publish events to containerd,
+//! `afterwards` releases a container that runs in the background. containerd's `core/runtime/v2/README.md`.
 
 mod afterwards;
 mod arguments;
@@ -39,7 +39,7 @@ const ADDRESS_FILE: &str = "address";
 const PID_FILE: &str = "shim.pid";
 const LOG_FILE: &str = "shim.log";
 
-/// The binary in its shim role; `arguments` are those after the program's name.
+/// Runs the binary as the shim; `arguments` are those after the program's name.
 pub fn main(arguments: &[String]) -> ExitCode {
     let result = Arguments::parse(arguments).and_then(|arguments| match arguments.action {
         Action::Start => start::start(&arguments),
@@ -49,7 +49,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            // Best effort: whoever started us reads it, or nobody does.
+            // An error is ignored: standard error may be closed.
             let _ = writeln!(io::stderr(), "{SHIM_NAME}: {e}");
             ExitCode::FAILURE
         }

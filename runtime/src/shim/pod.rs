@@ -1,6 +1,6 @@
-//! What the shim serves: one sandbox and its containers.
+//! The pod of a shim: one sandbox and its containers.
 //!
-//! The sandbox boots with the first container. Knows no message of containerd.
+//! The sandbox boots for the first container. Knows no message of containerd.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,19 +43,19 @@ use crate::sandbox::SharedDirectory;
 /// The pod of this process.
 pub(super) struct Pod {
     pub(super) events: Events,
-    /// Of the first container: the shared directory is in it.
+    /// The first container's bundle, in which the shared directory is.
     bundle: PathBuf,
     shared: Mutex<Option<Arc<SharedDirectory>>>,
-    /// Made by the first create; the others wait for it.
+    /// Booted by the first create, for which the others wait.
     sandbox: OnceCell<Arc<Sandbox>>,
     /// Closed once the process is to end.
     containers: Table<Container>,
-    /// Until the first container is there.
+    /// Taken when the first container is created.
     afterwards: Mutex<Option<Afterwards>>,
     stop: watch::Sender<bool>,
 }
 
-/// The guest's console, in the bundle, where the configuration asks for it.
+/// File in the bundle for the guest's console, if the configuration asks for it.
 const CONSOLE_LOG: &str = "console.log";
 
 impl Pod {
@@ -71,7 +71,7 @@ impl Pod {
         })
     }
 
-    /// Resolves when the process is to end.
+    /// Returns when the process is to end.
     pub(super) async fn stopped(&self) {
         let mut stop = self.stop.subscribe();
         // `self` holds the sender.
@@ -86,7 +86,7 @@ impl Pod {
         self.container(id)?.process(exec_id)
     }
 
-    /// Creates a container, and with the first one the sandbox. On an error nothing of the container is left.
+    /// Creates a container, and for the first one the sandbox. On an error nothing of the container is left.
     pub(super) async fn create(
         self: &Arc<Self>,
         options: CreateOptions,
@@ -137,7 +137,7 @@ impl Pod {
         }
     }
 
-    /// The sandbox, booted as the first container asks.
+    /// The sandbox, which is booted for the first container by its spec.
     async fn sandbox(
         self: &Arc<Self>,
         id: &str,
@@ -158,18 +158,17 @@ impl Pod {
             Ok(sandbox)
         };
         let sandbox = self.sandbox.get_or_try_init(|| boot).await?;
-        if sandbox.endings.ended().is_some() {
+        if sandbox.end.ended().is_some() {
             return Err(TaskError::SandboxEnded.into());
         }
         Ok(sandbox.clone())
     }
 
-    /// Listens for what the guest has to say of itself: that memory ran out in a container or was freed, and that it
-    /// ended.
+    /// Starts to handle the guest's events, that a container ran out of memory or memory was freed, and its end.
     fn attend(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let (pod, agent, giving) = (self.clone(), sandbox.agent.clone(), sandbox.clone());
-        let (latest, word) = watch::channel(MemoryFreed::default());
-        tokio::spawn(async move { giving.give_back(word).await });
+        let (pod, agent, reclaiming) = (self.clone(), sandbox.agent.clone(), sandbox.clone());
+        let (latest, freed) = watch::channel(MemoryFreed::default());
+        tokio::spawn(async move { reclaiming.reclaim_memory(freed).await });
         tokio::spawn(async move {
             loop {
                 match agent.next_event().await {
@@ -182,28 +181,28 @@ impl Pod {
                         latest.send_replace(freed);
                     }
                     Ok(_) => {
-                        tracing::warn!("the guest tells of something this runtime does not know");
+                        tracing::warn!("the guest sent an event of a kind that this runtime does not know");
                         return;
                     }
-                    // The guest is gone, which is told elsewhere.
+                    // The guest has ended, which is reported elsewhere.
                     Err(AgentError::Lost { .. }) => return,
                     Err(error) => {
-                        tracing::warn!(error = %chain(&error), "what the guest has to say");
+                        tracing::warn!(error = %chain(&error), "wait for an event of the guest");
                         return;
                     }
                 }
             }
         });
-        let endings = sandbox.endings.clone();
+        let end = sandbox.end.clone();
         tokio::spawn(async move {
-            let ended = endings.wait().await;
+            let ended = end.wait().await;
             if !ended.expected {
                 tracing::error!("{}", ended.report());
             }
         });
     }
 
-    /// Removes a container, or forgets one process of it.
+    /// Removes a container, or forgets one of its processes.
     pub(super) async fn delete(&self, id: &str, exec_id: &str) -> Result<Removed, TaskError> {
         let container = self.container(id)?;
         let removed = container.delete(exec_id).await?;
@@ -213,7 +212,7 @@ impl Pod {
         Ok(removed)
     }
 
-    /// Has the process end if nothing is left to serve, or anyway.
+    /// Ends this process if no container is left; with `now`, in any case.
     pub(super) fn shut_down(&self, now: bool) {
         if now {
             self.containers.close();
@@ -223,7 +222,7 @@ impl Pod {
         }
     }
 
-    /// Ends the sandbox, and with it every process in it; returns once their ends are told.
+    /// Shuts the sandbox down, which ends its processes; returns once their ends are reported.
     pub(super) async fn end(&self) {
         self.containers.close();
         let Some(sandbox) = self.sandbox.get() else { return };
@@ -248,7 +247,7 @@ mod tests {
                 let options = CreateOptions { id: id.into(), bundle, ..CreateOptions::default() };
                 pod.create(options, Arc::new(|_| {})).await.unwrap_err()
             };
-            // What could not be made keeps no pod alive.
+            // A container that could not be created keeps no pod alive.
             assert!(matches!(create("early").await, CreateError::Spec { .. }));
             pod.shut_down(now);
             pod.stopped().await;

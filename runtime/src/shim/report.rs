@@ -1,4 +1,4 @@
-//! What happens to containers, as containerd's task events.
+//! Publishes reports of containers as containerd's task events.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::container::Exit;
 use crate::container::Report;
 use crate::container::Reporter;
 
-/// Tells containerd of one container. `created` is the event of its making, which repeats the request.
+/// The reporter of one container. `created` is the event for its creation, which repeats the request.
 pub(super) fn reporter(to: Events, created: events::TaskCreate) -> Reporter {
     let container_id = created.container_id.clone();
     Arc::new(move |report| {
@@ -34,7 +34,7 @@ pub(super) fn reporter(to: Events, created: events::TaskCreate) -> Reporter {
             }
             Report::Exited { exec_id, exit } => {
                 let event = events::TaskExit {
-                    // A container's init goes by the container's id.
+                    // containerd identifies a container's init by the container's id.
                     id: if exec_id.is_empty() { container_id.clone() } else { exec_id },
                     container_id,
                     pid: pid(),
@@ -68,12 +68,12 @@ pub(super) fn reporter(to: Events, created: events::TaskCreate) -> Reporter {
     })
 }
 
-/// containerd wants a process of the host for a task, and that is ours.
+/// The pid of a task: containerd expects a process of the host, which is this one.
 pub(super) fn pid() -> u32 {
     std::process::id()
 }
 
-/// When a process ended, as protobuf writes it.
+/// The time at which a process ended, as a protobuf message.
 pub(super) fn timestamp(exit: Exit) -> Timestamp {
     Timestamp { seconds: exit.seconds, nanos: exit.nanoseconds, ..Default::default() }
 }

@@ -1,5 +1,5 @@
-//! The serving role: a process of its own session and mount namespace, the Task service on its socket, until it
-//! is asked to end.
+//! `serve`: the Task service on the shim's socket, in a session and mount namespace of its own, until it is asked to
+//! end.
 
 use std::fs;
 use std::fs::File;
@@ -21,8 +21,8 @@ use super::connections;
 use super::launch::SERVING;
 use super::pod::Pod;
 use super::task;
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::failure::RpcError;
+use crate::failure::RpcResult;
 use crate::failure::chain;
 use crate::host::cgroup;
 use crate::host::mount;
@@ -30,56 +30,56 @@ use crate::host::process;
 use crate::network::held;
 use crate::network::held::Held;
 
-/// How long the last answers and events may take to get out.
+/// How long the last answers and events may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-pub(super) fn serve(arguments: &Arguments) -> Outcome<()> {
+pub(super) fn serve(arguments: &Arguments) -> RpcResult<()> {
     let (listener, mut told) = inherited()?;
     let result = prepare(arguments).and_then(|prepared| run(arguments, listener, prepared, &mut told));
     if let Err(e) = &result {
         tracing::error!("{e}");
-        // Read by `launch`, as long as we have not said that we serve.
+        // `launch` reads the reason, unless the shim has reported that it serves.
         let _ = told.write_all(e.to_string().as_bytes());
     }
-    // Whatever is still open goes with the process.
+    // Files that are still open are closed with the process.
     std::process::exit(i32::from(result.is_err()));
 }
 
-/// The socket and the pipe `launch` left as standard input and output, which become /dev/null.
-fn inherited() -> Outcome<(UnixListener, File)> {
-    let failed = |e: rustix::io::Errno| Failure::host("standard streams of the shim", &io::Error::from(e));
+/// The socket and the pipe that `launch` passed as standard input and output, which become /dev/null.
+fn inherited() -> RpcResult<(UnixListener, File)> {
+    let failed = |e: rustix::io::Errno| RpcError::host("standard streams of the shim", &io::Error::from(e));
     let close_on_exec = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(failed);
     let listener = close_on_exec(rustix::stdio::stdin())?;
     let told = close_on_exec(rustix::stdio::stdout())?;
     let null = File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|e| Failure::host("/dev/null", &e))?;
+    let null = null.map_err(|e| RpcError::host("/dev/null", &e))?;
     rustix::stdio::dup2_stdin(&null).map_err(failed)?;
     rustix::stdio::dup2_stdout(&null).map_err(failed)?;
     Ok((UnixListener::from(listener), File::from(told)))
 }
 
-/// What belongs to the process before it has threads.
+/// The parts that are set up before the process has threads.
 struct Prepared {
     bundle: PathBuf,
-    /// Open until the process ends.
+    /// Held until the process ends.
     _ports: Held,
     afterwards: Option<Afterwards>,
     cgroup: Option<cgroup::Joined>,
 }
 
-fn prepare(arguments: &Arguments) -> Outcome<Prepared> {
+fn prepare(arguments: &Arguments) -> RpcResult<Prepared> {
     kiai_vmm::descriptors::reserve();
-    // Fails only for a session leader, which then is what we want to be.
+    // Fails only if this process is a session leader already.
     let _ = rustix::process::setsid();
     log(arguments.debug);
     let afterwards =
-        Afterwards::of(&arguments.afterwards).map_err(|e| Failure::host("mount namespace", &e))?;
-    // A namespace belongs to a thread and is inherited by those it starts.
-    mount::enter_own_namespace().map_err(|e| Failure::host("mount namespace", &e))?;
+        Afterwards::of(&arguments.afterwards).map_err(|e| RpcError::host("mount namespace", &e))?;
+    // A namespace belongs to a thread, and threads that it starts inherit it.
+    mount::enter_own_namespace().map_err(|e| RpcError::host("mount namespace", &e))?;
     process::protect_from_oom();
-    let ports = held::hold(&arguments.ports).map_err(|e| Failure::already_exists(chain(&e)))?;
+    let ports = held::hold(&arguments.ports).map_err(|e| RpcError::already_exists(chain(&e)))?;
     let bundle = arguments.bundle()?;
-    // A spec that cannot be read is the first create's to refuse.
+    // If the spec cannot be read, the first create refuses it.
     let cgroup = Spec::load(bundle.join("config.json")).ok().and_then(|spec| {
         let path = spec.linux().as_ref()?.cgroups_path().clone()?;
         (!path.as_os_str().is_empty()).then(|| cgroup::join(&cgroup::relative_path(&path)))
@@ -87,26 +87,26 @@ fn prepare(arguments: &Arguments) -> Outcome<Prepared> {
     Ok(Prepared { bundle, _ports: ports, afterwards, cgroup })
 }
 
-fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: &mut File) -> Outcome<()> {
+fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: &mut File) -> RpcResult<()> {
     let address = listener.local_addr().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|e| Failure::host("tokio runtime", &e))?;
+        .map_err(|e| RpcError::host("tokio runtime", &e))?;
     let result = runtime.block_on(async {
         let pod = Pod::new(&arguments.namespace, prepared.bundle, prepared.afterwards);
         let (open, mut closed) = mpsc::channel(1);
         let listener =
-            connections::listen(listener, open).map_err(|e| Failure::host("listening socket", &e))?;
+            connections::listen(listener, open).map_err(|e| RpcError::host("listening socket", &e))?;
         let mut server = Server::new().add_listener(listener).register_service(task::services(&pod));
         let signal =
-            |kind| tokio::signal::unix::signal(kind).map_err(|e| Failure::host("signal handler", &e));
+            |kind| tokio::signal::unix::signal(kind).map_err(|e| RpcError::host("signal handler", &e));
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        server.start().await.map_err(|e| Failure::internal(format!("serve: {}", chain(&e))))?;
-        told.write_all(SERVING.as_bytes()).map_err(|e| Failure::host("say that the shim serves", &e))?;
-        // Closed: whoever waits for the end of our words waits no longer.
+        server.start().await.map_err(|e| RpcError::internal(format!("serve: {}", chain(&e))))?;
+        told.write_all(SERVING.as_bytes()).map_err(|e| RpcError::host("say that the shim serves", &e))?;
+        // Closed, which ends the read of `launch`.
         *told = null_file()?;
         tokio::select! {
             () = pod.stopped() => {}
@@ -114,22 +114,22 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
             _ = interrupt.recv() => tracing::info!("interrupted"),
         }
         pod.end().await;
-        // Lets the answers of the last calls and containerd's last events out.
+        // Waits for the answers of the last calls and for containerd's last events.
         let last_words = async {
             let _ = tokio::join!(server.shutdown(), pod.events.flush());
-            // Nothing is ever sent: it ends with the last connection, whose answers are written then.
+            // Nothing is sent: it returns when the last connection is closed and its answers are written.
             closed.recv().await
         };
         if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
-            tracing::debug!("a client or containerd takes no last words");
+            tracing::debug!("a client or containerd does not read the last messages");
         }
         Ok(())
     });
     if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
         let _ = fs::remove_file(path);
     }
-    // With its tasks goes the last hold on the VM. KVM keeps a thread of its own in our cgroup for as long as the
-    // VM is there, and a cgroup that holds a thread cannot be removed.
+    // Dropping the tasks drops the last reference to the VM. KVM has a thread in this process's cgroup as long as the
+    // VM exists, and a cgroup with a thread cannot be removed.
     runtime.shutdown_timeout(LAST_WORDS);
     if let Some(cgroup) = prepared.cgroup {
         cgroup.leave();
@@ -137,11 +137,11 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
     result
 }
 
-fn null_file() -> Outcome<File> {
-    File::options().write(true).open("/dev/null").map_err(|e| Failure::host("/dev/null", &e))
+fn null_file() -> RpcResult<File> {
+    File::options().write(true).open("/dev/null").map_err(|e| RpcError::host("/dev/null", &e))
 }
 
-/// To standard error, which `launch` made the bundle's shim.log, and to containerd's fifo where there is one.
+/// Starts the log: to standard error, which is the bundle's shim.log, and to containerd's fifo if there is one.
 fn log(debug: bool) {
     let level = if debug { "debug" } else { "info" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("KIAI_LOG")
@@ -149,19 +149,19 @@ fn log(debug: bool) {
     let fifo = File::options().write(true).custom_flags(libc::O_NONBLOCK).open("log").ok();
     let fifo = fifo.map(std::sync::Arc::new);
     let writer = move || Log { fifo: fifo.clone() };
-    // Set already only in tests.
+    // Fails only in tests, which have a subscriber already.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer).try_init();
 }
 
 struct Log {
-    /// containerd's; it may read, or be gone.
+    /// containerd's fifo, which it may not read.
     fifo: Option<std::sync::Arc<File>>,
 }
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(fifo) = &self.fifo {
-            // Full or unread: the file has it.
+            // The fifo is full or unread: the message is in the file.
             let _ = fifo.as_ref().write(bytes);
         }
         io::stderr().write(bytes)

@@ -1,4 +1,4 @@
-//! `start`: containerd wants a shim for the bundle it stands in, and reads its address from our output.
+//! `start`: launches a shim for the bundle in the working directory, and prints its address for containerd.
 
 use std::fs;
 use std::io;
@@ -11,27 +11,27 @@ use super::ADDRESS_FILE;
 use super::arguments::Arguments;
 use super::launch;
 use super::launch::LaunchOptions;
-use crate::failure::Failure;
-use crate::failure::Outcome;
+use crate::failure::RpcError;
+use crate::failure::RpcResult;
 use crate::failure::chain;
 use crate::plan::Annotations;
 use crate::plan::Role;
 use crate::plan::check_id;
 
-/// The version of containerd's Task service that follows v2, and who asks for it.
+/// The version of the Task service that containerd 2 asks for.
 const BOOTSTRAP_VERSION: u32 = 3;
 
-pub(super) fn start(arguments: &Arguments) -> Outcome<()> {
+pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
     let bundle = arguments.bundle()?;
     let address = match sandbox_of(&bundle)? {
-        // A further container of a pod: its shim is running, and containerd keeps bundles side by side.
+        // Another container of a pod: its shim runs, and containerd has the bundles in one directory.
         Some(sandbox) => {
             let theirs = bundle.with_file_name(&sandbox).join(ADDRESS_FILE);
             let address = fs::read_to_string(&theirs).map_err(|e| {
-                Failure::precondition(format!("sandbox {sandbox} is not running: {}: {e}", theirs.display()))
+                RpcError::precondition(format!("sandbox {sandbox} is not running: {}: {e}", theirs.display()))
             })?;
             let ours = bundle.join(ADDRESS_FILE);
-            fs::write(&ours, &address).map_err(|e| Failure::host(ours.display(), &e))?;
+            fs::write(&ours, &address).map_err(|e| RpcError::host(ours.display(), &e))?;
             address
         }
         None => {
@@ -50,10 +50,11 @@ pub(super) fn start(arguments: &Arguments) -> Outcome<()> {
     let newest = std::env::var("MAX_SHIM_VERSION").ok().and_then(|version| version.parse().ok());
     io::stdout()
         .write_all(answer(&address, newest).as_bytes())
-        .map_err(|e| Failure::host("print the address", &e))
+        .map_err(|e| RpcError::host("print the address", &e))
 }
 
-/// containerd 2 says what it understands and takes JSON; those before read a bare address and speak v2.
+/// The answer for containerd: JSON for containerd 2, which sends its newest version; a bare address for older ones,
+/// which use v2.
 fn answer(address: &str, newest: Option<u32>) -> String {
     match newest {
         Some(newest) if newest >= BOOTSTRAP_VERSION => {
@@ -64,13 +65,13 @@ fn answer(address: &str, newest: Option<u32>) -> String {
     }
 }
 
-/// The sandbox a bundle's container belongs to, if it is not its own.
-fn sandbox_of(bundle: &Path) -> Outcome<Option<String>> {
+/// The sandbox that a bundle's container belongs to, if it is not its own.
+fn sandbox_of(bundle: &Path) -> RpcResult<Option<String>> {
     let path = bundle.join("config.json");
     let spec =
-        Spec::load(&path).map_err(|e| Failure::invalid(format!("{}: {}", path.display(), chain(&e))))?;
+        Spec::load(&path).map_err(|e| RpcError::invalid(format!("{}: {}", path.display(), chain(&e))))?;
     let all = spec.annotations().clone().unwrap_or_default();
-    // Only who belongs where matters here; our own annotations are checked when the container is created.
+    // Only the role is read here; Kiai's own annotations are checked when the container is created.
     let role = all.into_iter().filter(|(name, _)| !name.starts_with("io.kiai.")).collect();
     match Annotations::parse(&role, &[])?.role {
         Role::Container { sandbox_id } => {

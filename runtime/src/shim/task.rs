@@ -24,10 +24,10 @@ use crate::container::CreateOptions;
 use crate::container::ProcessState;
 use crate::container::TaskError;
 use crate::container::io::Uris;
-use crate::failure::Failure;
+use crate::failure::RpcError;
 use crate::host::rootfs::FsMount;
 
-/// The methods by service name, for both versions: v3 is v2 under another name.
+/// The methods by service name, for both versions: v3 has the methods of v2.
 pub(super) fn services(pod: &Arc<Pod>) -> HashMap<String, TtrpcService> {
     let task = || create_task(Arc::new(TaskService(pod.clone())));
     let mut all = task();
@@ -35,30 +35,30 @@ pub(super) fn services(pod: &Arc<Pod>) -> HashMap<String, TtrpcService> {
     all
 }
 
-/// Types of what Update takes, each as JSON: limits as the OCI runtime-spec has them; devices that come and go,
-/// which that has no words for.
+/// The types of an Update's resources, each as JSON: limits as in the OCI runtime-spec, and plug and unplug requests,
+/// for which the OCI runtime-spec has no type.
 pub(crate) const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 pub(crate) const PLUG: &str = "kiai/plug.v1";
 pub(crate) const UNPLUG: &str = "kiai/unplug.v1";
 
 struct TaskService(Arc<Pod>);
 
-fn decode<T: serde::de::DeserializeOwned>(what: &'static str, json: &[u8]) -> ttrpc::Result<T> {
-    serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { what, reason: e.to_string() }))
+fn decode<T: serde::de::DeserializeOwned>(part: &'static str, json: &[u8]) -> ttrpc::Result<T> {
+    serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { part, reason: e.to_string() }))
 }
 
-/// Runs a request to its end, even when the client hangs up: ttrpc drops a handler whose connection is gone, and
-/// a container must not stay half made.
-async fn finish<T: Send + 'static, E: Into<Failure> + Send + 'static>(
+/// Runs a request to its end even if the client disconnects: ttrpc drops the handler of a closed connection, and a
+/// container must not be left half created.
+async fn finish<T: Send + 'static, E: Into<RpcError> + Send + 'static>(
     work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result.map_err(|error| error.into().into()),
-        Err(panic) => Err(Failure::internal(panic.to_string()).into()),
+        Err(panic) => Err(RpcError::internal(panic.to_string()).into()),
     }
 }
 
-fn refused<E: Into<Failure>>(error: E) -> ttrpc::Error {
+fn refused<E: Into<RpcError>>(error: E) -> ttrpc::Error {
     error.into().into()
 }
 
@@ -70,7 +70,7 @@ impl Task for TaskService {
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
-            return Err(Failure::unimplemented("checkpoints are not supported").into());
+            return Err(RpcError::unimplemented("checkpoints are not supported").into());
         }
         let options = CreateOptions {
             id: request.id.clone(),
@@ -233,8 +233,10 @@ impl Task for TaskService {
                 finish(async move { container.unplug(unplug).await }).await?;
             }
             other => {
-                let message = format!("update of type {other:?}: {RESOURCES}, {PLUG} and {UNPLUG} are known");
-                return Err(Failure::unimplemented(message).into());
+                let message = format!(
+                    "update of type {other:?} is not supported; supported are {RESOURCES}, {PLUG} and {UNPLUG}"
+                );
+                return Err(RpcError::unimplemented(message).into());
             }
         }
         Ok(api::Empty::new())
@@ -252,7 +254,7 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
-        Err(Failure::unimplemented("checkpoints are not supported").into())
+        Err(RpcError::unimplemented("checkpoints are not supported").into())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {

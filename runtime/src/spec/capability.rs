@@ -8,10 +8,10 @@ use oci_spec::runtime::Capability;
 use oci_spec::runtime::LinuxCapabilities;
 use oci_spec::runtime::LinuxCapabilitiesBuilder;
 
-/// A word of `--cap-add` or `--cap-drop`: a capability with or without `CAP_`, in any case, or `ALL`.
+/// The value of `--cap-add` or `--cap-drop`: a capability with or without `CAP_`, in any case, or `ALL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CapabilityWord {
-    /// Every capability there is.
+    /// All capabilities.
     All,
     /// One of them.
     One(Capability),
@@ -38,7 +38,7 @@ impl FromStr for CapabilityWord {
     }
 }
 
-/// What the user adds to and takes from the default set.
+/// The user's changes of the default set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CapabilityChanges {
     /// `--cap-add`.

@@ -1,8 +1,8 @@
 //! `--device HOST[:CONTAINER[:PERMISSIONS]]`, `pci:ADDRESS[,MODE]` or a CDI device, and the device rules of a
 //! container.
 //!
-//! The numbers here are the host's. What they are in the guest is found out there (OCI runtime-spec
-//! `config-linux.md#devices`). Pure: the node was looked up by the caller.
+//! The numbers here are those on the host; the agent finds the numbers in the guest (OCI runtime-spec
+//! `config-linux.md#devices`). Pure: the caller reads the node.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ use serde::Serialize;
 
 use crate::cdi::DeviceName;
 use crate::plan::ParsePciAddressError;
-use crate::plan::PassMode;
+use crate::plan::PassthroughMode;
 use crate::plan::PciAddress;
 
-/// What the user wrote of a device to be taken back: what it was plugged in as.
+/// The user's name of a device that is to be unplugged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PluggedOption {
@@ -27,7 +27,7 @@ pub enum PluggedOption {
     Path(PathBuf),
     /// A PCI function, by its address on the host.
     Pci(PciAddress),
-    /// All that came for a device of a vendor's file.
+    /// All entries of a CDI device.
     Cdi(DeviceName),
 }
 
@@ -36,7 +36,7 @@ impl FromStr for PluggedOption {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(match text.parse()? {
-            // In the one form in which paths are compared.
+            // Normalized, because paths are compared in this form.
             DeviceOption::Node(node) => Self::Path(node.container.components().collect()),
             DeviceOption::Pci(address, _) => Self::Pci(address),
             DeviceOption::Cdi(name) => Self::Cdi(name),
@@ -54,48 +54,48 @@ impl fmt::Display for PluggedOption {
     }
 }
 
-/// What the user wrote.
+/// The parsed value of `--device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceOption {
     /// A device node of the host.
     Node(NodeOption),
-    /// A PCI function of the host, and who drives it.
-    Pci(PciAddress, PassMode),
-    /// A device of a vendor's file.
+    /// A PCI function of the host, and its passthrough mode.
+    Pci(PciAddress, PassthroughMode),
+    /// A CDI device.
     Cdi(DeviceName),
 }
 
 /// A device node of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeOption {
-    /// The node on the host.
+    /// Path on the host.
     pub host: PathBuf,
-    /// Where it appears in the container.
+    /// Path in the container.
     pub container: PathBuf,
-    /// Of the letters `r`, `w`, `m`.
+    /// Permissions, from the letters `r`, `w`, `m`.
     pub permissions: String,
 }
 
-/// Why a text names no device.
+/// The text is not the name of a device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
-    /// Not `HOST[:CONTAINER[:PERMISSIONS]]`.
+    /// The text is not `HOST[:CONTAINER[:PERMISSIONS]]`.
     #[error(
         "{0:?} is not a device; write HOST, HOST:CONTAINER or HOST:CONTAINER:rwm with absolute paths, pci:ADDRESS, or a CDI device like vendor.com/class=name"
     )]
     Form(String),
-    /// A letter other than r, w, m.
+    /// The permissions have a letter other than r, w, m.
     #[error("{0:?}: permissions are made of the letters r, w and m")]
     Permissions(String),
-    /// After `pci:` comes something else than an address.
+    /// The text after `pci:` is not an address.
     #[error(transparent)]
     Pci(#[from] ParsePciAddressError),
-    /// After the address comes something else than who drives the function.
-    #[error("{0:?}: after the address comes ,guest-driver or ,user-space")]
+    /// The text after the address is not a passthrough mode.
+    #[error("{0:?}: append ,guest-driver or ,user-space to the address, or nothing")]
     Mode(String),
 }
 
-/// `pci:ADDRESS[,MODE]`; the guest's kernel drives it unless the container is to.
+/// `pci:ADDRESS[,MODE]`; without a mode the guest's kernel drives the function.
 fn pci(text: &str, word: &str) -> Result<DeviceOption, DeviceError> {
     let (address, mode) = word.split_once(',').unwrap_or((word, "guest-driver"));
     let mode = mode.parse().map_err(|()| DeviceError::Mode(text.to_owned()))?;
@@ -133,12 +133,12 @@ impl FromStr for DeviceOption {
     }
 }
 
-/// A device option with what the node is on the host.
+/// A device option with the type, numbers and mode of the node on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostDevice {
-    /// Where it appears in the container.
+    /// Path in the container.
     pub container: PathBuf,
-    /// Block device; else a character device.
+    /// Whether it is a block device; else it is a character device.
     pub block: bool,
     /// Host numbers.
     pub major: u32,
@@ -146,13 +146,13 @@ pub struct HostDevice {
     pub minor: u32,
     /// Permission bits of the node.
     pub mode: u32,
-    /// Of the letters `r`, `w`, `m`.
+    /// Permissions, from the letters `r`, `w`, `m`.
     pub permissions: String,
-    /// It is an IOMMU group, and this is the function of it that is wanted.
-    pub function: Option<(PciAddress, PassMode)>,
+    /// The PCI function, if the node is that of its IOMMU group.
+    pub function: Option<(PciAddress, PassthroughMode)>,
 }
 
-/// The annotations (`io.kiai.vfio.<n>`) that choose the PCI functions among these devices.
+/// The annotations (`io.kiai.vfio.<n>`) that select the PCI functions among these devices.
 pub(crate) fn annotations(devices: &[HostDevice]) -> impl Iterator<Item = (String, String)> {
     let chosen = devices.iter().filter_map(|device| device.function).enumerate();
     chosen.map(|(n, (address, mode))| (format!("io.kiai.vfio.{n}"), format!("{address}={mode}")))
@@ -228,7 +228,7 @@ pub(crate) fn rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
     devices.iter().map(HostDevice::rule).collect()
 }
 
-/// The rules of `linux.resources.devices`: nothing but what every container needs and what was asked for.
+/// The rules of `linux.resources.devices`: they allow the devices of every container and the requested ones only.
 pub(crate) fn plan_rules(devices: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
     let mut deny = LinuxDeviceCgroup::default();
     deny.set_allow(false);
@@ -300,9 +300,9 @@ mod tests {
     fn a_pci_function_is_driven_by_the_guest_unless_said() {
         let address = "0000:00:03.0".parse().unwrap();
         for (text, mode) in [
-            ("pci:0000:00:03.0", PassMode::GuestDriver),
-            ("pci:00:03.0,guest-driver", PassMode::GuestDriver),
-            ("pci:0000:00:03.0,user-space", PassMode::UserSpace),
+            ("pci:0000:00:03.0", PassthroughMode::GuestDriver),
+            ("pci:00:03.0,guest-driver", PassthroughMode::GuestDriver),
+            ("pci:0000:00:03.0,user-space", PassthroughMode::UserSpace),
         ] {
             assert_eq!(text.parse(), Ok(DeviceOption::Pci(address, mode)), "{text}");
         }
@@ -319,7 +319,7 @@ mod tests {
             minor: 0,
             mode: 0o600,
             permissions: "rwm".into(),
-            function: Some((address.parse().unwrap(), PassMode::UserSpace)),
+            function: Some((address.parse().unwrap(), PassthroughMode::UserSpace)),
         };
         let devices = [function("00:03.0"), function("00:03.1")];
         assert_eq!(nodes(&devices).len(), 1);

@@ -1,17 +1,17 @@
-//! The environment of a process: the image's, then each `--env-file`, then each `-e`, the last one counting.
+//! The environment of a process: the image's, then each `--env-file`, then each `-e`; the last definition is used.
 //! Pure: the host's environment and the files' text come in as arguments.
 
-/// Variables in the order they were first named; each name once.
+/// Variables in the order of their first definition; each name once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     variables: Vec<(String, String)>,
 }
 
-/// Why a variable is refused.
+/// A variable is invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EnvError {
     /// A name is empty.
-    #[error("{0:?} names no environment variable")]
+    #[error("{0:?} is not an environment variable; write NAME=VALUE or NAME")]
     NoName(String),
     /// A name has white space in it.
     #[error("line {line} of {file}: the variable name {name:?} contains white space")]
@@ -29,7 +29,7 @@ pub enum EnvError {
 }
 
 impl Environment {
-    /// Starts from the `NAME=VALUE` words of an image's configuration. A word without `=` is an empty value.
+    /// Reads the `NAME=VALUE` strings of an image's configuration. A string without `=` defines an empty value.
     pub fn from_image(words: &[String]) -> Self {
         let mut environment = Self::default();
         for word in words {
@@ -41,11 +41,11 @@ impl Environment {
         environment
     }
 
-    /// Applies one `-e` word: `NAME=VALUE`, or `NAME` to take the host's value, or to unset it when the host
-    /// has none.
+    /// Applies the value of one `-e`: `NAME=VALUE`, or `NAME` for the host's value. If the host has no such variable,
+    /// it is unset.
     ///
     /// # Errors
-    /// The word has no name, or a NUL byte.
+    /// The text has no name, or has a NUL byte.
     pub fn apply(&mut self, word: &str, host: &dyn Fn(&str) -> Option<String>) -> Result<(), EnvError> {
         let (name, value) = match word.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
@@ -64,7 +64,7 @@ impl Environment {
         Ok(())
     }
 
-    /// Applies the text of an `--env-file`: a word a line, `#` opens a comment line, nothing is unquoted.
+    /// Applies the text of an `--env-file`: one variable per line, `#` starts a comment line, quotes are not removed.
     ///
     /// # Errors
     /// A line has no name or one with white space; the error names file and line.
@@ -89,7 +89,7 @@ impl Environment {
         Ok(())
     }
 
-    /// Sets a variable, keeping the place of one that is there.
+    /// Sets a variable; an existing one keeps its position.
     pub fn set(&mut self, name: &str, value: &str) {
         match self.variables.iter_mut().find(|(known, _)| known == name) {
             Some((_, old)) => value.clone_into(old),
@@ -97,14 +97,14 @@ impl Environment {
         }
     }
 
-    /// Sets a variable unless it is there.
+    /// Sets a variable unless it exists.
     pub fn set_default(&mut self, name: &str, value: &str) {
         if !self.variables.iter().any(|(known, _)| known == name) {
             self.set(name, value);
         }
     }
 
-    /// As `NAME=VALUE` words.
+    /// As `NAME=VALUE` strings.
     pub fn into_words(self) -> Vec<String> {
         self.variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }

@@ -1,8 +1,8 @@
-//! From an image's configuration and what the user asked for to an OCI runtime specification.
+//! Makes an OCI runtime specification from an image's configuration and the user's options.
 //!
-//! Everything here is a function of its arguments: no file, no environment, no clock. What has to be read
-//! from the world first (the user database of the image, the numbers of a device node, the absolute path of
-//! a volume) is read by the caller and comes in as plain data, so that table tests compare whole answers.
+//! Every function depends on its arguments only: no file, no environment, no clock. The caller reads the user
+//! database of the image, the numbers of a device node and the absolute path of a volume and passes them as plain
+//! data, so that table tests compare whole specifications.
 //!
 //! It must not know: where bundles live, how a sandbox runs one, what a guest calls a device.
 //!
@@ -45,29 +45,29 @@ use crate::spec::user::ResolvedUser;
 use crate::spec::volume::BindMount;
 use crate::spec::volume::TmpfsMount;
 
-/// Why a specification cannot be made from an image and the options given.
+/// A specification cannot be made from the image and the options.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SpecError {
     /// Neither the image nor the user names a program.
-    #[error("no command: the image has neither entrypoint nor command, and none was given")]
+    #[error("no command: the image has neither entrypoint nor command; append a command to the image's name")]
     NoCommand,
-    /// Two mounts want the same place.
+    /// Two volumes have the same destination.
     #[error("two volumes are mounted at {0}")]
     DuplicateMount(PathBuf),
     /// The working directory is not an absolute path.
     #[error("working directory {0:?} is not an absolute path")]
     RelativeWorkdir(String),
-    /// More CPUs than a sandbox can have.
+    /// `--cpus` exceeds the maximum of a sandbox.
     #[error("--cpus {0}: a sandbox has at most 64 CPUs")]
     TooManyCpus(Cpus),
 }
 
-/// What the user asked for, parsed but not yet looked up in the world.
+/// The user's options, parsed but not yet resolved on the host.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// `--entrypoint`; an empty string clears the image's.
     pub entrypoint: Option<String>,
-    /// Words after the image's name.
+    /// The arguments after the image's name.
     pub command: Vec<String>,
     /// `-t`.
     pub terminal: bool,
@@ -89,22 +89,22 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// File to which the guest's console is appended.
     pub console: Option<PathBuf>,
-    /// `--device` with names of vendors' devices.
-    pub vendor_devices: Vec<DeviceName>,
-    /// `--privileged`: whatever can be done in the guest may be done. The microVM is what confines it.
+    /// `--device` with names of CDI devices.
+    pub cdi_devices: Vec<DeviceName>,
+    /// `--privileged`: no restriction inside the guest. Only the microVM confines the container.
     pub privileged: bool,
 }
 
-/// Everything a specification is made of.
+/// The input of a specification.
 #[derive(Debug)]
 pub struct SpecInput<'a> {
     /// The image's `config` object; the default one for a bare root directory.
     pub image: &'a Config,
-    /// What the user asked for.
+    /// The user's options.
     pub options: &'a Options,
-    /// The environment after image, `--env-file` and `-e` were laid over each other.
+    /// The environment, merged from the image, `--env-file` and `-e`.
     pub environment: Environment,
-    /// Who the process runs as.
+    /// User and groups of the process.
     pub user: ResolvedUser,
     /// Host name of the sandbox.
     pub hostname: &'a str,
@@ -112,16 +112,16 @@ pub struct SpecInput<'a> {
     pub volumes: Vec<BindMount>,
     /// Device nodes with the numbers they have on the host.
     pub devices: Vec<HostDevice>,
-    /// Files the CLI wrote to lie over the image's in `/etc`.
+    /// Files that the CLI wrote and that replace those of the image in `/etc`.
     pub etc: EtcFiles,
-    /// Network namespace that was prepared for the sandbox; none means no network interface.
+    /// Network namespace of the sandbox; `None` means no network interface.
     pub network_namespace: Option<PathBuf>,
 }
 
 /// Makes the OCI specification.
 ///
 /// # Errors
-/// [`SpecError`] names what contradicts what.
+/// [`SpecError`] names the options that contradict each other.
 pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     let options = input.options;
     let mut root = Root::default();
@@ -175,7 +175,7 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     Ok(spec)
 }
 
-/// Paths whose content says more of the kernel than a container should read.
+/// Paths with details of the kernel that a container should not read.
 const MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
@@ -191,7 +191,7 @@ const MASKED_PATHS: &[&str] = &[
     "/sys/firmware",
 ];
 
-/// Paths through which a container could change the kernel for its neighbours in the pod.
+/// Paths through which a container could change the kernel for the other containers of the pod.
 const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 fn owned(words: &[&str]) -> Vec<String> {
@@ -215,7 +215,7 @@ fn namespaces(network: Option<PathBuf>) -> Vec<LinuxNamespace> {
     ]
 }
 
-/// What sizes the sandbox travels in annotations, because containerd's callers have no other way either.
+/// The annotations with the size of the sandbox. Callers of containerd also use annotations for it.
 fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> {
     let mut annotations = HashMap::new();
     // The limit itself sizes the sandbox, and can change later: the annotation would not.
@@ -227,8 +227,8 @@ fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> 
     if let Some(kernel) = &options.kernel {
         annotations.insert("io.kiai.kernel".to_owned(), kernel.display().to_string());
     }
-    if !options.vendor_devices.is_empty() {
-        let names: Vec<_> = options.vendor_devices.iter().map(ToString::to_string).collect();
+    if !options.cdi_devices.is_empty() {
+        let names: Vec<_> = options.cdi_devices.iter().map(ToString::to_string).collect();
         annotations.insert(format!("{}kiai", crate::cdi::ANNOTATIONS), names.join(","));
     }
     if options.privileged {

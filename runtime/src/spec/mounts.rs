@@ -1,4 +1,4 @@
-//! The mounts of a container: docker's own, the files laid over `/etc`, tmpfs and volumes. Pure.
+//! The mounts of a container: docker's own, the files in `/etc`, tmpfs and volumes. Pure.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::spec::SpecError;
 use crate::spec::volume::BindMount;
 use crate::spec::volume::TmpfsMount;
 
-/// Files the CLI writes beside the bundle; each lies over the image's file of that name in `/etc`.
+/// Files that the CLI writes beside the bundle; each is mounted on the image's file of that name in `/etc`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EtcFiles {
     /// `/etc/hostname`.
@@ -51,11 +51,11 @@ fn bind(source: &Path, destination: &Path, read_only: bool) -> Mount {
     mount(destination, "bind", source, vec!["rbind".into(), "rprivate".into(), mode.into()])
 }
 
-/// Makes the list. A volume or tmpfs replaces what would be at the same place otherwise, and a place deeper
-/// in the tree is mounted after the one above it.
+/// Makes the list of mounts. A volume or tmpfs replaces a default mount with the same destination, and a deeper
+/// destination comes after the one above it.
 ///
 /// # Errors
-/// Two volumes or tmpfs at one place.
+/// Two volumes or tmpfs have one destination.
 pub(crate) fn plan_mounts(
     tmpfs: &[TmpfsMount],
     volumes: &[BindMount],

@@ -1,4 +1,4 @@
-//! What the process of a container runs: arguments, working directory, environment. Pure.
+//! The process of a container: arguments, working directory, environment. Pure.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::spec::SpecError;
 use crate::spec::env::Environment;
 use crate::spec::user::ResolvedUser;
 
-/// Where programs are looked for when neither image nor user says.
+/// The search path of programs, if neither image nor user defines `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Entrypoint and command by docker's rules: the user's command replaces the image's; the user's entrypoint
@@ -37,7 +37,7 @@ pub(crate) fn working_directory(image: &Config, asked: Option<&str>) -> Result<P
     Ok(PathBuf::from(path))
 }
 
-/// Adds what every process has: a search path, a host name, a home and, on a terminal, its type.
+/// Adds the variables of every process: search path, host name, home and, with a terminal, its type.
 pub(crate) fn environment(
     mut environment: Environment,
     user: &ResolvedUser,

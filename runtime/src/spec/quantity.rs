@@ -87,7 +87,7 @@ impl Cpus {
         PERIOD_US
     }
 
-    /// vCPUs a sandbox needs to give this much time, unless it is more than 64.
+    /// Number of vCPUs that a sandbox needs for this CPU time, unless it is more than 64.
     pub fn vcpus(self) -> Option<u8> {
         u8::try_from(self.millis.div_ceil(1000)).ok().filter(|vcpus| *vcpus <= 64)
     }

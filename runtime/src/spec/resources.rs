@@ -19,7 +19,7 @@ pub(crate) fn plan_resources(
     resources
 }
 
-/// CPU quota and memory limit alone: what a running container's can be changed to.
+/// CPU quota and memory limit, the limits that can be changed for a running container.
 pub(crate) fn plan_limits(cpus: Option<Cpus>, memory: Option<MemorySize>) -> LinuxResources {
     let mut resources = LinuxResources::default();
     resources.set_devices(None);

@@ -1,7 +1,7 @@
 //! The system calls a container may make: docker's default policy as a table of our own, by purpose.
 //!
-//! What is in no row returns EPERM, except `clone3`, which returns ENOSYS so that libc falls back to
-//! `clone`, whose flags can be looked at. Some rows open with a capability (OCI runtime-spec
+//! A call that is in no row returns EPERM, except `clone3`, which returns ENOSYS so that libc falls back to
+//! `clone`, whose flags a filter can check. Some rows depend on a capability (OCI runtime-spec
 //! `config-linux.md#seccomp`). Pure.
 
 use oci_spec::runtime::Arch;
@@ -15,7 +15,7 @@ use oci_spec::runtime::LinuxSeccompOperator;
 use oci_spec::runtime::LinuxSyscall;
 use oci_spec::runtime::LinuxSyscallBuilder;
 
-/// Calls every container may make, whatever their arguments.
+/// Calls that every container may make with any arguments.
 const ALWAYS: &[&str] = &[
     // Files by path.
     "access",

@@ -13,7 +13,7 @@ pub struct Ulimit {
     pub resource: PosixRlimitType,
     /// In force at start.
     pub soft: u64,
-    /// What the process may raise it to.
+    /// Hard limit, the maximum to which the process may raise the soft limit.
     pub hard: u64,
 }
 
@@ -78,7 +78,7 @@ impl FromStr for Ulimit {
     }
 }
 
-/// Open files unless the user says otherwise: the soft limit select(2) can live with, and room to raise it.
+/// Default limit of open files: a soft limit that works with select(2), and a higher hard limit.
 const NOFILE: Ulimit = Ulimit { resource: PosixRlimitType::RlimitNofile, soft: 1024, hard: 524_288 };
 
 /// The limits of the process: the defaults with the user's laid over them, the last of a resource counting.

@@ -1,11 +1,11 @@
-//! `-u USER[:GROUP]` and who that is in the image: passwd(5) and group(5) as text. Pure; reading the files
-//! from an image without following a link out of it is the caller's part.
+//! `-u USER[:GROUP]` and its numbers in the image: passwd(5) and group(5) as text. Pure; the caller reads the files
+//! from the image without following a link out of it.
 
 use std::str::FromStr;
 
 use oci_spec::runtime::User;
 
-/// What the user, or the image's `User` field, wrote.
+/// The parsed value of `-u` or of the image's `User` field.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UserOption {
     /// Name or number; empty means root.
@@ -14,7 +14,7 @@ pub struct UserOption {
     pub group: Option<String>,
 }
 
-/// Why a user cannot be had.
+/// The user cannot be determined.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UserError {
     /// Not `USER[:GROUP]`.
@@ -45,16 +45,16 @@ impl FromStr for UserOption {
     }
 }
 
-/// Who a process runs as, in numbers.
+/// User and groups of a process, as numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedUser {
     /// User.
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-    /// Further groups, in order and without `gid`.
+    /// Additional groups, in order and without `gid`.
     pub groups: Vec<u32>,
-    /// For `HOME`.
+    /// Home directory, for `HOME`.
     pub home: String,
 }
 
@@ -101,8 +101,8 @@ fn group_entries(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
     })
 }
 
-/// Finds a user by docker's rules. A number that is in no file is accepted with group 0 and no home of its
-/// own; a name must be there. The groups a user is a member of count only when no group was given.
+/// Finds a user by docker's rules. A number that is in no file is accepted, with group 0 and no home directory; a name
+/// must be in the file. The additional groups of the user are used only if no group was given.
 ///
 /// # Errors
 /// A name is in no file.

@@ -1,15 +1,15 @@
-//! `-v SOURCE:DESTINATION[:OPTIONS]` and `--tmpfs PATH[:OPTIONS]`, read but not looked up. Pure.
+//! `-v SOURCE:DESTINATION[:OPTIONS]` and `--tmpfs PATH[:OPTIONS]`, parsed but not resolved on the host. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a volume's content is.
+/// The source of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeSource {
     /// A file or directory of the host, absolute or relative to the working directory.
     Path(PathBuf),
-    /// A directory Kiai keeps under this name.
+    /// A named volume, a directory that Kiai keeps.
     Named(String),
 }
 
@@ -23,10 +23,10 @@ impl fmt::Display for VolumeOption {
     }
 }
 
-/// What the user wrote after `-v`.
+/// The parsed value of `-v`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeOption {
-    /// Where the content is.
+    /// Source of the content.
     pub source: VolumeSource,
     /// Absolute path in the container.
     pub destination: PathBuf,
@@ -34,7 +34,7 @@ pub struct VolumeOption {
     pub read_only: bool,
 }
 
-/// Why a text is no volume or no tmpfs.
+/// The text is not a volume or not a tmpfs.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VolumeError {
     /// Not `SOURCE:DESTINATION[:OPTIONS]`.
@@ -49,9 +49,9 @@ pub enum VolumeError {
     )]
     Name(String),
     /// Unknown option.
-    #[error("{text:?}: {option:?} is not an option of a volume; there are ro and rw")]
+    #[error("{text:?}: {option:?} is not an option of a volume; write ro or rw")]
     Option {
-        /// The whole word.
+        /// The whole text.
         text: String,
         /// The unknown part.
         option: String,
@@ -68,7 +68,7 @@ fn destination(text: &str, path: &str) -> Result<PathBuf, VolumeError> {
     Ok(PathBuf::from(trimmed))
 }
 
-/// Whether a text can name a thing Kiai keeps: a volume, a container.
+/// Whether a text is a valid name of a volume or container.
 pub fn is_name(text: &str) -> bool {
     let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     first
@@ -112,7 +112,7 @@ impl FromStr for VolumeOption {
     }
 }
 
-/// A volume whose place on the host is known.
+/// A volume with its resolved path on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindMount {
     /// Absolute path on the host.

@@ -1,4 +1,4 @@
-//! One container's directory.
+//! The directory of one container.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -11,43 +11,43 @@ use crate::store::paths::ContainerPaths;
 use crate::store::record::Record;
 use crate::store::record::VERSION;
 
-/// One container's directory. Reading needs no lock, for records are replaced whole; changing does.
+/// The directory of one container. A reader needs no lock, as records are replaced atomically; a writer does.
 #[derive(Debug, Clone)]
-pub struct Container {
+pub struct ContainerDirectory {
     paths: ContainerPaths,
 }
 
-impl Container {
+impl ContainerDirectory {
     pub(super) fn new(paths: ContainerPaths) -> Self {
         Self { paths }
     }
 
-    /// Its id.
+    /// Id of the container.
     pub fn id(&self) -> &str {
         &self.paths.id
     }
 
-    /// Its directory.
+    /// Path of the directory.
     pub fn directory(&self) -> &Path {
         &self.paths.directory
     }
 
-    /// Its OCI bundle.
+    /// Path of the OCI bundle.
     pub fn bundle(&self) -> PathBuf {
         self.paths.bundle()
     }
 
-    /// What it wrote.
+    /// Path of the writable layer's directory.
     pub fn data(&self) -> &Path {
         &self.paths.data
     }
 
-    /// Short links to its layers.
+    /// Path of the short links to layers.
     pub fn links(&self) -> &Path {
         &self.paths.links
     }
 
-    /// What the network module needs to undo its work.
+    /// Path of the network's record.
     pub fn network_file(&self) -> PathBuf {
         self.paths.directory.join("network.json")
     }
@@ -64,20 +64,20 @@ impl Container {
         self.record_file().exists()
     }
 
-    /// Waits until nobody else changes the container. None if it was removed meanwhile.
+    /// Waits for the container's lock. `None` if the container was removed meanwhile.
     ///
     /// # Errors
     /// The lock cannot be taken.
     pub fn lock(&self) -> Result<Option<Lock>, StoreError> {
         match Lock::exclusive(&self.lock_file()) {
-            // Who waited for a removal has locked a file that is in no directory any more.
+            // After a removal the locked file is not in the directory any more.
             Ok(lock) => Ok(self.lock_file().exists().then_some(lock)),
             Err(FileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Takes the lock unless somebody changes the container right now.
+    /// Takes the container's lock if it is free.
     ///
     /// # Errors
     /// The lock cannot be taken.
@@ -85,17 +85,17 @@ impl Container {
         Ok(Lock::try_exclusive(&self.lock_file())?.filter(|_| self.lock_file().exists()))
     }
 
-    /// The record, if one was written.
+    /// Reads the record; `None` if none was written yet.
     ///
     /// # Errors
-    /// It cannot be read, is damaged, or another version wrote it.
+    /// The record cannot be read, is damaged, or has another version.
     pub fn record(&self) -> Result<Option<Record>, StoreError> {
         #[derive(serde::Deserialize)]
         struct Versioned {
             version: u64,
         }
         let path = self.record_file();
-        // The version first: what else there is depends on it.
+        // The version is read first, because the other fields depend on it.
         match file::read_json::<Versioned>(&path)? {
             Some(Versioned { version: VERSION }) => Ok(file::read_json(&path)?),
             Some(Versioned { version }) => {
@@ -108,7 +108,7 @@ impl Container {
     /// Writes the record. The caller holds the lock.
     ///
     /// # Errors
-    /// It cannot be written; the one before stands.
+    /// The record cannot be written; the old one is unchanged.
     pub fn write_record(&self, record: &Record) -> Result<(), StoreError> {
         Ok(file::write_json(&self.record_file(), record)?)
     }

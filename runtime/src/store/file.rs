@@ -1,4 +1,4 @@
-//! Files that are replaced whole, directories that are removed whole, and locks.
+//! Files that are replaced atomically, directories that are removed recursively, and locks.
 
 use std::fs;
 use std::fs::File;
@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Why a file could not be read, written, locked or removed.
+/// A file cannot be read, written, locked or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The kernel refused.
@@ -23,27 +23,27 @@ pub enum FileError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Its reason.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
-    /// The text is not what it should be.
+    /// The content of the file is invalid.
     #[error("{} is damaged", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// Position and reason.
         #[source]
         source: serde_json::Error,
     },
-    /// Written by another version.
+    /// The file has another version.
     #[error("{} has version {found}, this kiai reads version {expected}", path.display())]
     Version {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// Version of the file.
         found: u64,
-        /// What can be read.
+        /// The supported version.
         expected: u64,
     },
 }
@@ -54,7 +54,7 @@ pub fn io_error(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(i
     move |source| FileError::Io { action, path, source }
 }
 
-/// Makes a directory and those above it.
+/// Makes a directory and its parents.
 ///
 /// # Errors
 /// One of them cannot be made.
@@ -62,10 +62,10 @@ pub fn create_directories(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(io_error("create directory", path))
 }
 
-/// Writes a file so that a reader sees all of it or the one before.
+/// Replaces a file atomically: a reader sees the old or the new content.
 ///
 /// # Errors
-/// The kernel refuses; the file before is untouched.
+/// The kernel refused; the old file is unchanged.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
@@ -81,7 +81,7 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
     fs::rename(&temporary, path).map_err(io_error("replace", path))
 }
 
-/// Writes a value as JSON, replacing the file whole.
+/// Writes a value as JSON; replaces the file atomically.
 ///
 /// # Errors
 /// As [`replace`].
@@ -91,7 +91,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError>
     replace(path, &text)
 }
 
-/// Reads a value, or nothing if there is no file.
+/// Reads a value; `None` if the file does not exist.
 ///
 /// # Errors
 /// The file cannot be read or is damaged.
@@ -106,10 +106,10 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
         .map_err(|source| FileError::Damaged { path: path.to_owned(), source })
 }
 
-/// Removes a directory and all below it, or nothing if there is none. No link is followed.
+/// Removes a directory with its content; a missing directory is no error. Links are not followed.
 ///
 /// # Errors
-/// Something in it cannot be removed.
+/// A file in it cannot be removed.
 pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
@@ -117,7 +117,7 @@ pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// An exclusive flock(2), let go when dropped or when the process ends.
+/// An exclusive flock(2), released on drop and at the end of the process.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -135,13 +135,13 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Takes the lock unless another has it.
+    /// Takes the lock if it is free.
     ///
     /// # Errors
     /// The lock file cannot be made.
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>, FileError> {
         let file = match Self::open(path) {
-            // The directory went away while we looked: whoever removed it had the lock.
+            // The directory was removed meanwhile, by a process that held the lock.
             Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };

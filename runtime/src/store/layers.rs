@@ -1,8 +1,8 @@
-//! Reads a file of a container as the container would see it, without mounting anything.
+//! Reads a file of a container's root file system without mounting it.
 //!
-//! The layers are looked through from the top, with whiteouts and opaque directories, and every link is
-//! followed by hand inside the container's tree: no link, however it is written, leads out of it. The content
-//! is hostile: lengths, link counts and file types are checked.
+//! The layers are searched from the top, with whiteouts and opaque directories. This module follows symbolic links
+//! itself, inside the container's tree, so that no link leads out of it. The content is hostile: lengths, numbers of
+//! links and file types are checked.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,10 +20,10 @@ use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// Links that may be followed on the way to one file, as in the kernel.
+/// Maximum number of links on the path of one file, the same as the kernel's.
 const MOST_LINKS: usize = 40;
 
-/// Why a file of a container could not be read.
+/// A file of a container cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The kernel refused.
@@ -31,22 +31,22 @@ pub enum LayerError {
     Io {
         /// Path in the container.
         path: String,
-        /// Its reason.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
-    /// A circle of links, or a very long chain.
+    /// The links form a loop or a very long chain.
     #[error("{0} in the image leads through more than {MOST_LINKS} symbolic links")]
     Links(String),
-    /// A directory, a device, a fifo.
+    /// The file is a directory, a device or a fifo.
     #[error("{0} in the image is not a regular file")]
     NotAFile(String),
-    /// Larger than such a file can sensibly be.
+    /// The file exceeds the caller's limit.
     #[error("{path} in the image is larger than {most} bytes")]
     TooLarge {
         /// Path in the container.
         path: String,
-        /// The limit.
+        /// The limit in bytes.
         most: usize,
     },
 }
@@ -54,7 +54,7 @@ pub enum LayerError {
 /// One directory of the merged tree: the same directory in every layer that has it, topmost first.
 type Merged = Vec<OwnedFd>;
 
-/// What a name in a merged directory stands for.
+/// An entry of a merged directory.
 enum Entry {
     Missing,
     Directory(Merged),
@@ -67,7 +67,7 @@ enum Entry {
 /// file.
 ///
 /// # Errors
-/// It is there but cannot be read, is no file, or is larger than `most` bytes.
+/// The file cannot be read, is not a regular file, or is larger than `most` bytes.
 pub fn read_file(layers: &[PathBuf], path: &str, most: usize) -> Result<Option<Vec<u8>>, LayerError> {
     let failed = |source: io::Error| LayerError::Io { path: path.to_owned(), source };
     match find(layers, path).map_err(|errno| match errno {
@@ -131,7 +131,7 @@ fn find(layers: &[PathBuf], path: &str) -> Result<Entry, Errno> {
                 words.extend(words_of(&target));
             }
             Entry::Missing => return Ok(Entry::Missing),
-            // A path through a file leads nowhere.
+            // A path through a file does not exist.
             Entry::File(_) | Entry::Other if !words.is_empty() => return Ok(Entry::Missing),
             found => return Ok(found),
         }
@@ -172,7 +172,7 @@ fn look_up(here: &Merged, name: &Path) -> Result<Entry, Errno> {
                 let flags =
                     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
-                // The guest may have swapped it since.
+                // The guest may have replaced the file meanwhile.
                 let is_file =
                     FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile;
                 if is_file { Entry::File(file) } else { Entry::Other }

@@ -1,21 +1,21 @@
-//! What outlives a command: one directory a container, under the state directory, and the layers a container
-//! writes to, under the root directory.
+//! The store of containers, which outlives a command: for each container one directory below the state directory, and
+//! its writable layer below the root directory.
 //!
 //! ```text
-//! STATE/NAMESPACE/lock                      held while a name is given or taken back
-//! STATE/NAMESPACE/names/NAME                symbolic link to an id; making it is what makes a name unique
-//! STATE/NAMESPACE/containers/ID/lock        held by whoever changes the container
-//! STATE/NAMESPACE/containers/ID/record.json the record, replaced whole
+//! STATE/NAMESPACE/lock                      held while a name is made or removed
+//! STATE/NAMESPACE/names/NAME                symbolic link to an id; making it fails for a name in use
+//! STATE/NAMESPACE/containers/ID/lock        held by the command that changes the container
+//! STATE/NAMESPACE/containers/ID/record.json the record, replaced atomically
 //! STATE/NAMESPACE/containers/ID/bundle/     the OCI bundle; the shim adds its own files
-//! STATE/l/ID/                               short links to layers, when an image has very many
-//! ROOT/containers/ID/{upper,work}           what the container wrote
+//! STATE/l/ID/                               short links to layers, if an image has very many
+//! ROOT/containers/ID/{upper,work}           the writable layer
 //! ROOT/volumes/NAME/                        named volumes
 //! ```
 //!
-//! The state directory is on a tmpfs and is gone after a reboot, as is everything it describes; what a reboot
-//! leaves under ROOT/containers is an orphan, and [`Store::remove_orphans`] takes it away.
+//! The state directory is on a tmpfs. A reboot removes it, and ends all containers; a writable layer that remains below
+//! ROOT/containers is an orphan, and [`Store::remove_orphans`] removes it.
 //!
-//! Lock order: namespace, then container. It must not know: shims, networks, images, the CLI's words.
+//! Lock order: namespace, then container. It must not know: shims, networks, images, the CLI's options.
 
 pub mod container;
 pub mod file;
@@ -31,7 +31,7 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
-pub use container::Container;
+pub use container::ContainerDirectory;
 pub use paths::Paths;
 pub use record::Record;
 
@@ -39,10 +39,10 @@ use crate::store::file::FileError;
 use crate::store::file::Lock;
 use crate::store::file::io_error;
 
-/// Why the store could not do what was asked.
+/// An operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A file could not be read, written or locked.
+    /// A file cannot be read, written or locked.
     #[error(transparent)]
     File(#[from] FileError),
     /// Another container has the name.
@@ -50,21 +50,21 @@ pub enum StoreError {
     NameTaken {
         /// The name.
         name: String,
-        /// Who has it.
+        /// Id of the container with the name.
         id: String,
     },
-    /// No container answers to the text.
+    /// The text is not the name or id of a container.
     #[error("no such container: {0}")]
     NoContainer(String),
-    /// Several containers do.
+    /// The text is the beginning of several containers' ids.
     #[error("{text:?} is the beginning of several containers' ids: {ids}")]
     Ambiguous {
-        /// What was asked for.
+        /// The text.
         text: String,
-        /// Who answers.
+        /// The ids.
         ids: String,
     },
-    /// The kernel gave no random bytes.
+    /// The kernel returned no random bytes.
     #[error("cannot draw a container id")]
     Random(#[source] rustix::io::Errno),
 }
@@ -76,22 +76,22 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store at these paths; directories are made when first written to.
+    /// The store at these paths. Directories are made at the first write.
     pub fn new(paths: Paths) -> Self {
         Self { paths }
     }
 
-    /// Where things are.
+    /// The store's paths.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
-    /// Makes a container's directory, gives it `name`, and returns it locked. Its record is not yet written:
-    /// until it is, no other command sees the container.
+    /// Makes a container's directory, links `name` to it, and returns it locked. Other commands do not see the
+    /// container until its record is written.
     ///
     /// # Errors
-    /// [`StoreError::NameTaken`]; nothing is left behind on any error.
-    pub fn create(&self, name: &str) -> Result<(Container, Lock), StoreError> {
+    /// [`StoreError::NameTaken`]; every error removes the directory again.
+    pub fn create(&self, name: &str) -> Result<(ContainerDirectory, Lock), StoreError> {
         let containers = self.paths.containers();
         file::create_directories(&containers)?;
         file::create_directories(&self.paths.names())?;
@@ -100,7 +100,7 @@ impl Store {
             return Err(StoreError::NameTaken { name: name.to_owned(), id });
         }
         let id = random_id().map_err(StoreError::Random)?;
-        let container = Container::new(self.paths.container(&id));
+        let container = ContainerDirectory::new(self.paths.container(&id));
         fs::create_dir(container.directory()).map_err(io_error("create directory", container.directory()))?;
         let made = Lock::exclusive(&container.lock_file())
             .map_err(StoreError::from)
@@ -108,20 +108,20 @@ impl Store {
         match made {
             Ok(lock) => Ok((container, lock)),
             Err(error) => {
-                // Nobody else has seen the directory yet: the error that counts is the first one.
+                // No other command knows the directory yet. The first error is returned.
                 let _ = fs::remove_dir_all(container.directory());
                 Err(error)
             }
         }
     }
 
-    /// Who has a name, unless that container is gone.
+    /// Id of the container with a name; `None` if the container does not exist any more.
     fn name_owner(&self, name: &str) -> Option<String> {
         let id = fs::read_link(self.paths.names().join(name)).ok()?.to_str()?.to_owned();
         self.paths.container(&id).directory.exists().then_some(id)
     }
 
-    /// Points the name at the id. The caller holds the namespace lock and knows the name is free.
+    /// Links the name to the id. The caller holds the namespace lock and has checked that the name is free.
     fn claim_name(&self, name: &str, id: &str) -> Result<(), StoreError> {
         let link = self.paths.names().join(name);
         match fs::remove_file(&link) {
@@ -134,12 +134,12 @@ impl Store {
         Ok(())
     }
 
-    /// Every container that has a record, oldest first. A container that is being made by another command and
-    /// has no record yet is passed over; one whose record cannot be read is an error that names it.
+    /// All containers with a record, oldest first. A container without a record, which another command is making, is
+    /// skipped. A record that cannot be read is an error that names it.
     ///
     /// # Errors
     /// A directory or a record cannot be read.
-    pub fn list(&self) -> Result<Vec<(Container, Record)>, StoreError> {
+    pub fn list(&self) -> Result<Vec<(ContainerDirectory, Record)>, StoreError> {
         let mut found = Vec::new();
         for container in self.directories()? {
             if let Some(record) = container.record()? {
@@ -150,11 +150,11 @@ impl Store {
         Ok(found)
     }
 
-    /// Directories whose maker died before it wrote a record: nobody holds their lock.
+    /// Directories without a record whose lock is free: the command that made them was killed.
     ///
     /// # Errors
     /// A directory cannot be read.
-    pub fn abandoned(&self) -> Result<Vec<(Container, Lock)>, StoreError> {
+    pub fn abandoned(&self) -> Result<Vec<(ContainerDirectory, Lock)>, StoreError> {
         let mut found = Vec::new();
         for container in self.directories()? {
             if container.record_exists() {
@@ -169,7 +169,7 @@ impl Store {
         Ok(found)
     }
 
-    fn directories(&self) -> Result<Vec<Container>, StoreError> {
+    fn directories(&self) -> Result<Vec<ContainerDirectory>, StoreError> {
         let containers = self.paths.containers();
         let entries = match fs::read_dir(&containers) {
             Ok(entries) => entries,
@@ -180,32 +180,32 @@ impl Store {
         for entry in entries {
             let entry = entry.map_err(io_error("read directory", &containers))?;
             if let Some(id) = entry.file_name().to_str() {
-                found.push(Container::new(self.paths.container(id)));
+                found.push(ContainerDirectory::new(self.paths.container(id)));
             }
         }
         Ok(found)
     }
 
-    /// Finds a container by name, id, or the beginning of an id that no other shares.
+    /// Finds a container by name, id, or an unambiguous beginning of its id.
     ///
     /// # Errors
     /// [`StoreError::NoContainer`], [`StoreError::Ambiguous`], or a record cannot be read.
-    pub fn find(&self, text: &str) -> Result<(Container, Record), StoreError> {
+    pub fn find(&self, text: &str) -> Result<(ContainerDirectory, Record), StoreError> {
         let missing = || StoreError::NoContainer(text.to_owned());
         if text.is_empty() || text.contains('/') || text.starts_with('.') {
             return Err(missing());
         }
         if let Some(id) = self.name_owner(text) {
-            let container = Container::new(self.paths.container(&id));
+            let container = ContainerDirectory::new(self.paths.container(&id));
             let record = container.record()?.ok_or_else(missing)?;
             return Ok((container, record));
         }
-        let mut matching: Vec<Container> =
+        let mut matching: Vec<ContainerDirectory> =
             self.directories()?.into_iter().filter(|c| c.id().starts_with(text)).collect();
         if let Some(exact) = matching.iter().position(|container| container.id() == text) {
             matching = vec![matching.swap_remove(exact)];
         }
-        let ids: Vec<&str> = matching.iter().map(Container::id).collect();
+        let ids: Vec<&str> = matching.iter().map(ContainerDirectory::id).collect();
         if ids.len() > 1 {
             return Err(StoreError::Ambiguous { text: text.to_owned(), ids: ids.join(", ") });
         }
@@ -214,12 +214,12 @@ impl Store {
         Ok((container, record))
     }
 
-    /// Takes a container's files and name away. The caller holds its lock and has ended everything that used
-    /// them. Doing it twice is no error.
+    /// Removes a container's files and its name. The caller holds its lock and has ended all users of the files. A
+    /// second call is no error.
     ///
     /// # Errors
-    /// Something cannot be removed; what could be is gone, and the record goes last.
-    pub fn remove(&self, container: &Container, name: &str) -> Result<(), StoreError> {
+    /// A file cannot be removed. The others were removed; the record is the last.
+    pub fn remove(&self, container: &ContainerDirectory, name: &str) -> Result<(), StoreError> {
         file::remove_tree(container.links())?;
         file::remove_tree(container.data())?;
         let _namespace = Lock::exclusive(&self.paths.namespace_lock())?;
@@ -227,7 +227,7 @@ impl Store {
         if fs::read_link(&link).is_ok_and(|target| target == Path::new(container.id())) {
             fs::remove_file(&link).map_err(io_error("remove", &link))?;
         }
-        // First out of sight, then away: a reader never meets half a directory.
+        // Renamed first, so that a reader never sees a part of a directory.
         let grave = self.paths.namespace_directory().join(format!(".removed-{}", container.id()));
         match fs::rename(container.directory(), &grave) {
             Ok(()) => {}
@@ -238,8 +238,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes away what containers of this state directory wrote and nobody will read again: a reboot emptied
-    /// the state directory, or a command was killed in the middle of a removal.
+    /// Removes the writable layers of containers of this state directory that no longer exist: after a reboot, which
+    /// empties the state directory, or after a removal that was killed.
     ///
     /// # Errors
     /// A directory cannot be read or removed.
@@ -281,7 +281,7 @@ impl Store {
     }
 }
 
-/// Twelve hex digits: what people are used to seeing of a container's id, and here the whole of it.
+/// Draws a container's id: twelve hex digits, the length that other engines show.
 pub fn random_id() -> Result<String, rustix::io::Errno> {
     let mut bytes = [0; 6];
     let mut filled = 0;

@@ -1,16 +1,16 @@
-//! Where everything is. Pure.
+//! The paths of the store. Pure.
 
 use std::path::Path;
 use std::path::PathBuf;
 
-/// The three things that say where the store is.
+/// The root directory, the state directory and the namespace, which determine all paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
-    /// What outlives a reboot: images, volumes, what containers wrote. `/var/lib/kiai`, or `KIAI_ROOT`.
+    /// Root directory, which outlives a reboot: images, volumes, writable layers. `/var/lib/kiai`, or `KIAI_ROOT`.
     pub root: PathBuf,
-    /// What does not: records, bundles, sockets. `/run/kiai`, or `KIAI_STATE`.
+    /// State directory, which does not: records, bundles, sockets. `/run/kiai`, or `KIAI_STATE`.
     pub state: PathBuf,
-    /// Containers of one namespace do not see those of another. `default`, or `KIAI_NAMESPACE`.
+    /// Namespace, which separates sets of containers. `default`, or `KIAI_NAMESPACE`.
     pub namespace: String,
 }
 
@@ -20,22 +20,22 @@ impl Paths {
         self.state.join(&self.namespace)
     }
 
-    /// Held while names change.
+    /// The lock file held while names change.
     pub fn namespace_lock(&self) -> PathBuf {
         self.namespace_directory().join("lock")
     }
 
-    /// A symbolic link a name.
+    /// The directory of names, with one symbolic link per name.
     pub fn names(&self) -> PathBuf {
         self.namespace_directory().join("names")
     }
 
-    /// A directory a container.
+    /// The directory of containers, with one directory per container.
     pub fn containers(&self) -> PathBuf {
         self.namespace_directory().join("containers")
     }
 
-    /// A directory a named volume.
+    /// The directory of named volumes, with one directory per volume.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
     }
@@ -56,11 +56,11 @@ impl Paths {
 pub struct ContainerPaths {
     /// The container.
     pub id: String,
-    /// Record, lock, bundle.
+    /// The directory of record, lock and bundle.
     pub directory: PathBuf,
-    /// What it wrote.
+    /// The directory of the writable layer.
     pub data: PathBuf,
-    /// Short links to layers.
+    /// The directory of short links to layers.
     pub links: PathBuf,
 }
 
@@ -71,7 +71,7 @@ impl ContainerPaths {
     }
 }
 
-/// Whether a text can be part of a path: no separator, no hidden file.
+/// Whether a text is a safe component of a path: no separator, no hidden file.
 pub fn is_path_word(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('.')

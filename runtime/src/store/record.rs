@@ -1,4 +1,4 @@
-//! What is written down of a container.
+//! The record of a container.
 
 use std::path::PathBuf;
 
@@ -10,102 +10,102 @@ use crate::store::timestamp::Timestamp;
 /// The version of [`Record`] this code reads and writes.
 pub const VERSION: u64 = 1;
 
-/// A container, as the commands that come after the one that made it know it.
+/// The record of a container, which the first command writes and later commands read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Record {
-    /// [`VERSION`].
+    /// Version of the format, [`VERSION`].
     pub version: u64,
-    /// Twelve hex digits.
+    /// Id of the container, twelve hex digits.
     pub id: String,
-    /// Unique in the namespace.
+    /// Name of the container, unique in the namespace.
     pub name: String,
-    /// What it was made from.
+    /// The image or root directory.
     pub image: ImageRecord,
     /// Program and arguments.
     pub command: Vec<String>,
-    /// When `run` made it.
+    /// Time at which `run` made the container.
     pub created: Timestamp,
     /// Layer directories, topmost first.
     pub layers: Vec<PathBuf>,
-    /// Has a terminal.
+    /// Whether the process has a terminal.
     pub terminal: bool,
-    /// Removed when it ends.
+    /// Whether the container is removed at its end.
     pub auto_remove: bool,
-    /// Where its output is recorded; none for a container in the foreground.
+    /// Path of the log of its output; `None` for a container in the foreground.
     pub log: Option<PathBuf>,
-    /// What asks it to end.
+    /// The signal that asks the process to end.
     pub stop_signal: String,
-    /// Ports of the host that lead to it, as `-p` words.
+    /// Published ports, in the form of `-p`.
     pub ports: Vec<String>,
     /// Volumes, as `SOURCE:DESTINATION[:ro]`.
     pub volumes: Vec<String>,
     /// Addresses in the sandbox's network.
     pub addresses: Vec<String>,
-    /// Where it stands.
+    /// State of the container.
     pub status: Status,
 }
 
-/// What a container was made from.
+/// The image or root directory of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageRecord {
-    /// As the user wrote it: a reference, or the path of a root directory.
+    /// The user's text: a reference, or the path of a root directory.
     pub name: String,
-    /// Of the image's manifest; none for a root directory.
+    /// Digest of the image's manifest; `None` for a root directory.
     pub digest: Option<String>,
 }
 
-/// Where a container stands, as last written down.
+/// The recorded state of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "state", deny_unknown_fields)]
 pub enum Status {
-    /// Its maker is at work, or died.
+    /// A command is making the container, or was killed.
     Creating,
-    /// Its shim was started.
+    /// The shim was started.
     Started {
         /// The shim.
         shim: ShimProcess,
-        /// Where it listens.
+        /// Address of its socket.
         socket: PathBuf,
-        /// When the container's process started.
+        /// Time at which the container's process started.
         at: Timestamp,
     },
-    /// It has ended and its sandbox is gone.
-    Exited(Exit),
+    /// The process has ended, and so has the sandbox.
+    Exited(ExitRecord),
 }
 
-/// How a container ended.
+/// The end of a container's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Exit {
-    /// 0 to 255.
+pub struct ExitRecord {
+    /// Exit status, 0 to 255.
     pub code: u32,
-    /// When.
+    /// Time of the end.
     pub at: Timestamp,
-    /// The kernel's OOM killer struck; docker's name for it.
+    /// Whether the kernel's OOM killer ended a process of the container; the name is docker's.
     #[serde(rename = "oomKilled")]
     pub out_of_memory: bool,
-    /// What else there is to say: the sandbox's own end.
+    /// The reason, if the sandbox ended unexpectedly.
     pub reason: Option<String>,
 }
 
-/// A shim, told apart from a later process that got the same number.
+/// The identity of a shim's process, which distinguishes it from a later process with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ShimProcess {
     /// Process id.
     pub pid: u32,
-    /// Clock ticks from boot to its start (proc(5), field 22 of `stat`).
+    /// Start time in clock ticks since boot (proc(5), field 22 of `stat`).
     pub start_time: u64,
 }
 
 impl ShimProcess {
-    /// The process that has this id now, if there is one.
+    /// The identity of the process that has this id now, if one has.
     pub fn of_pid(pid: u32) -> Option<Self> {
         let (state, start_time) =
             state_and_start(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
-        // A zombie holds nothing any more: its memory, mounts and sockets are gone.
+        // A zombie has no memory, mounts or sockets any more.
         (state != 'Z' && state != 'X').then_some(Self { pid, start_time })
     }
 
@@ -115,8 +115,8 @@ impl ShimProcess {
     }
 }
 
-/// State and start time from the text of `/proc/PID/stat`. The command in parentheses may hold anything, so
-/// counting starts after the last one.
+/// State and start time from the text of `/proc/PID/stat`. The command in parentheses may contain any character, so
+/// fields are counted from the last parenthesis.
 fn state_and_start(stat: &str) -> Option<(char, u64)> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ');

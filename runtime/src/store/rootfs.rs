@@ -1,6 +1,6 @@
-//! A container's root file system: an overlay of its image's layers and a directory it writes to
-//! (Linux `Documentation/filesystems/overlayfs.rst`). Nothing is mounted here: the options are handed to
-//! whoever mounts.
+//! A container's root file system: an overlay of its image's layers and the writable layer
+//! (Linux `Documentation/filesystems/overlayfs.rst`). This module makes directories and mount options; the shim
+//! mounts.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,31 +8,35 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-use crate::store::Container;
+use crate::store::ContainerDirectory;
 use crate::store::Paths;
 use crate::store::file;
 use crate::store::file::FileError;
 use crate::store::file::io_error;
 
-/// Whose the data directory is: see [`owner_mark`].
+/// Name of the file with the [`owner_mark`].
 pub(super) const OWNER: &str = "owner";
 
-/// Longest list of layers that is passed as it is. mount(2) takes one page of options, and the other options
-/// need some of it.
+/// Maximum length of a list of layers without short links. The options of mount(2) are limited to one page, of which
+/// the other options need a part.
 const LONGEST_LIST: usize = 3000;
 
-/// Two state directories may share one root directory; only the one that made a container's data may find it
-/// to be an orphan.
+/// The content of the owner file: the state directory and namespace of the container. Several state directories may
+/// share one root directory, and a layer is an orphan only for its own state directory.
 pub(super) fn owner_mark(paths: &Paths) -> Vec<u8> {
     let state = fs::canonicalize(&paths.state).unwrap_or_else(|_| paths.state.clone());
     format!("{}\n{}\n", state.display(), paths.namespace).into_bytes()
 }
 
-/// Makes the directory a container writes to, with the attributes of its root.
+/// Makes the writable layer, with the attributes of the root directory.
 ///
 /// # Errors
 /// A directory cannot be made.
-pub fn create_upper(paths: &Paths, container: &Container, layers: &[PathBuf]) -> Result<(), FileError> {
+pub fn create_upper(
+    paths: &Paths,
+    container: &ContainerDirectory,
+    layers: &[PathBuf],
+) -> Result<(), FileError> {
     let data = container.data();
     file::create_directories(data)?;
     file::replace(&data.join(OWNER), &owner_mark(paths))?;
@@ -41,7 +45,7 @@ pub fn create_upper(paths: &Paths, container: &Container, layers: &[PathBuf]) ->
         fs::create_dir(&directory).map_err(io_error("create directory", &directory))?;
     }
     let upper = data.join("upper");
-    // The root of an overlay has the attributes of its topmost layer, and that is the empty one.
+    // The root of an overlay has the attributes of its topmost layer, which is the empty one.
     if let Some(top) = layers.first() {
         let metadata = fs::metadata(top).map_err(io_error("read", top))?;
         let permissions = fs::Permissions::from_mode(metadata.mode() & 0o7777);
@@ -52,17 +56,17 @@ pub fn create_upper(paths: &Paths, container: &Container, layers: &[PathBuf]) ->
     Ok(())
 }
 
-/// The directory a container writes to.
-pub fn upper(container: &Container) -> PathBuf {
+/// Path of the writable layer.
+pub fn upper(container: &ContainerDirectory) -> PathBuf {
     container.data().join("upper")
 }
 
-/// The options of the overlay mount. A list of layers too long for mount(2), or a layer whose path has a
-/// character that means something in the list, is written with short links.
+/// The options of the overlay mount. Short links are used if the list of layers is too long for mount(2), or if the
+/// path of a layer has a character with a meaning in the list.
 ///
 /// # Errors
 /// A link cannot be made.
-pub fn overlay_options(container: &Container, layers: &[PathBuf]) -> Result<Vec<String>, FileError> {
+pub fn overlay_options(container: &ContainerDirectory, layers: &[PathBuf]) -> Result<Vec<String>, FileError> {
     let plain: Option<Vec<&str>> = layers.iter().map(|layer| plain_path(layer)).collect();
     let list = match plain.map(|layers| layers.join(":")) {
         Some(list) if list.len() <= LONGEST_LIST => list,

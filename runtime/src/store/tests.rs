@@ -39,7 +39,7 @@ fn record(id: &str, name: &str) -> Record {
     }
 }
 
-fn make(store: &Store, name: &str) -> Container {
+fn make(store: &Store, name: &str) -> ContainerDirectory {
     let (container, _lock) = store.create(name).unwrap();
     container.write_record(&record(container.id(), name)).unwrap();
     container

@@ -1,4 +1,4 @@
-//! Moments as people and containerd write them: RFC 3339 with nanoseconds, in UTC. Pure.
+//! Timestamps in the format of containerd: RFC 3339 with nanoseconds, in UTC. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,14 +9,14 @@ use std::time::UNIX_EPOCH;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// A moment, nanoseconds since 1970-01-01T00:00:00Z; the years 1970 to 9999 can be written.
+/// A timestamp in nanoseconds since 1970-01-01T00:00:00Z; the years 1970 to 9999 can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Timestamp {
     nanoseconds: u128,
 }
 
-/// The text is no moment.
+/// The text is not a timestamp.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a time; write for instance 2026-01-31T12:00:00Z")]
 pub struct BadTimestamp(String);
@@ -48,25 +48,25 @@ fn date_of(days: u64) -> (u64, u64, u64) {
 }
 
 impl Timestamp {
-    /// This moment.
+    /// The current time.
     pub fn now() -> Self {
         Self::from(SystemTime::now())
     }
 
-    /// A moment as protobuf writes it; what is before 1970 becomes 1970.
+    /// Converts a timestamp of protobuf; a time before 1970 becomes 1970.
     pub fn from_parts(seconds: i64, nanoseconds: i32) -> Self {
         let seconds = u128::try_from(seconds).unwrap_or(0);
         let nanoseconds = u128::try_from(nanoseconds).unwrap_or(0).min(SECOND - 1);
         Self { nanoseconds: seconds * SECOND + nanoseconds }
     }
 
-    /// This moment less a duration.
+    /// The timestamp minus a duration.
     pub fn before_now(duration: Duration) -> Self {
         let now = Self::now();
         Self { nanoseconds: now.nanoseconds.saturating_sub(duration.as_nanos()) }
     }
 
-    /// From this moment to now; nothing if the moment is to come.
+    /// The duration from this timestamp to now; zero for a timestamp in the future.
     pub fn elapsed(self) -> Duration {
         let nanoseconds = Self::now().nanoseconds.saturating_sub(self.nanoseconds);
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
@@ -139,7 +139,7 @@ fn parse(text: &str) -> Option<Timestamp> {
     let mut clock = clock.splitn(3, ':');
     let hour = number(clock.next()?, 2, 0..=23)?;
     let minute = number(clock.next()?, 2, 0..=59)?;
-    // A leap second is the last of its minute for everybody who counts with SystemTime.
+    // SystemTime has no leap seconds: one counts as the last second of its minute.
     let second = number(clock.next()?, 2, 0..=60)?.min(59);
     if fraction.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

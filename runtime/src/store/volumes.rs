@@ -1,4 +1,4 @@
-//! Named volumes: a directory each, made at first use.
+//! Named volumes: one directory per volume, made at first use.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use crate::store::Paths;
 use crate::store::file;
 use crate::store::file::FileError;
 
-/// The directory of a named volume, made if it is not there. The name has been checked by its parser.
+/// The directory of a named volume, made if it does not exist. The parser has checked the name.
 ///
 /// # Errors
-/// It cannot be made.
+/// The directory cannot be made.
 pub fn volume_directory(paths: &Paths, name: &str) -> Result<PathBuf, FileError> {
     let directory = paths.volumes().join(name);
     file::create_directories(&directory)?;

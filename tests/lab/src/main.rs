@@ -23,7 +23,8 @@ fn main() {
             }
         }
         Err(error) => {
-            // Nobody can be told but the console. The host sees the machine stop and shows the console's last lines.
+            // Only the console is left for the message. The host sees the machine stop and shows the console's last
+            // lines.
             eprintln!("lab-init: no way to the host: {error}");
             return;
         }

@@ -1,5 +1,5 @@
 //! How a test says that it cannot run here. The harness knows only "passed" and "failed", and what does not run
-//! passes; so each test that returns early leaves a line where whoever runs the tests can count it.
+//! passes; so each test that returns early leaves a line that the runner of the tests counts.
 
 use std::fs::File;
 use std::io;

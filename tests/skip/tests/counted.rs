@@ -1,4 +1,4 @@
-//! A test that cannot run is counted by whoever runs it.
+//! The runner of the tests counts a test that cannot run.
 
 use std::path::Path;
 use std::process::Command;

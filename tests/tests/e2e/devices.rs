@@ -1,6 +1,6 @@
 //! The devices of a container: the right ones under the right numbers, and no others.
 //!
-//! Runs in a lab, whose own disks have the very numbers a guest gives to the first disks it is lent (254:0,
+//! Runs in a lab, whose own disks have the very numbers a guest gives to the first disks that are assigned (254:0,
 //! 254:16, ...), so that host and guest numbers collide. Those disks are mounted: they are only read.
 
 use std::fs;
@@ -350,7 +350,7 @@ fn a_vendors_device_comes_by_an_annotation_of_containerds() {
             let runtime = ["run", "--rm", "--runtime", "io.containerd.kiai.v2", "--annotation", &annotation];
             containerd.ctr(&[&runtime[..], &[&reference, name, "sh", "-c", Vendor::SCRIPT]].concat()).finish()
         };
-        Vendor::check(&run("lent", "0"));
+        Vendor::check(&run("assigned", "0"));
         let refused = run("refused", "1");
         assert!(refused.failure(1).contains("kiai.test/disk=1"), "{refused}");
         // ctr leaves behind what it could not start.

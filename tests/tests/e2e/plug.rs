@@ -160,42 +160,42 @@ fn volumes_come_to_a_running_container_and_go() {
 fn a_disk_comes_to_a_running_container_and_goes() {
     scenario(|kiai| {
         let (disk, folder) = (Loop::new("disk"), tempfile::tempdir_in(scratch()).unwrap());
-        kiai.keep_running("lent", &[]);
+        kiai.keep_running("assigned", &[]);
         // Made beforehand: a node alone opens nothing.
-        kiai.ok(&["exec", "lent", "mknod", "/guess", "b", "254", "0"]);
+        kiai.ok(&["exec", "assigned", "mknod", "/guess", "b", "254", "0"]);
         let refused = |node: &str| {
-            let finished = kiai.call(&["exec", "lent", "head", "-c", "4", node]);
+            let finished = kiai.call(&["exec", "assigned", "head", "-c", "4", node]);
             assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
         };
         refused("/guess");
-        let read_only = format!("{}:/dev/lent/disk:r", disk.node);
+        let read_only = format!("{}:/dev/assigned/disk:r", disk.node);
         let good = format!("{}:/data", folder.path().display());
-        kiai.ok(&["plug", "lent", "--device", &read_only, "-v", &good]);
-        assert_eq!(kiai.ok(&["exec", "lent", "head", "-c", "4", "/dev/lent/disk"]), "disk");
-        let finished = kiai.call(&["exec", "lent", "sh", "-c", "echo x > /dev/lent/disk"]);
+        kiai.ok(&["plug", "assigned", "--device", &read_only, "-v", &good]);
+        assert_eq!(kiai.ok(&["exec", "assigned", "head", "-c", "4", "/dev/assigned/disk"]), "disk");
+        let finished = kiai.call(&["exec", "assigned", "sh", "-c", "echo x > /dev/assigned/disk"]);
         assert!(finished.failure(1).contains("Operation not permitted"), "{finished}");
-        let table = kiai.ok(&["inspect", "--devices", "lent"]);
-        for word in ["/dev/lent/disk", &disk.node, "virtio disk, read-only", "allow b 254:0 r"] {
+        let table = kiai.ok(&["inspect", "--devices", "assigned"]);
+        for word in ["/dev/assigned/disk", &disk.node, "virtio disk, read-only", "allow b 254:0 r"] {
             assert!(table.contains(word), "{word}: {table}");
         }
         let again = format!("{}:/dev/again:r", disk.node);
-        kiai.call(&["plug", "lent", "--device", &again]).refused(&["/dev/again", "/dev/lent/disk"]);
-        kiai.ok(&["unplug", "lent", "--device", "/dev/lent/disk", "-v", "/data"]);
-        kiai.call(&["exec", "lent", "ls", "/dev/lent/disk"]).refused(&["no such file"]);
-        let table = kiai.ok(&["inspect", "--devices", "lent"]);
-        assert!(!table.contains("/dev/lent/disk") && !table.contains("254:0"), "{table}");
+        kiai.call(&["plug", "assigned", "--device", &again]).refused(&["/dev/again", "/dev/assigned/disk"]);
+        kiai.ok(&["unplug", "assigned", "--device", "/dev/assigned/disk", "-v", "/data"]);
+        kiai.call(&["exec", "assigned", "ls", "/dev/assigned/disk"]).refused(&["no such file"]);
+        let table = kiai.ok(&["inspect", "--devices", "assigned"]);
+        assert!(!table.contains("/dev/assigned/disk") && !table.contains("254:0"), "{table}");
 
         // With the number it had, and what cannot be beside it.
-        let writable = format!("{}:/dev/lent/disk", disk.node);
+        let writable = format!("{}:/dev/assigned/disk", disk.node);
         let bad = format!("{}:/etc/passwd/x", folder.path().display());
-        kiai.call(&["plug", "lent", "--device", &writable, "-v", &bad]).refused(&["/etc/passwd/x"]);
-        kiai.call(&["exec", "lent", "ls", "/dev/lent/disk"]).refused(&["no such file"]);
-        kiai.call(&["plug", "lent", "--device", "/dev/kvm"]).refused(&["/dev/kvm", "cannot be lent"]);
-        kiai.call(&["plug", "lent", "--device", "pci:0000:00:1e.7"]).refused(&["0000:00:1e.7"]);
-        kiai.ok(&["plug", "lent", "--device", &writable]);
-        kiai.ok(&["exec", "lent", "sh", "-c", "echo made | dd of=/dev/lent/disk conv=notrunc; sync"]);
+        kiai.call(&["plug", "assigned", "--device", &writable, "-v", &bad]).refused(&["/etc/passwd/x"]);
+        kiai.call(&["exec", "assigned", "ls", "/dev/assigned/disk"]).refused(&["no such file"]);
+        kiai.call(&["plug", "assigned", "--device", "/dev/kvm"]).refused(&["/dev/kvm", "cannot be assigned"]);
+        kiai.call(&["plug", "assigned", "--device", "pci:0000:00:1e.7"]).refused(&["0000:00:1e.7"]);
+        kiai.ok(&["plug", "assigned", "--device", &writable]);
+        kiai.ok(&["exec", "assigned", "sh", "-c", "echo made | dd of=/dev/assigned/disk conv=notrunc; sync"]);
         assert!(fs::read(&disk.node).unwrap().starts_with(b"made\n"), "what the container wrote");
-        kiai.ok(&["rm", "-f", "lent"]);
+        kiai.ok(&["rm", "-f", "assigned"]);
     });
 }
 
@@ -365,8 +365,8 @@ fn a_batch_with_one_bad_part_leaves_nothing() {
             (shown(file.path()), "/proc", "/proc".to_owned()),
         ] {
             let bad = format!("{source}:{destination}");
-            let batch = ["plug", "whole", "-v", &good, "--network", "default", "-v", &bad];
-            kiai.call(&batch).refused(&[&words]);
+            let request = ["plug", "whole", "-v", &good, "--network", "default", "-v", &bad];
+            kiai.call(&request).refused(&[&words]);
             assert_eq!(on_host(kiai), before, "{bad}");
             assert_eq!(interfaces(kiai, "whole"), "eth0 lo", "{bad}");
             kiai.call(&["exec", "whole", "ls", "/good"]).refused(&["/good"]);
@@ -429,15 +429,15 @@ fn a_guest_that_does_not_answer_costs_the_batch_and_nothing_else() {
         kiai.keep_running("deaf", &[]);
         let before = on_host(kiai);
         let volume = format!("{}:/data", folder.path().display());
-        let batch = ["plug", "deaf", "--network", "default", "-v", &volume, "--device", &disk.node];
+        let request = ["plug", "deaf", "--network", "default", "-v", &volume, "--device", &disk.node];
         let frozen = Frozen::vcpus(kiai.shim());
-        kiai.call(&batch).refused(&["RescanPci", "no answer within 60 s"]);
+        kiai.call(&request).refused(&["RescanPci", "no answer within 60 s"]);
         assert_eq!(on_host(kiai), before);
         drop(frozen);
 
         assert_eq!(interfaces(kiai, "deaf"), "eth0 lo");
         kiai.call(&["exec", "deaf", "ls", "/data"]).refused(&["No such file"]);
-        kiai.ok(&batch);
+        kiai.ok(&request);
         assert_eq!(kiai.ok(&["exec", "deaf", "cat", "/data/file"]), "shared");
         assert_eq!(kiai.ok(&["exec", "deaf", "head", "-c", "4", &disk.node]), "disk");
         assert_eq!(interfaces(kiai, "deaf"), "eth0 eth1 lo");

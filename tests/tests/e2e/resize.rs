@@ -134,7 +134,7 @@ fn time_to_give_back(kiai: &Kiai) -> Duration {
     kiai.ok(&["kill", "-s", "USR1", "tidy"]);
     logs.until("freed\n");
     let since = Instant::now();
-    // Nobody outside is told of it: a mapping's size has no event. So this looks again and again.
+    // The size of a mapping has no event for other processes, so this polls.
     let back = || full.saturating_sub(held_by_the_host(kiai));
     while back() * 10 < 512 * MIB * 9 {
         assert!(since.elapsed() < Duration::from_secs(120), "{} bytes of 512 MiB came back", back());

@@ -149,7 +149,7 @@ fn a_container_in_the_background_gives_everything_back_when_it_ends() {
         kiai.start(&["logs", "-f", "brief"]).until("up\n");
         let shim = kiai.shim_process();
         kiai.ok(&["kill", "-s", "TERM", "brief"]);
-        // Nobody asks for it before its microVM is gone.
+        // It is not requested before its microVM has ended.
         await_end(&shim);
         assert_eq!(kiai.ok(&["wait", "brief"]), "0");
         assert_eq!(kiai.ok(&["logs", "brief"]), "up");
@@ -159,7 +159,7 @@ fn a_container_in_the_background_gives_everything_back_when_it_ends() {
         let shim = kiai.shim_process();
         kiai.ok(&["kill", "briefer"]);
         await_end(&shim);
-        // Whoever gives back what it had holds it until that is done, and then it is no more.
+        // The command that releases its resources holds it until that is done, and then it does not exist any more.
         kiai.call(&["wait", "briefer"]);
         kiai.call(&["inspect", "briefer"]).refused(&["briefer"]);
     });

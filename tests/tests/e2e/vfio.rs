@@ -1,4 +1,4 @@
-//! PCI functions of the host in a pod, in a lab that has some to lend: an NVMe disk, QEMU's `edu`, and two
+//! PCI functions of the host in a pod, in a lab that has some to assign: an NVMe disk, QEMU's `edu`, and two
 //! functions that share a group.
 
 mod running;
@@ -253,7 +253,7 @@ fn taken(function: &Bound<'_>) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_is_lent_is_neither_lent_again_nor_taken_back() {
+fn an_assigned_function_is_neither_assigned_again_nor_unbound() {
     scenario(|kiai| {
         let edu = Bound::new(kiai, EDU);
         let (device, image) = (format!("{},user-space", edu.device()), debian());

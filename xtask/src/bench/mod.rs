@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use crate::lab::{Lab, Machine, Told};
+use crate::lab::{Lab, LabEvent, Machine};
 use crate::step;
 use table::Sample;
 
@@ -87,14 +87,14 @@ fn in_the_lab(group: Group, runs: u32) -> Result<Vec<Sample>> {
     let (mut output, mut errors) = (Vec::new(), Vec::new());
     loop {
         match session.next(deadline)? {
-            Told::Stdout(bytes) => output.extend(bytes),
-            Told::Stderr(bytes) => errors.extend(bytes),
-            Told::Exit(status) => {
+            LabEvent::Stdout(bytes) => output.extend(bytes),
+            LabEvent::Stderr(bytes) => errors.extend(bytes),
+            LabEvent::Exit(status) => {
                 ensure!(status == 0, "measuring {group:?}: {}", String::from_utf8_lossy(&errors));
                 break;
             }
-            Told::Nothing => bail!("{}", session.stop(&format!("no end after {} s", LIMIT.as_secs()))),
-            Told::Gone(gone) => bail!("{gone}"),
+            LabEvent::Nothing => bail!("{}", session.stop(&format!("no end after {} s", LIMIT.as_secs()))),
+            LabEvent::Gone(gone) => bail!("{gone}"),
         }
     }
     let samples: Vec<Sample> = String::from_utf8(output)?

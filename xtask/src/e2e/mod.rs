@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::lab::Machine;
-use crate::place::Place;
+use crate::venue::Venue;
 use crate::{build, check, step, workspace};
 
 pub(crate) use report::{Reviewed, Summary};
@@ -37,9 +37,9 @@ pub(crate) struct Selection {
 const LAB_MEMORY_MIB: u32 = 6144;
 
 /// Runs the selected tests to their ends and writes the results down.
-pub(crate) fn run(place: Place, selection: &Selection) -> Result<Summary> {
+pub(crate) fn run(venue: Venue, selection: &Selection) -> Result<Summary> {
     let program = program()?;
-    let mut cases = plan::cases(&tests(&program)?, place);
+    let mut cases = plan::cases(&tests(&program)?, venue);
     if selection.failed {
         let failed = report::failed_last_time()?;
         cases.retain(|case| failed.contains(&case.to_string()));
@@ -52,7 +52,7 @@ pub(crate) fn run(place: Place, selection: &Selection) -> Result<Summary> {
     let queue = queue::Queue::new(cases, &report::durations());
     thread::scope(|scope| {
         let workers: Vec<_> =
-            (0..width(place)?).map(|_| scope.spawn(|| worker::run(&program, &queue, &report))).collect();
+            (0..width(venue)?).map(|_| scope.spawn(|| worker::run(&program, &queue, &report))).collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
     })?;
     report.end()
@@ -66,8 +66,8 @@ impl Selection {
 
 /// As many labs as there are CPUs and room for in memory; one test at a time on this machine, since tests count what is
 /// left behind on it.
-fn width(place: Place) -> Result<usize> {
-    if place == Place::Machine {
+fn width(venue: Venue) -> Result<usize> {
+    if venue == Venue::Machine {
         return Ok(1);
     }
     let cpus = thread::available_parallelism().map_or(1, usize::from);

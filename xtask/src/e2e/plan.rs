@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::place::Place;
+use crate::venue::Venue;
 
 /// Modules that use devices of the machine they run on: always in a lab, which has some to spare.
 const IN_A_LAB: [&str; 3] = ["devices", "plug", VFIO];
@@ -55,17 +55,17 @@ impl fmt::Display for Case {
 }
 
 /// Every run of every test.
-pub(crate) fn cases(tests: &[String], place: Place) -> Vec<Case> {
-    tests.iter().flat_map(|test| cases_of(test, place)).collect()
+pub(crate) fn cases(tests: &[String], venue: Venue) -> Vec<Case> {
+    tests.iter().flat_map(|test| cases_of(test, venue)).collect()
 }
 
-fn cases_of(test: &str, place: Place) -> Vec<Case> {
+fn cases_of(test: &str, venue: Venue) -> Vec<Case> {
     let module = test.split("::").next().unwrap_or_default();
     let case = |vcpus, kind| Case { test: test.to_owned(), vcpus, kind };
     if module == VFIO {
         return vec![case(1, Kind::Vfio), case(1, Kind::Iommufd)];
     }
-    let here = |kind| if place == Place::Machine && !IN_A_LAB.contains(&module) { Kind::Here } else { kind };
+    let here = |kind| if venue == Venue::Machine && !IN_A_LAB.contains(&module) { Kind::Here } else { kind };
     let variants = VARIANTS.iter().filter(|(varied, ..)| *varied == module);
     let variants = variants.map(|(_, vcpus, kind)| case(*vcpus, here(*kind)));
     [case(1, here(Kind::Lab))].into_iter().chain(variants).collect()
@@ -75,31 +75,31 @@ fn cases_of(test: &str, place: Place) -> Vec<Case> {
 mod tests {
     use super::*;
 
-    fn kinds(test: &str, place: Place) -> Vec<(u8, Kind)> {
-        cases(&[test.to_owned()], place).into_iter().map(|case| (case.vcpus, case.kind)).collect()
+    fn kinds(test: &str, venue: Venue) -> Vec<(u8, Kind)> {
+        cases(&[test.to_owned()], venue).into_iter().map(|case| (case.vcpus, case.kind)).collect()
     }
 
     #[test]
     fn what_uses_devices_of_the_machine_runs_in_a_lab_wherever_microvms_run() {
-        for place in [Place::Machine, Place::Lab] {
-            assert_eq!(kinds("vfio::a_disk", place), [(1, Kind::Vfio), (1, Kind::Iommufd)]);
-            assert_eq!(kinds("plug::a_disk", place), [(1, Kind::Lab)]);
+        for venue in [Venue::Machine, Venue::Lab] {
+            assert_eq!(kinds("vfio::a_disk", venue), [(1, Kind::Vfio), (1, Kind::Iommufd)]);
+            assert_eq!(kinds("plug::a_disk", venue), [(1, Kind::Lab)]);
         }
-        assert_eq!(kinds("vfio_like::x", Place::Machine), [(1, Kind::Here)]);
-        assert_eq!(kinds("volumes::x", Place::Machine), [(1, Kind::Here)]);
-        assert_eq!(kinds("volumes::x", Place::Lab), [(1, Kind::Lab)]);
+        assert_eq!(kinds("vfio_like::x", Venue::Machine), [(1, Kind::Here)]);
+        assert_eq!(kinds("volumes::x", Venue::Machine), [(1, Kind::Here)]);
+        assert_eq!(kinds("volumes::x", Venue::Lab), [(1, Kind::Lab)]);
     }
 
     #[test]
     fn pods_have_one_two_and_four_vcpus_and_some_run_on_two_cpus() {
-        assert_eq!(kinds("run::x", Place::Lab), [(1, Kind::Lab), (4, Kind::Lab)]);
-        assert_eq!(kinds("streams::x", Place::Lab), [(1, Kind::Lab), (2, Kind::TwoCpus)]);
-        assert_eq!(kinds("streams::x", Place::Machine), [(1, Kind::Here), (2, Kind::Here)]);
+        assert_eq!(kinds("run::x", Venue::Lab), [(1, Kind::Lab), (4, Kind::Lab)]);
+        assert_eq!(kinds("streams::x", Venue::Lab), [(1, Kind::Lab), (2, Kind::TwoCpus)]);
+        assert_eq!(kinds("streams::x", Venue::Machine), [(1, Kind::Here), (2, Kind::Here)]);
     }
 
     #[test]
     fn runs_of_one_test_have_different_names() {
-        let cases = cases(&["run::x".into(), "streams::x".into(), "vfio::x".into()], Place::Lab);
+        let cases = cases(&["run::x".into(), "streams::x".into(), "vfio::x".into()], Venue::Lab);
         let names: std::collections::BTreeSet<_> = cases.iter().map(ToString::to_string).collect();
         assert_eq!(names.len(), cases.len());
     }

@@ -17,7 +17,7 @@ use super::queue::Queue;
 use super::report::Report;
 use super::verdict::{End, Verdict, judge};
 use super::{inside, machine};
-use crate::lab::{Gone, Input, Lab, Session, Told};
+use crate::lab::{Gone, Input, Lab, LabEvent, Session};
 use crate::{cache, image, store, test};
 
 /// How much later than the test's own limit the lab is given up.
@@ -142,19 +142,19 @@ impl Host {
             }
             let end = match &mut self.channel {
                 Channel::Lab(session, _) => match session.next(deadline)? {
-                    Told::Stdout(bytes) => {
+                    LabEvent::Stdout(bytes) => {
                         self.pending.extend(bytes);
                         continue;
                     }
-                    Told::Stderr(bytes) => {
+                    LabEvent::Stderr(bytes) => {
                         std::io::stderr().write_all(&bytes)?;
                         continue;
                     }
-                    Told::Gone(gone) => End::Lab(gone),
-                    Told::Exit(status) => {
+                    LabEvent::Gone(gone) => End::Lab(gone),
+                    LabEvent::Exit(status) => {
                         End::Silence(session.stop(&format!("what runs the tests ended with {status}")))
                     }
-                    Told::Nothing => {
+                    LabEvent::Nothing => {
                         let (said, gone) =
                             session.stop_silent("no word within the limit; the lab is given up");
                         told(Event::File { name: "lab-processors.txt".to_owned(), text: said });

@@ -22,7 +22,7 @@ const BUILT: &str = "obj-m := drivers/iommu/iommufd/ drivers/vfio/\n";
 /// Debian's kernel lacks the part of its interval trees that only iommufd uses. The module gets a whole copy, which
 /// it keeps to itself.
 const INTERVAL_TREE: &str = "iommufd-y += interval_tree.o\nCFLAGS_interval_tree.o := -D__DISABLE_EXPORTS\n";
-/// The configuration, for make and for the compiler. There is nobody here who reads debug information.
+/// The configuration, for make and for the compiler. Without debug information, which is not used here.
 const CONFIG: [&str; 3] = ["CONFIG_IOMMUFD=m", "CONFIG_VFIO_DEVICE_CDEV=y", "CONFIG_DEBUG_INFO_BTF_MODULES="];
 const DEFINES: &str =
     "-g0 -DCONFIG_IOMMUFD_MODULE=1 -DCONFIG_VFIO_DEVICE_CDEV=1 -DCONFIG_INTERVAL_TREE_SPAN_ITER=1";
@@ -59,7 +59,7 @@ fn build(folder: &Path, version: &str) -> Result<()> {
         format!("linux-kbuild-{common}"),
         package.clone(),
     ] {
-        // Whatever is newest by now, it must be of the one kernel.
+        // Another kernel may be the newest by now; all packages must be of one kernel.
         source.fetch(&format!("{package}={version}"), work)?;
     }
     let sources = work.join("usr/src");

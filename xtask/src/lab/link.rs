@@ -33,9 +33,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// How long the kernel of a silent lab may take to say what it was doing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// Something the lab told.
+/// An event of a lab.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum LabEvent {
     /// Bytes of the command's standard output.
     Stdout(Vec<u8>),
     /// Bytes of the command's standard error.
@@ -102,22 +102,22 @@ impl Session {
     }
 
     /// Waits for the next word until `deadline`. After `Exit` and `Gone` the machine is stopped.
-    pub(crate) fn next(&mut self, deadline: Instant) -> Result<Told> {
+    pub(crate) fn next(&mut self, deadline: Instant) -> Result<LabEvent> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.running.port.set_read_timeout(Some(left))?;
         let (kind, payload) = match read_frame(&mut self.running.port) {
             Ok(frame) => frame,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Told::Nothing),
-            Err(_) => return Ok(Told::Gone(self.died())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(LabEvent::Nothing),
+            Err(_) => return Ok(LabEvent::Gone(self.died())),
         };
         Ok(match kind {
-            Kind::Stdout => Told::Stdout(payload),
-            Kind::Stderr => Told::Stderr(payload),
+            Kind::Stdout => LabEvent::Stdout(payload),
+            Kind::Stderr => LabEvent::Stderr(payload),
             Kind::Exit => {
                 self.running.stop();
-                Told::Exit(String::from_utf8_lossy(&payload).parse()?)
+                LabEvent::Exit(String::from_utf8_lossy(&payload).parse()?)
             }
-            Kind::Failed => Told::Gone(gone(&mut self.running, true, &String::from_utf8_lossy(&payload))),
+            Kind::Failed => LabEvent::Gone(gone(&mut self.running, true, &String::from_utf8_lossy(&payload))),
             Kind::Started | Kind::Job | Kind::Stdin => bail!("the lab sent a frame that has no place here"),
         })
     }
@@ -137,7 +137,7 @@ impl Session {
     pub(crate) fn stop_silent(&mut self, reason: &str) -> (String, Gone) {
         let said = monitor::interrogate(&self.running.monitor);
         let deadline = Instant::now() + ANSWER_LIMIT;
-        while matches!(self.next(deadline), Ok(Told::Stdout(_) | Told::Stderr(_)))
+        while matches!(self.next(deadline), Ok(LabEvent::Stdout(_) | LabEvent::Stderr(_)))
             && Instant::now() < deadline
         {}
         (said, gone(&mut self.running, false, reason))

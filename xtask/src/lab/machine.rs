@@ -119,8 +119,8 @@ pub(crate) fn start(machine: &Machine, files: &Files) -> Result<Running> {
         disk::blank(&nvme, 256)?;
         drive(&mut qemu, "nvme", &nvme, "discard=unmap", "nvme,serial=kiai-lab");
         qemu.args(["-device", "edu"]);
-        // A bridge of conventional PCI, behind which the IOMMU tells nobody apart: one group. The network card has no
-        // messages, only a pin.
+        // A bridge of conventional PCI, behind which the IOMMU cannot distinguish functions: one group. The network
+        // card has no messages, only a pin.
         qemu.args(["-device", "pci-bridge,id=shared,chassis_nr=1"]);
         qemu.args(["-device", "virtio-rng-pci,bus=shared,addr=1"]);
         qemu.args(["-device", "e1000,bus=shared,addr=2,romfile="]);

@@ -11,7 +11,7 @@ mod machine;
 mod monitor;
 pub(crate) mod root;
 
-pub(crate) use link::{Gone, Input, Session, Told};
+pub(crate) use link::{Gone, Input, LabEvent, Session};
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
@@ -215,9 +215,9 @@ impl Lab {
         let deadline = Instant::now() + machine.timeout;
         loop {
             match session.next(deadline)? {
-                Told::Stdout(bytes) => pass_on(&mut io::stdout(), &bytes)?,
-                Told::Stderr(bytes) => pass_on(&mut io::stderr(), &bytes)?,
-                Told::Exit(status) => {
+                LabEvent::Stdout(bytes) => pass_on(&mut io::stdout(), &bytes)?,
+                LabEvent::Stderr(bytes) => pass_on(&mut io::stderr(), &bytes)?,
+                LabEvent::Exit(status) => {
                     if machine.verbose {
                         eprint!("{}", session.console());
                         let lived = session.started().elapsed().as_secs_f32();
@@ -225,7 +225,7 @@ impl Lab {
                     }
                     return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
                 }
-                Told::Nothing => {
+                LabEvent::Nothing => {
                     let reason = format!("no end after {} s", machine.timeout.as_secs());
                     let gone = if machine.verbose {
                         let (said, gone) = session.stop_silent(&reason);
@@ -237,7 +237,7 @@ impl Lab {
                     eprint!("xtask: {gone}");
                     return Ok(ExitCode::from(TIMED_OUT));
                 }
-                Told::Gone(gone) => {
+                LabEvent::Gone(gone) => {
                     eprint!("xtask: {gone}");
                     return Ok(ExitCode::from(FAILED));
                 }

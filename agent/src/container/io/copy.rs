@@ -63,7 +63,7 @@ impl Output {
 struct Source {
     from: Output,
     exit: ExitWatch,
-    /// Told once, at the process's end or, before that, at the output's.
+    /// Sent once, at the process's end or, if that comes first, at the output's.
     whole: Option<oneshot::Sender<u64>>,
     /// Bytes read so far.
     taken: u64,
@@ -83,7 +83,7 @@ impl Source {
             }
             tokio::select! {
                 biased;
-                _ = ended(&mut self.exit), if self.whole.is_some() => self.tell(),
+                _ = ended(&mut self.exit), if self.whole.is_some() => self.report(),
                 read = self.from.read(buffer) => {
                     self.taken += *read.as_ref().unwrap_or(&0) as u64;
                     return read;
@@ -92,20 +92,20 @@ impl Source {
         }
     }
 
-    /// Does `work`, which may take as long as the host likes. The process's end is told meanwhile.
-    async fn while_telling<T>(&mut self, work: impl Future<Output = T>) -> T {
+    /// Does `work`, which may take as long as the host likes. The process's end is reported meanwhile.
+    async fn while_reporting<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         if self.whole.is_some() {
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                _ = ended(&mut self.exit) => self.tell(),
+                _ = ended(&mut self.exit) => self.report(),
             }
         }
         work.await
     }
 
-    fn tell(&mut self) {
+    fn report(&mut self) {
         if let Some(whole) = self.whole.take() {
             let waiting = self.from.waiting(&mut self.rest);
             let _ = whole.send(self.taken + waiting);
@@ -114,7 +114,7 @@ impl Source {
     }
 }
 
-/// Copies until end of file. `whole` is told how many bytes had been written when the process ended.
+/// Copies until end of file. Sends `whole` the number of bytes that had been written when the process ended.
 pub(super) async fn output<S: AsyncRead + AsyncWrite + Unpin>(
     from: Output,
     to: Option<StreamSlot<S>>,
@@ -123,7 +123,7 @@ pub(super) async fn output<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let mut source = Source { from, exit, whole: Some(whole), taken: 0, rest: Vec::new() };
     let mut to = match to {
-        Some(slot) => source.while_telling(slot.connected()).await,
+        Some(slot) => source.while_reporting(slot.connected()).await,
         None => None,
     };
     let mut buffer = vec![0; CHUNK];
@@ -137,13 +137,13 @@ pub(super) async fn output<S: AsyncRead + AsyncWrite + Unpin>(
             }
         };
         if let Some(stream) = &mut to
-            && let Err(error) = source.while_telling(stream.write_all(&buffer[..length])).await
+            && let Err(error) = source.while_reporting(stream.write_all(&buffer[..length])).await
         {
-            tracing::debug!("the host has left an output: {error}");
+            tracing::debug!("the host has closed an output: {error}");
             to = None;
         }
     }
-    source.tell();
+    source.report();
     if let Some(mut stream) = to {
         let _ = stream.shutdown().await;
     }
@@ -159,7 +159,7 @@ pub(super) async fn input<S: AsyncRead + AsyncWrite + Unpin>(from: StreamSlot<S>
                 Ok(0) => return,
                 Ok(length) => length,
                 Err(error) => {
-                    tracing::debug!("the host has left an input: {error}");
+                    tracing::debug!("the host has closed an input: {error}");
                     return;
                 }
             },

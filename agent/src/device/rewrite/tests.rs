@@ -16,7 +16,7 @@ mod properties;
 /// An entry: path, type, major, minor.
 type Entry = (&'static str, char, i64, i64);
 /// A rule: type, major, minor, access; it denies when the access begins with `!`, and -1 is a wildcard.
-type Row = (char, i64, i64, &'static str);
+type RuleRow = (char, i64, i64, &'static str);
 
 fn typ(letter: char) -> LinuxDeviceType {
     match letter {
@@ -33,7 +33,7 @@ fn kind(letter: char) -> DeviceKind {
     if letter == 'b' { DeviceKind::Block } else { DeviceKind::Character }
 }
 
-fn spec(entries: &[Entry], rules: Option<&[Row]>) -> Spec {
+fn spec(entries: &[Entry], rules: Option<&[RuleRow]>) -> Spec {
     let entries: Vec<_> = entries
         .iter()
         .map(|&(path, letter, major, minor)| {
@@ -48,13 +48,13 @@ fn spec(entries: &[Entry], rules: Option<&[Row]>) -> Spec {
         .collect();
     let mut linux = LinuxBuilder::default().devices(entries).build().unwrap();
     linux.set_resources(rules.map(|rules| {
-        let rules: Vec<_> = rules.iter().map(row).collect();
+        let rules: Vec<_> = rules.iter().map(rule_row).collect();
         LinuxResourcesBuilder::default().devices(rules).build().unwrap()
     }));
     SpecBuilder::default().linux(linux).build().unwrap()
 }
 
-fn row(&(letter, major, minor, access): &Row) -> LinuxDeviceCgroup {
+fn rule_row(&(letter, major, minor, access): &RuleRow) -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
     rule.set_allow(!access.starts_with('!')).set_typ(Some(typ(letter)));
     rule.set_major((major >= 0).then_some(major)).set_minor((minor >= 0).then_some(minor));
@@ -98,7 +98,11 @@ fn function(entry: Entry, nodes: &[(&str, char, u32, u32)], shared: bool) -> Ass
     AssignedDevice { entry: entry.0.into(), host: host(entry), pci_path: String::new(), nodes }
 }
 
-fn check(before: (&[Entry], Option<&[Row]>), devices: &[AssignedDevice], after: (&[Entry], Option<&[Row]>)) {
+fn check(
+    before: (&[Entry], Option<&[RuleRow]>),
+    devices: &[AssignedDevice],
+    after: (&[Entry], Option<&[RuleRow]>),
+) {
     assert_eq!(rewrite(&spec(before.0, before.1), devices).unwrap(), spec(after.0, after.1));
 }
 
@@ -125,18 +129,19 @@ fn an_entry_and_its_rule_follow_their_device() {
 #[test]
 fn a_chain_of_numbers_is_followed_one_step_only() {
     let (a, b) = (("/dev/a", 'c', 1, 3), ("/dev/b", 'c', 1, 5));
-    let after: (&[Entry], Option<&[Row]>) =
+    let after: (&[Entry], Option<&[RuleRow]>) =
         (&[("/dev/a", 'c', 1, 5), ("/dev/b", 'c', 1, 7)], Some(&[('c', 1, 5, "rwm"), ('c', 1, 7, "rwm")]));
     let (a_to_b, b_on) = (device(a, (1, 5)), device(b, (1, 7)));
-    let before: (&[Entry], Option<&[Row]>) = (&[a, b], Some(&[('c', 1, 3, "rwm"), ('c', 1, 5, "rwm")]));
+    let before: (&[Entry], Option<&[RuleRow]>) = (&[a, b], Some(&[('c', 1, 3, "rwm"), ('c', 1, 5, "rwm")]));
     check(before, &[a_to_b.clone(), b_on.clone()], after);
     check(before, &[b_on, a_to_b], after);
 }
 
 #[test]
 fn two_devices_can_swap_their_numbers() {
-    let before: (&[Entry], Option<&[Row]>) = (&[SDA, SDB], Some(&[('b', 8, 0, "r"), ('b', 8, 16, "rwm")]));
-    let after: (&[Entry], Option<&[Row]>) = (
+    let before: (&[Entry], Option<&[RuleRow]>) =
+        (&[SDA, SDB], Some(&[('b', 8, 0, "r"), ('b', 8, 16, "rwm")]));
+    let after: (&[Entry], Option<&[RuleRow]>) = (
         &[("/dev/sda", 'b', 8, 16), ("/dev/sdb", 'b', 8, 0)],
         Some(&[('b', 8, 16, "r"), ('b', 8, 0, "rwm")]),
     );
@@ -159,7 +164,12 @@ const GROUP: Entry = ("/dev/vfio/12", 'c', 243, 4);
 const OTHER_GROUP: Entry = ("/dev/vfio/13", 'c', 243, 5);
 
 /// What `rules` let a container do with devices of the guest, whose entries are `entries`.
-fn access(entries: &[Entry], rules: &[Row], devices: &[AssignedDevice], asked: &[Identity]) -> Vec<String> {
+fn access(
+    entries: &[Entry],
+    rules: &[RuleRow],
+    devices: &[AssignedDevice],
+    asked: &[Identity],
+) -> Vec<String> {
     let after = rewrite(&spec(entries, Some(rules)), devices).unwrap();
     let rules = Rule::parse_all(super::rules(&after)).unwrap();
     asked.iter().map(|device| granted(&rules, *device).to_string()).collect()
@@ -174,7 +184,7 @@ fn character(major: u32, minor: u32) -> Identity {
 }
 
 #[test]
-fn a_row_of_a_group_becomes_the_nodes_of_its_functions() {
+fn an_entry_of_a_group_becomes_the_nodes_of_its_functions() {
     let disk = [("/dev/nvme0", 'c', 240, 0), ("/dev/nvme0n1", 'b', 259, 0)];
     let first = function(GROUP, &disk, false);
     let second = function(GROUP, &[("/dev/vfio/noiommu-0", 'c', 242, 0)], true);
@@ -217,7 +227,7 @@ fn a_device_without_a_rule_gets_nothing_because_the_rule_of_a_group_went_elsewhe
 fn a_group_gets_what_its_rules_allow_and_no_more() {
     let group = [function(GROUP, &[("/dev/vfio/noiommu-0", 'c', 242, 0)], true)];
     let asked = [character(242, 0), character(10, 196)];
-    let may = |rules: &[Row]| access(&[GROUP], rules, &group, &asked);
+    let may = |rules: &[RuleRow]| access(&[GROUP], rules, &group, &asked);
     assert_eq!(may(&[('c', 243, 4, "r")]), ["r", "r"]);
     assert_eq!(may(&[('a', -1, -1, "!rwm")]), ["", ""]);
     assert_eq!(may(&[('c', 243, 4, "rwm"), ('c', 243, -1, "!w")]), ["rm", "rm"]);
@@ -232,9 +242,9 @@ fn what_every_group_needs_is_allowed_with_any_of_them() {
     let group = function(GROUP, &[("/dev/vfio/noiommu-0", 'c', 242, 0)], true);
     let other = function(OTHER_GROUP, &[("/dev/vfio/noiommu-1", 'c', 242, 1)], true);
     let shared = [character(10, 196)];
-    let rules: [Row; 3] = [('c', 10, 196, "rwm"), ('a', -1, -1, "!rwm"), ('c', 243, 4, "rwm")];
+    let rules: [RuleRow; 3] = [('c', 10, 196, "rwm"), ('a', -1, -1, "!rwm"), ('c', 243, 4, "rwm")];
     assert_eq!(access(&[GROUP], &rules, std::slice::from_ref(&group), &shared), ["rwm"]);
-    let rules: [Row; 2] = [('c', 243, 4, "rwm"), ('c', 243, 5, "!rwm")];
+    let rules: [RuleRow; 2] = [('c', 243, 4, "rwm"), ('c', 243, 5, "!rwm")];
     assert_eq!(access(&[GROUP, OTHER_GROUP], &rules, &[group, other], &shared), ["rwm"]);
 }
 
@@ -256,7 +266,7 @@ fn a_rule_with_a_wildcard_is_for_what_it_fits_on_the_host() {
     }
     // Of standard devices it does what it did on the host, and no more: 1:1 is the guest's memory.
     let standard = [character(1, 3), character(1, 9), character(1, 1), character(136, 7), character(4, 64)];
-    let may = |rule: Row| access(&[], &[rule], &[], &standard);
+    let may = |rule: RuleRow| access(&[], &[rule], &[], &standard);
     assert_eq!(may(('c', 1, -1, "rw")), ["rw", "rw", "", "", ""]);
     assert_eq!(may(('c', 136, -1, "rw")), ["", "", "", "rw", ""]);
     assert_eq!(may(('c', -1, -1, "r")), ["r", "r", "", "r", ""]);
@@ -309,7 +319,7 @@ fn a_device_denied_on_the_host_is_denied_in_the_guest() {
 #[test]
 fn without_rules_the_device_is_allowed() {
     let null = ("/dev/null", 'c', 1, 3);
-    let after: (&[Entry], Option<&[Row]>) = (&[("/dev/null", 'c', 1, 5)], Some(&[('c', 1, 5, "rwm")]));
+    let after: (&[Entry], Option<&[RuleRow]>) = (&[("/dev/null", 'c', 1, 5)], Some(&[('c', 1, 5, "rwm")]));
     check((&[null], None), &[device(null, (1, 5))], after);
     check((&[null], Some(&[])), &[device(null, (1, 5))], after);
 }
@@ -353,7 +363,7 @@ fn an_alias_that_no_device_names_is_the_device_it_was_on_the_host() {
 
 #[test]
 fn an_entry_that_is_there_twice_is_made_once() {
-    let after: (&[Entry], Option<&[Row]>) = (&[("/dev/sda", 'b', 254, 0)], Some(&[('b', 254, 0, "rwm")]));
+    let after: (&[Entry], Option<&[RuleRow]>) = (&[("/dev/sda", 'b', 254, 0)], Some(&[('b', 254, 0, "rwm")]));
     let sda = device(SDA, (254, 0));
     check((&[SDA, SDA], Some(&[('b', 8, 0, "rwm")])), std::slice::from_ref(&sda), after);
     check((&[SDA, SDA], Some(&[('b', 8, 0, "rwm")])), &[sda.clone(), sda.clone()], after);

@@ -22,7 +22,7 @@ enum Inside {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Event {
     Started,
     Paused,
     Resumed,
@@ -30,24 +30,24 @@ enum Told {
     Removed,
 }
 
-/// A process, what the guest makes of it, and what the client was told.
+/// A process, its state in the guest, and the events that were reported to the client.
 struct World {
     lifecycle: Lifecycle,
     inside: Mutex<Inside>,
-    told: Mutex<Vec<Told>>,
+    events: Mutex<Vec<Event>>,
 }
 
 impl World {
     fn new() -> Arc<Self> {
-        let (inside, told) = (Mutex::new(Inside::Created), Mutex::default());
-        Arc::new(Self { lifecycle: Lifecycle::new(), inside, told })
+        let (inside, events) = (Mutex::new(Inside::Created), Mutex::default());
+        Arc::new(Self { lifecycle: Lifecycle::new(), inside, events })
     }
 
-    fn tell(&self, what: Told) {
-        self.told.lock().push(what);
+    fn report(&self, event: Event) {
+        self.events.lock().push(event);
     }
 
-    /// A call of the guest: it takes a while to get there, and as long back.
+    /// A call to the guest: request and answer take a while each.
     async fn ask(&self, from: Inside, to: Inside) -> Result<(), Inside> {
         future::yield_now().await;
         let done = {
@@ -67,22 +67,22 @@ impl World {
     async fn start(&self) -> bool {
         let ask = self.ask(Inside::Created, Inside::Running);
         let states = (ProcessState::Created, ProcessState::Running);
-        self.lifecycle.change(states, ask, || self.tell(Told::Started)).await.is_ok()
+        self.lifecycle.change(states, ask, || self.report(Event::Started)).await.is_ok()
     }
 
     async fn pause(&self) {
         let ask = self.ask(Inside::Running, Inside::Frozen);
         let states = (ProcessState::Running, ProcessState::Paused);
-        let _ = self.lifecycle.change(states, ask, || self.tell(Told::Paused)).await;
+        let _ = self.lifecycle.change(states, ask, || self.report(Event::Paused)).await;
     }
 
     async fn resume(&self) {
         let ask = self.ask(Inside::Frozen, Inside::Running);
         let states = (ProcessState::Paused, ProcessState::Running);
-        let _ = self.lifecycle.change(states, ask, || self.tell(Told::Resumed)).await;
+        let _ = self.lifecycle.change(states, ask, || self.report(Event::Resumed)).await;
     }
 
-    /// It is killed, unless it never ran: who waits for it hears of that in either case.
+    /// Kills the process in the guest, which the waiting task hears of.
     async fn die(&self, status: u32) {
         *self.inside.lock() = Inside::Dead;
         self.hear_of_the_end(status).await;
@@ -90,7 +90,7 @@ impl World {
 
     async fn hear_of_the_end(&self, status: u32) {
         future::yield_now().await;
-        self.lifecycle.end(Exit::now(status), || self.tell(Told::Exited)).await;
+        self.lifecycle.end(Exit::now(status), || self.report(Event::Exited)).await;
     }
 
     async fn remove(&self) -> Result<Exit, NotRemoved> {
@@ -99,27 +99,27 @@ impl World {
             let was = std::mem::replace(&mut *self.inside.lock(), Inside::Removed);
             assert!(matches!(was, Inside::Created | Inside::Dead), "{was:?} is removed");
         };
-        self.lifecycle.remove(work, |_| self.tell(Told::Removed)).await
+        self.lifecycle.remove(work, |_| self.report(Event::Removed)).await
     }
 
-    /// What was told is a life.
-    fn check_told(&self) {
+    /// The events in the order of their reports are those of a process.
+    fn check_events(&self) {
         let mut state = Inside::Created;
-        let all = self.told.lock().clone();
-        for &told in &all {
-            state = match (state, told) {
-                (Inside::Created, Told::Started) | (Inside::Frozen, Told::Resumed) => Inside::Running,
-                (Inside::Running, Told::Paused) => Inside::Frozen,
-                (Inside::Running | Inside::Frozen, Told::Exited) => Inside::Dead,
-                (Inside::Created | Inside::Dead, Told::Removed) => Inside::Removed,
-                _ => panic!("{told:?} of what is {state:?}: {all:?}"),
+        let all = self.events.lock().clone();
+        for &event in &all {
+            state = match (state, event) {
+                (Inside::Created, Event::Started) | (Inside::Frozen, Event::Resumed) => Inside::Running,
+                (Inside::Running, Event::Paused) => Inside::Frozen,
+                (Inside::Running | Inside::Frozen, Event::Exited) => Inside::Dead,
+                (Inside::Created | Inside::Dead, Event::Removed) => Inside::Removed,
+                _ => panic!("{event:?} of a process that is {state:?}: {all:?}"),
             };
         }
     }
 }
 
 #[test]
-fn the_state_is_the_guests_whoever_pauses_and_resumes_it() {
+fn the_state_is_the_guests_whichever_tasks_pause_and_resume() {
     check(|| {
         let world = World::new();
         future::block_on(async {
@@ -138,12 +138,12 @@ fn the_state_is_the_guests_whoever_pauses_and_resumes_it() {
             ProcessState::Paused => assert_eq!(inside, Inside::Frozen),
             other => panic!("{other:?}"),
         }
-        world.check_told();
+        world.check_events();
     });
 }
 
 #[test]
-fn an_end_is_told_after_the_start_and_before_the_removal_and_each_once() {
+fn an_end_is_reported_after_the_start_and_before_the_removal_and_each_once() {
     check(|| {
         let world = World::new();
         future::block_on(async {
@@ -168,8 +168,8 @@ fn an_end_is_told_after_the_start_and_before_the_removal_and_each_once() {
                 let (exit, result) = remove.await.unwrap();
                 assert_eq!(exit.status, 3);
                 match result {
-                    Ok(told) => {
-                        assert_eq!(told, exit);
+                    Ok(reported) => {
+                        assert_eq!(reported, exit);
                         removed += 1;
                     }
                     Err(why) => assert_eq!(why, NotRemoved::Gone),
@@ -178,21 +178,21 @@ fn an_end_is_told_after_the_start_and_before_the_removal_and_each_once() {
             assert_eq!(removed, 1, "of two who remove it, one has");
             assert_eq!(world.lifecycle.wait().await.status, 3);
         });
-        world.check_told();
-        let told = world.told.lock();
-        assert!(told.starts_with(&[Told::Started]) && told.ends_with(&[Told::Exited, Told::Removed]));
+        world.check_events();
+        let events = world.events.lock();
+        assert!(events.starts_with(&[Event::Started]) && events.ends_with(&[Event::Exited, Event::Removed]));
     });
 }
 
 #[test]
-fn what_is_removed_before_it_was_started_is_not_started_and_nothing_is_told_after() {
+fn a_process_removed_before_its_start_is_not_started_and_nothing_is_reported_after() {
     check(|| {
         let world = World::new();
         future::block_on(async {
             let (starting, ending) = (world.clone(), world.clone());
             let start = future::spawn(async move { starting.start().await });
             let removed = world.remove().await;
-            // Who waits for the end of what was removed hears that it has ended.
+            // A task that waits for the end of a removed process hears that it has ended.
             let end = future::spawn(async move { ending.die(9).await });
             let started = start.await.unwrap();
             end.await.unwrap();
@@ -200,17 +200,17 @@ fn what_is_removed_before_it_was_started_is_not_started_and_nothing_is_told_afte
             let exit = world.lifecycle.wait().await;
             assert_eq!(exit.status, if started { 9 } else { 137 }, "the first exit counts");
         });
-        world.check_told();
+        world.check_events();
     });
 }
 
 #[test]
-fn a_container_is_gone_after_the_ends_of_what_is_being_run_in_it() {
+fn a_container_is_removed_after_the_ends_of_processes_that_are_being_started() {
     check(|| {
         let (init, exec) = (World::new(), World::new());
         future::block_on(async {
             let started = exec.clone();
-            // The client starts it, and then waits for its end.
+            // The client starts the process, and then waits for its end.
             let start = future::spawn(async move {
                 if started.start().await {
                     started.hear_of_the_end(137).await;
@@ -219,17 +219,17 @@ fn a_container_is_gone_after_the_ends_of_what_is_being_run_in_it() {
             let (inside, over) = (exec.clone(), exec.clone());
             let work = async |_| {
                 future::yield_now().await;
-                // With the container goes whatever runs in it, and nothing is run there any more.
+                // Removing the container kills its processes, and none is started after that.
                 *inside.inside.lock() = Inside::Removed;
                 future::yield_now().await;
                 over.lifecycle.over().await;
             };
-            let tell = |_| exec.tell(Told::Removed);
-            init.lifecycle.remove(work, tell).await.unwrap();
+            let report = |_| exec.report(Event::Removed);
+            init.lifecycle.remove(work, report).await.unwrap();
             assert!(matches!(exec.lifecycle.state(), ProcessState::Stopped(_)));
             start.await.unwrap();
         });
-        exec.check_told();
-        assert!(exec.told.lock().ends_with(&[Told::Removed]));
+        exec.check_events();
+        assert!(exec.events.lock().ends_with(&[Event::Removed]));
     });
 }

@@ -41,7 +41,7 @@ fn an_id_is_one_containers_from_its_making_to_its_removal() {
 }
 
 #[test]
-fn who_removes_a_container_late_does_not_remove_the_next_of_its_id() {
+fn a_late_removal_does_not_remove_the_next_container_with_the_id() {
     check(|| {
         let table = Arc::new(Table::default());
         table.reserve(ID).unwrap().fill(Arc::new("first"));
@@ -77,33 +77,33 @@ fn nothing_comes_to_a_pod_that_ends_because_it_was_empty() {
 }
 
 #[test]
-fn what_is_added_is_told_before_it_is_found_and_never_after_the_end() {
+fn an_added_entry_is_reported_before_it_is_found_and_never_after_the_end() {
     #[derive(Debug, PartialEq, Eq)]
-    enum Told {
+    enum Event {
         Added,
         Found,
         Closed,
     }
     check(|| {
-        let (table, told) = (Arc::new(Table::default()), Arc::new(Mutex::new(Vec::new())));
-        let (closes, tells) = (table.clone(), told.clone());
+        let (table, events) = (Arc::new(Table::default()), Arc::new(Mutex::new(Vec::new())));
+        let (closes, tells) = (table.clone(), events.clone());
         let closing = thread::spawn(move || {
             closes.close();
-            tells.lock().push(Told::Closed);
+            tells.lock().push(Event::Closed);
         });
-        let (finds, tells) = (table.clone(), told.clone());
+        let (finds, tells) = (table.clone(), events.clone());
         let finding = thread::spawn(move || {
             if finds.get(ID).is_some() {
-                tells.lock().push(Told::Found);
+                tells.lock().push(Event::Found);
             }
         });
-        let added = table.add(ID, Arc::new(()), || told.lock().push(Told::Added));
+        let added = table.add(ID, Arc::new(()), || events.lock().push(Event::Added));
         closing.join().unwrap();
         finding.join().unwrap();
-        let told = told.lock();
-        let at = |what| told.iter().position(|told| *told == what);
-        assert_eq!(at(Told::Added).is_some(), added.is_ok());
-        assert!(at(Told::Added).is_none_or(|added| at(Told::Closed) > Some(added)), "{told:?}");
-        assert!(at(Told::Found).is_none_or(|found| at(Told::Added).is_some_and(|added| added < found)));
+        let events = events.lock();
+        let at = |wanted| events.iter().position(|event| *event == wanted);
+        assert_eq!(at(Event::Added).is_some(), added.is_ok());
+        assert!(at(Event::Added).is_none_or(|added| at(Event::Closed) > Some(added)), "{events:?}");
+        assert!(at(Event::Found).is_none_or(|found| at(Event::Added).is_some_and(|added| added < found)));
     });
 }

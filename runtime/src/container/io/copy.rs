@@ -16,13 +16,13 @@ use super::sink::Sink;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Who counts what is handed on, and waits for it.
+/// Counts the bytes of an output that are delivered, and reports when the process's own are.
 pub(super) struct Meter {
-    /// Bytes handed on, of all outputs of the process.
+    /// Bytes delivered, of all outputs of the process.
     pub(super) progress: Arc<AtomicU64>,
     /// How many bytes of this one make it whole, once that is known.
     pub(super) owed: watch::Receiver<Option<u64>>,
-    /// Told when as many are handed on; dropped at the end.
+    /// Sent when as many are delivered; dropped at the end.
     pub(super) whole: oneshot::Sender<()>,
 }
 
@@ -37,9 +37,9 @@ pub(super) async fn output(
     let Meter { progress, mut owed, whole } = meter;
     let mut whole = Some(whole);
     let mut buffer = vec![0; BUFFER_BYTES];
-    let (mut broken, mut handed_on) = (false, 0);
+    let (mut broken, mut delivered) = (false, 0);
     loop {
-        if owed.borrow_and_update().is_some_and(|owed| handed_on >= owed)
+        if owed.borrow_and_update().is_some_and(|owed| delivered >= owed)
             && let Some(whole) = whole.take()
         {
             report(stream_name, &mut broken, sink.finish().await);
@@ -48,7 +48,7 @@ pub(super) async fn output(
         let count = tokio::select! {
             Ok(()) = owed.changed(), if whole.is_some() => continue,
             read = stream.read(&mut buffer) => match read {
-                // A guest that died resets its streams: the end like any other, and told elsewhere.
+                // A guest that died resets its streams: that end is like any other, and reported elsewhere.
                 Ok(0) | Err(_) => break,
                 Ok(count) => count,
             },
@@ -57,7 +57,7 @@ pub(super) async fn output(
         if !broken {
             report(stream_name, &mut broken, sink.write(&buffer[..count]).await);
         }
-        handed_on += count as u64;
+        delivered += count as u64;
         progress.fetch_add(count as u64, Ordering::Relaxed);
     }
     report(stream_name, &mut broken, sink.finish().await);

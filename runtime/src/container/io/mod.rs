@@ -1,8 +1,8 @@
 //! Standard streams: containerd's URIs on one side, vsock streams on the other, bytes copied between.
 //!
 //! No end ever blocks a thread, end of file crosses both ways, and a slow reader slows the guest's writer down
-//! (full pipe -> unread stream -> no vsock credit). What the process itself wrote is handed on whole before its exit
-//! is told, unless nobody reads it.
+//! (full pipe -> unread stream -> no vsock credit). What the process itself wrote is delivered whole before its exit
+//! is reported, unless nobody reads it.
 
 mod copy;
 mod fifo;

@@ -154,7 +154,7 @@ impl Streams {
         self.writer.lock().take();
     }
 
-    /// To be called when the process has exited: returns once its own output is handed on whole. With nobody to read
+    /// To be called when the process has exited: returns once its own output is delivered whole. With nobody to read
     /// it that is at once; a reader that is there but takes nothing for ten seconds is not waited for. Then the copying
     /// goes on behind its back, as it does for what children of the process still write.
     pub async fn drain(&self, written: Written) {
@@ -174,7 +174,7 @@ impl Streams {
                 Err(_) => {
                     let now = self.progress.load(Ordering::Relaxed);
                     if now == before {
-                        tracing::info!("the reader of the output takes nothing: the exit is told regardless");
+                        tracing::info!("the reader of the output takes nothing: the exit is reported regardless");
                         return;
                     }
                     before = now;

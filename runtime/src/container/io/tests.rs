@@ -196,7 +196,7 @@ async fn a_file_is_appended_to_and_a_missing_fifo_is_named() {
 }
 
 #[tokio::test]
-async fn output_is_whole_when_what_the_process_wrote_is_handed_on_though_a_child_goes_on() {
+async fn output_is_whole_when_what_the_process_wrote_is_delivered_though_a_child_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let (sink, _) = Sink::open("stdout", &StdioUri::Log(path.clone())).unwrap();

@@ -1,4 +1,4 @@
-//! On interfaces of a namespace of the test's own. Needs root, as the whole suite does.
+//! Takes over interfaces of a namespace of the test's own. Needs root, as the whole suite does.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ fn run(program: &str, words: &str) -> String {
 }
 
 #[test]
-fn an_interface_that_was_let_go_can_be_taken_over_again_and_a_taken_one_cannot() {
+fn an_interface_can_be_taken_over_again_only_after_its_taps_are_closed() {
     in_own_namespace(|namespace| {
         run("ip", "link add eth1 type veth peer name peer1");
         let named = ["eth1".to_owned()];
@@ -43,7 +43,7 @@ fn an_interface_that_was_let_go_can_be_taken_over_again_and_a_taken_one_cannot()
 }
 
 #[test]
-fn what_somebody_else_does_with_frames_stays() {
+fn filters_of_another_program_stay() {
     in_own_namespace(|namespace| {
         run("ip", "link add eth1 type veth peer name peer1");
         let named = ["eth1".to_owned()];

@@ -1,11 +1,11 @@
-//! What is lent, kept by code that is compiled again with a lock and tasks whose order a check chooses.
+//! The table of assigned devices, compiled again with a lock and tasks whose order a check chooses.
 
-mod desk_checks;
+mod assignment_checks;
 
-use super::LendError;
-use super::lend;
+use super::AssignError;
+use super::assign;
 use crate::interleaved as os;
 
-#[path = "../desk.rs"]
+#[path = "../assignments.rs"]
 #[expect(clippy::duplicate_mod, reason = "the product's own source is what is checked")]
-mod desk;
+mod assignments;

@@ -140,17 +140,17 @@ fn a_function_goes_back_with_its_whole_batch_if_anything_fails() {
         kiai.call(&["plug", "whole", "--device", &edu.device()]).refused(&["no driver", "user-space"]);
         check("no driver in the guest");
         kiai.call(&["plug", "whole", "--device", &user_space, "--device", "/dev/kvm"]).refused(&["/dev/kvm"]);
-        check("a device that cannot be lent");
+        check("a device that cannot be assigned");
         kiai.call(&["plug", "whole", "--device", &format!("pci:{}", super::find(NVME))])
             .refused(&["kiai devices bind"]);
 
         let good = format!("{}:/data", folder.path().display());
-        let batch = ["plug", "whole", "--device", &user_space, "-v", &good];
+        let request = ["plug", "whole", "--device", &user_space, "-v", &good];
         let frozen = Frozen::vcpus(kiai.shim());
-        kiai.call(&batch).refused(&["no answer within 60 s"]);
+        kiai.call(&request).refused(&["no answer within 60 s"]);
         assert_eq!(open_files(), BTreeSet::new(), "the guest does not have it, whatever it thinks");
         drop(frozen);
-        kiai.ok(&batch);
+        kiai.ok(&request);
         assert_eq!(kiai.ok(&["exec", "whole", "ls", "/dev/vfio"]), "noiommu-0\nvfio");
         kiai.ok(&["unplug", "whole", "--device", &user_space, "-v", "/data"]);
         kiai.ok(&["rm", "-f", "whole"]);

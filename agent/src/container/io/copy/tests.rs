@@ -12,12 +12,12 @@ use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 
 use super::*;
-use crate::reaper::Exit;
+use crate::reaper::GuestExit;
 use crate::stream::StreamTable;
 
 /// Copying under way, and all that others have a hand in.
 struct Copied {
-    exit: watch::Sender<Option<Exit>>,
+    exit: watch::Sender<Option<GuestExit>>,
     whole: oneshot::Receiver<u64>,
     port: mpsc::UnboundedSender<DuplexStream>,
 }
@@ -50,12 +50,12 @@ impl Copied {
 
     /// The process ends.
     fn exit(&self) {
-        self.exit.send_replace(Some(Exit { status: 0, at: Timespec { tv_sec: 0, tv_nsec: 0 } }));
+        self.exit.send_replace(Some(GuestExit { status: 0, at: Timespec { tv_sec: 0, tv_nsec: 0 } }));
     }
 
     async fn whole(&mut self) -> u64 {
         let told = tokio::time::timeout(Duration::from_secs(20), &mut self.whole).await;
-        told.expect("nothing is told").unwrap()
+        told.expect("nothing is reported").unwrap()
     }
 }
 

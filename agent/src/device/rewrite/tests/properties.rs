@@ -14,7 +14,7 @@ const ACCESS: [&str; 6] = ["rwm", "r", "rw", "!w", "!rwm", "m"];
 #[derive(Debug, Clone)]
 struct Case {
     entries: Vec<Entry>,
-    rules: Vec<Row>,
+    rules: Vec<RuleRow>,
     devices: Vec<AssignedDevice>,
 }
 
@@ -50,7 +50,7 @@ impl Case {
         let served: Vec<_> = hosts.map(|(host, _)| may(*host)).collect();
         let itself = standard::contains(asked) && becomes.iter().all(|(host, _)| *host != asked);
         if served.is_empty() && !itself {
-            // Somebody else's: only what is said of every device is said of it.
+            // A device that is not assigned: only the rules for all devices apply to it.
             let total = |rule: &&Rule| {
                 let all = rule.major.is_none() && rule.minor.is_none();
                 all && (!rule.allow || rule.kind.is_none() || rule.access == Access::MKNOD)
@@ -110,7 +110,7 @@ prop_compose! {
 }
 
 fn entry_identity(entry: &LinuxDevice) -> Identity {
-    crate::device::rows::identity(entry).unwrap()
+    crate::device::entries::identity(entry).unwrap()
 }
 
 proptest! {
@@ -187,8 +187,8 @@ proptest! {
     #[test]
     fn what_comes_by_itself_is_allowed_what_its_rules_allow_and_nothing_else(case in cases()) {
         let spec = case.spec();
-        let rows = HostRows::of(entries(&spec), &case.devices);
-        if let Ok(Ok(rules)) = rows.as_ref().map(|rows| derive_attached(&case.rules(), rows)) {
+        let rows = HostEntries::of(entries(&spec), &case.devices);
+        if let Ok(Ok(rules)) = rows.as_ref().map(|rows| derive_plugged(&case.rules(), rows)) {
             let here: Vec<_> = case.becomes().into_iter().flat_map(|(_, here)| here).collect();
             for asked in guests() {
                 let expected = if here.contains(&asked) { case.expected(asked) } else { Access::NONE };
@@ -199,7 +199,7 @@ proptest! {
 
     #[test]
     fn an_error_leaves_the_spec_as_it_was(case in cases(), guest in 5u32..9) {
-        // A device nobody asked for.
+        // A device that is not requested.
         let mut devices = case.devices.clone();
         devices.push(device(("/dev/absent", 'b', 8, 0), (8, guest)));
         let spec = case.spec();

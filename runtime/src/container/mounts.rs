@@ -1,5 +1,5 @@
-//! What the host lends a container: its root file system and volumes, mounted in the shared directory; volumes
-//! that come later, each in one of its own.
+//! The mounts of a container on the host: its root file system and volumes in the sandbox's shared directory, and
+//! volumes that are plugged in later, each in a shared directory of its own.
 
 use std::io;
 use std::path::Path;
@@ -14,14 +14,14 @@ use crate::plan::Volume;
 use crate::plan::VolumeKind;
 use crate::sandbox::SharedDirectory;
 
-/// A container's part of the shared directory. Dropping it unmounts everything and removes it.
-pub(super) struct Lent {
+/// A container's part of the shared directory. Dropping it unmounts everything and removes the mount points.
+pub(super) struct ContainerMounts {
     /// Undone from the last to the first.
     mounts: Vec<Mounted>,
     directory: PathBuf,
 }
 
-impl Lent {
+impl ContainerMounts {
     /// Mounts the root file system (`rootfs`; when that is empty, `fallback` is bound) and the volumes.
     pub(super) fn mount(
         directory: PathBuf,
@@ -30,19 +30,19 @@ impl Lent {
         volumes: &[Volume],
     ) -> Result<Self, MountError> {
         create_dir(&directory)?;
-        let mut lent = Self { mounts: Vec::new(), directory };
-        let root = lent.directory.join("rootfs");
+        let mut made = Self { mounts: Vec::new(), directory };
+        let root = made.directory.join("rootfs");
         create_dir(&root)?;
         if rootfs.is_empty() {
-            lent.mounts.push(mount::bind(fallback, &root, true, false)?);
+            made.mounts.push(mount::bind(fallback, &root, true, false)?);
         } else {
-            lent.mounts.extend(rootfs::mount_all(rootfs, &root)?);
+            made.mounts.extend(rootfs::mount_all(rootfs, &root)?);
         }
-        create_dir(&lent.directory.join("mounts"))?;
+        create_dir(&made.directory.join("mounts"))?;
         for volume in volumes {
-            lent.mounts.push(bind(volume, &lent.directory)?);
+            made.mounts.push(bind(volume, &made.directory)?);
         }
-        Ok(lent)
+        Ok(made)
     }
 }
 
@@ -58,15 +58,15 @@ fn bind(volume: &Volume, directory: &Path) -> Result<Mounted, MountError> {
     mount::bind(&volume.source, &at, volume.recursive, volume.read_only)
 }
 
-/// One volume in a shared directory of its own. Dropping it unmounts and removes both.
-pub(super) struct OwnShare {
-    /// Undone from the first to the last; none while it is made or dropped.
+/// A plugged volume: its mount in a shared directory of its own. Dropping it unmounts and removes both.
+pub(super) struct VolumeMount {
+    /// Dropped from the first to the last; none while it is being made or dropped.
     mounts: Option<(Mounted, SharedDirectory)>,
     directory: PathBuf,
 }
 
-impl OwnShare {
-    /// Makes the shared directory in `directory`, which must be new, and mounts the volume in it.
+impl VolumeMount {
+    /// Makes a shared directory in `directory`, which must not exist, and mounts the volume in it.
     pub(super) fn mount(directory: PathBuf, volume: &Volume) -> Result<Self, MountError> {
         create_dir(&directory)?;
         let mut share = Self { mounts: None, directory };
@@ -75,16 +75,16 @@ impl OwnShare {
         Ok(share)
     }
 
-    /// What the guest is given.
+    /// The directory that the guest is given, a view of the shared one.
     pub(super) fn view(&self) -> &Path {
         self.mounts.as_ref().map_or(&self.directory, |(_, shared)| shared.view())
     }
 }
 
-impl Drop for OwnShare {
+impl Drop for VolumeMount {
     fn drop(&mut self) {
         drop(self.mounts.take());
-        // Only empty mount points are left; should an unmount have failed, one that is not empty stays.
+        // Only empty mount points are left; if an unmount failed, its mount point is not empty and stays.
         let mut entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let removed = entries.try_for_each(|entry| std::fs::remove_dir(entry.path()));
         if let Err(error) = removed.and_then(|()| std::fs::remove_dir(&self.directory)) {
@@ -93,19 +93,19 @@ impl Drop for OwnShare {
     }
 }
 
-impl Drop for Lent {
+impl Drop for ContainerMounts {
     fn drop(&mut self) {
         while let Some(mounted) = self.mounts.pop() {
             drop(mounted);
         }
-        // Only mount points are left; should an unmount have failed, a directory that is not empty stays.
+        // Only mount points are left; if an unmount failed, its mount point is not empty and stays.
         if let Err(error) = remove_mount_points(&self.directory) {
             tracing::warn!(path = %self.directory.display(), %error, "mount points stay");
         }
     }
 }
 
-/// Removes empty directories and files, never what lies in a mount that would not go.
+/// Removes empty directories and files; never descends into a mount that could not be unmounted.
 fn remove_mount_points(directory: &Path) -> io::Result<()> {
     let mounts = directory.join("mounts");
     if mounts.exists() {

@@ -1,15 +1,16 @@
-//! What is lent, lent twice, refused half-way, not let go of, and what is left on the bus each time.
+//! Devices assigned once and twice, assignments that fail half-way, devices that the guest does not release, and
+//! which devices are on the bus after each.
 
 use std::collections::BTreeSet;
 use std::io;
 
 use parking_lot::Mutex;
 
-use super::super::desk::Desk;
+use super::super::assignments::Assignments;
 use super::*;
 use crate::agent::AgentError;
 
-/// A bus of a machine that is not there, and a guest that does as it is told.
+/// A bus without a machine, and a guest that obeys.
 #[derive(Default)]
 struct FakeBus {
     state: Mutex<State>,
@@ -18,7 +19,7 @@ struct FakeBus {
 #[derive(Default)]
 struct State {
     on_bus: BTreeSet<u8>,
-    /// What the guest believes is there.
+    /// The slots in which the guest knows a device.
     seen: BTreeSet<u8>,
     rescans: usize,
     asked: usize,
@@ -43,26 +44,26 @@ fn silent() -> AgentError {
 impl Bus for FakeBus {
     type Id = u8;
 
-    async fn attach_disk(&self, disk: &Disk) -> Result<(u8, String), LendError> {
+    async fn attach_disk(&self, disk: &Disk) -> Result<(u8, String), AssignError> {
         let mut state = self.state.lock();
         if state.broken == Some(disk.minor) {
             let source = io::ErrorKind::NotFound.into();
-            return Err(LendError::Open { path: disk.node.clone(), source });
+            return Err(AssignError::Open { path: disk.node.clone(), source });
         }
         Ok(state.put())
     }
 
-    async fn attach_function(&self, _: &PassedFunction) -> Result<(u8, String), LendError> {
-        unreachable!("no test lends a function")
+    async fn attach_function(&self, _: &PassthroughFunction) -> Result<(u8, String), AssignError> {
+        unreachable!("no test assigns a function")
     }
 
-    async fn attach_nic(&self, _: &mut Nic) -> Result<(u8, String), LendError> {
+    async fn attach_nic(&self, _: &mut Nic) -> Result<(u8, String), AssignError> {
         Ok(self.state.lock().put())
     }
 
-    async fn attach_share(&self, share: &Share) -> Result<(u8, String), LendError> {
-        if share.tag == "broken" {
-            return Err(LendError::Panicked(share.tag.clone()));
+    async fn attach_volume(&self, volume: &VolumeDevice) -> Result<(u8, String), AssignError> {
+        if volume.tag == "broken" {
+            return Err(AssignError::Panicked(volume.tag.clone()));
         }
         Ok(self.state.lock().put())
     }
@@ -86,7 +87,7 @@ impl Bus for FakeBus {
         Ok(())
     }
 
-    async fn let_go(&self, path: &str) -> Result<(), AgentError> {
+    async fn release(&self, path: &str) -> Result<(), AgentError> {
         let mut state = self.state.lock();
         state.asked += 1;
         if state.silent {
@@ -107,12 +108,12 @@ impl FakeBus {
     }
 }
 
-fn disks(disks: &[Disk]) -> Wanted<'_> {
-    Wanted { disks, ..Wanted::default() }
+fn disks(disks: &[Disk]) -> HostDevices<'_> {
+    HostDevices { disks, ..HostDevices::default() }
 }
 
-fn share(tag: &str) -> Share {
-    Share { tag: tag.into(), directory: format!("/shared/{tag}").into() }
+fn volume(tag: &str) -> VolumeDevice {
+    VolumeDevice { tag: tag.into(), directory: format!("/shared/{tag}").into() }
 }
 
 fn nic(name: &str) -> Nic {
@@ -130,107 +131,110 @@ fn disk(minor: i64) -> Disk {
 }
 
 #[tokio::test]
-async fn a_batch_is_one_look_at_the_bus_and_goes_as_it_came() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
-    let (loan, devices) = desk.lend(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap();
+async fn devices_come_with_one_rescan_and_go_as_they_came() {
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
+    let (assignment, devices) = assignments.assign(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap();
     let paths: Vec<_> = devices.iter().map(|device| device.locator.pci_path()).collect();
     assert_eq!((paths, bus.state.lock().rescans), (vec!["01.0", "02.0", "03.0"], 1));
-    desk.take_back(&bus, loan).await;
+    assignments.unassign(&bus, assignment).await;
     assert_eq!((bus.on_bus(), bus.state.lock().seen.len()), (vec![], 0));
-    let (_, devices) = desk.lend(&bus, disks(&[])).await.unwrap();
+    let (_, devices) = assignments.assign(&bus, disks(&[])).await.unwrap();
     assert!(devices.is_empty() && bus.state.lock().rescans == 1, "nothing to look for");
 }
 
 #[tokio::test]
 async fn what_cannot_be_attached_undoes_what_was() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
-    let (_kept, _) = desk.lend(&bus, disks(&[disk(9)])).await.unwrap();
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
+    let (_kept, _) = assignments.assign(&bus, disks(&[disk(9)])).await.unwrap();
     bus.state.lock().broken = Some(2);
-    let error = desk.lend(&bus, disks(&[disk(0), disk(9), disk(2)])).await.unwrap_err();
+    let error = assignments.assign(&bus, disks(&[disk(0), disk(9), disk(2)])).await.unwrap_err();
     assert!(error.to_string().contains("/dev/loop2"), "{error}");
     assert_eq!(bus.on_bus(), [1], "the disk of the other container");
     bus.state.lock().broken = None;
-    desk.lend(&bus, disks(&[disk(0), disk(2)])).await.unwrap();
+    assignments.assign(&bus, disks(&[disk(0), disk(2)])).await.unwrap();
     assert_eq!(bus.on_bus(), [1, 2, 3]);
 }
 
 #[tokio::test]
-async fn a_disk_lent_twice_is_one_disk_and_goes_with_its_last_borrower() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
-    let (first, one) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
-    let (second, other) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
+async fn a_disk_of_two_containers_is_one_disk_and_goes_with_the_last() {
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
+    let (first, one) = assignments.assign(&bus, disks(&[disk(0)])).await.unwrap();
+    let (second, other) = assignments.assign(&bus, disks(&[disk(0)])).await.unwrap();
     assert_eq!(one[0].locator, other[0].locator);
     assert_eq!((bus.on_bus(), bus.state.lock().rescans), (vec![1], 1));
     let read_only = Disk { read_only: true, ..disk(0) };
-    let error = desk.lend(&bus, disks(&[read_only])).await.unwrap_err();
+    let error = assignments.assign(&bus, disks(&[read_only])).await.unwrap_err();
     assert!(error.to_string().contains("/dev/loop0"), "{error}");
-    desk.take_back(&bus, first).await;
+    assignments.unassign(&bus, first).await;
     assert_eq!(bus.on_bus(), [1]);
-    desk.take_back(&bus, second).await;
+    assignments.unassign(&bus, second).await;
     assert_eq!(bus.on_bus(), [] as [u8; 0]);
 }
 
 #[tokio::test]
 async fn a_guest_that_never_answers_costs_one_wait_and_leaves_the_bus_clean() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
     bus.state.lock().silent = true;
-    let error = desk.lend(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap_err();
-    assert!(matches!(error, LendError::Agent(AgentError::Silent { .. })), "{error}");
+    let error = assignments.assign(&bus, disks(&[disk(0), disk(1), disk(2)])).await.unwrap_err();
+    assert!(matches!(error, AssignError::Agent(AgentError::Silent { .. })), "{error}");
     assert_eq!((bus.on_bus(), bus.state.lock().asked), (vec![], 1), "asked once, not for each");
 
     // It had seen them, though, and answers again.
     bus.state.lock().seen = [1, 2, 3].into();
-    assert!(desk.lend(&bus, disks(&[disk(0)])).await.is_err(), "still silent: nothing comes to those slots");
+    assert!(
+        assignments.assign(&bus, disks(&[disk(0)])).await.is_err(),
+        "still silent: nothing comes to those slots"
+    );
     assert_eq!(bus.on_bus(), [] as [u8; 0]);
     bus.state.lock().silent = false;
-    let (loan, _) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
+    let (assignment, _) = assignments.assign(&bus, disks(&[disk(0)])).await.unwrap();
     assert_eq!((bus.on_bus(), bus.state.lock().seen.clone()), (vec![1], [1].into()));
-    desk.take_back(&bus, loan).await;
+    assignments.unassign(&bus, assignment).await;
 }
 
 #[tokio::test]
-async fn a_device_the_guest_threw_off_its_bus_stays_lent_and_is_found_again() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
-    let (first, _) = desk.lend(&bus, disks(&[disk(0)])).await.unwrap();
+async fn a_device_the_guest_removed_itself_stays_assigned_and_is_found_again() {
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
+    let (first, _) = assignments.assign(&bus, disks(&[disk(0)])).await.unwrap();
     bus.state.lock().seen.clear();
-    let (second, _) = desk.lend(&bus, disks(&[disk(1)])).await.unwrap();
+    let (second, _) = assignments.assign(&bus, disks(&[disk(1)])).await.unwrap();
     assert_eq!(bus.state.lock().seen, [1, 2].into());
     bus.state.lock().seen.remove(&2);
-    desk.take_back(&bus, second).await;
-    desk.take_back(&bus, first).await;
+    assignments.unassign(&bus, second).await;
+    assignments.unassign(&bus, first).await;
     let asked = std::mem::take(&mut bus.state.lock().asked);
     assert_eq!((bus.on_bus(), asked), (vec![], 2));
-    desk.lend(&bus, disks(&[disk(2)])).await.unwrap();
+    assignments.assign(&bus, disks(&[disk(2)])).await.unwrap();
     assert_eq!(bus.state.lock().asked, 0, "what is not there was let go of");
 }
 
 #[tokio::test]
-async fn interfaces_and_shares_come_in_one_look_and_go_one_by_one() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
-    let (nics, shares) = (&mut [nic("eth1")], [share("a"), share("b")]);
-    let wanted = Wanted { nics, shares: &shares, ..Wanted::default() };
-    let (loan, devices) = desk.lend(&bus, wanted).await.unwrap();
+async fn interfaces_and_volumes_come_with_one_rescan_and_go_one_by_one() {
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
+    let (nics, volumes) = (&mut [nic("eth1")], [volume("a"), volume("b")]);
+    let wanted = HostDevices { nics, volumes: &volumes, ..HostDevices::default() };
+    let (assignment, devices) = assignments.assign(&bus, wanted).await.unwrap();
     assert_eq!((bus.on_bus(), bus.state.lock().rescans, devices.len()), (vec![1, 2, 3], 1, 0));
-    let twice = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
-    let error = desk.lend(&bus, twice).await.unwrap_err();
+    let twice = HostDevices { nics: &mut [nic("eth1")], ..HostDevices::default() };
+    let error = assignments.assign(&bus, twice).await.unwrap_err();
     assert!(error.to_string().contains("eth1"), "{error}");
 
-    let mut loans: Vec<_> = loan.each().collect();
-    desk.take_back(&bus, loans.remove(1)).await;
+    let mut parts: Vec<_> = assignment.split().collect();
+    assignments.unassign(&bus, parts.remove(1)).await;
     assert_eq!(bus.on_bus(), [1, 3]);
-    desk.take_back(&bus, Loan::all(loans)).await;
+    assignments.unassign(&bus, Assignment::join(parts)).await;
     assert_eq!(bus.on_bus(), [] as [u8; 0]);
-    let again = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
-    desk.lend(&bus, again).await.unwrap();
+    let again = HostDevices { nics: &mut [nic("eth1")], ..HostDevices::default() };
+    assignments.assign(&bus, again).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_share_that_cannot_be_undoes_the_whole_batch() {
-    let (bus, desk) = (FakeBus::default(), Desk::default());
-    let (disk, nics, shares) = ([disk(0)], &mut [nic("eth1")], [share("a"), share("broken")]);
-    let wanted = Wanted { disks: &disk, nics, shares: &shares, ..Wanted::default() };
-    desk.lend(&bus, wanted).await.unwrap_err();
+async fn a_volume_that_cannot_be_attached_undoes_all_of_the_request() {
+    let (bus, assignments) = (FakeBus::default(), Assignments::default());
+    let (disk, nics, volumes) = ([disk(0)], &mut [nic("eth1")], [volume("a"), volume("broken")]);
+    let wanted = HostDevices { disks: &disk, nics, volumes: &volumes, ..HostDevices::default() };
+    assignments.assign(&bus, wanted).await.unwrap_err();
     assert_eq!((bus.on_bus(), bus.state.lock().rescans), (vec![], 0));
-    let again = Wanted { nics: &mut [nic("eth1")], ..Wanted::default() };
-    desk.lend(&bus, again).await.unwrap();
+    let again = HostDevices { nics: &mut [nic("eth1")], ..HostDevices::default() };
+    assignments.assign(&bus, again).await.unwrap();
 }

@@ -1,30 +1,30 @@
-//! How a verb fails: a chain of causes and the exit status that goes with it, by docker's conventions.
+//! The error of a verb: a chain of causes, with an exit status by docker's conventions.
 
 use std::io::Write;
 
-/// We failed, not the container.
+/// Exit status if kiai failed, not the container.
 pub(super) const OWN: u8 = 125;
-/// The program in the container is there but cannot be run.
+/// Exit status if the container's program exists but cannot be run.
 const CANNOT_INVOKE: u8 = 126;
-/// There is no such program in the container.
+/// Exit status if the container's program does not exist.
 const NOT_FOUND: u8 = 127;
 
 /// Why a verb failed.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CommandError {
     status: u8,
     error: anyhow::Error,
-    /// More lines for the reader: the last ones of a guest's console.
+    /// Lines printed after the message: the last ones of the guest's console.
     detail: Option<String>,
 }
 
-impl Failure {
-    /// A failure of ours.
+impl CommandError {
+    /// An error of kiai itself.
     pub(super) fn own(error: impl Into<anyhow::Error>) -> Self {
         Self { status: OWN, error: error.into(), detail: None }
     }
 
-    /// The container could not be started. Its runtime's words say whose fault it was.
+    /// The error of a start; its message determines the exit status.
     pub(super) fn of_start(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
         Self { status: status_of_start(&format!("{error:#}")), error, detail: None }
@@ -50,7 +50,7 @@ impl Failure {
     /// Prints the one line, and the detail below it.
     pub(super) fn print(&self) {
         let mut stderr = std::io::stderr().lock();
-        // Nobody is left to be told that standard error is gone.
+        // A failure is ignored: standard error is closed.
         let _ = writeln!(stderr, "kiai: {}", one_line(&self.error));
         if let Some(detail) = &self.detail {
             let _ = writeln!(stderr, "{}", detail.trim_end());
@@ -58,7 +58,7 @@ impl Failure {
     }
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Failure {
+impl<E: Into<anyhow::Error>> From<E> for CommandError {
     fn from(error: E) -> Self {
         Self::own(error)
     }
@@ -69,7 +69,7 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        // A cause that its effect quotes in full says nothing new.
+        // A cause that its effect contains is not repeated.
         if !parts.last().is_some_and(|last| last.ends_with(&text)) {
             parts.push(text);
         }
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_tells_who_is_to_blame() {
+    fn the_status_tells_whether_kiai_or_the_program_failed() {
         let table = [
             ("create container: executable not found: nope", NOT_FOUND),
             ("exec: \"x\": executable file not found in $PATH", NOT_FOUND),

@@ -18,7 +18,7 @@ const KVM: &str = "kvm";
 
 /// Where microVMs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Venue {
     /// On this machine's KVM.
     Machine,
     /// In the emulated machine.
@@ -34,15 +34,15 @@ struct Finding {
 }
 
 /// Decides and says why. `KIAI_LAB=always|never` overrides what is found out.
-pub(crate) fn choose() -> Result<Place> {
+pub(crate) fn choose() -> Result<Venue> {
     let is_root = rustix::process::geteuid().is_root();
-    let (place, why) = decide(env::var(OVERRIDE).ok().as_deref(), is_root, || ask(&build::kiai()?))?;
-    let name = match place {
-        Place::Machine => "on this machine's own KVM",
-        Place::Lab => "in the lab",
+    let (venue, why) = decide(env::var(OVERRIDE).ok().as_deref(), is_root, || ask(&build::kiai()?))?;
+    let name = match venue {
+        Venue::Machine => "on this machine's own KVM",
+        Venue::Lab => "in the lab",
     };
     step::say(&format!("microVMs run {name}: {why}"));
-    Ok(place)
+    Ok(venue)
 }
 
 /// The place and the reason, from the override and what is known of KVM, which is asked for only if it matters.
@@ -51,9 +51,9 @@ fn decide(
     wanted: Option<&str>,
     is_root: bool,
     kvm: impl FnOnce() -> Result<Finding>,
-) -> Result<(Place, String)> {
+) -> Result<(Venue, String)> {
     let never = match wanted {
-        Some("always") => return Ok((Place::Lab, format!("{OVERRIDE}=always"))),
+        Some("always") => return Ok((Venue::Lab, format!("{OVERRIDE}=always"))),
         Some("never") => true,
         None | Some("") => false,
         Some(other) => bail!("{OVERRIDE}={other}: it is `always`, `never` or not set"),
@@ -64,8 +64,8 @@ fn decide(
             "microVMs on this machine's own KVM need root, for mounts and networks: run this as root, or with \
              {OVERRIDE}=always"
         ),
-        (true, _) => Ok((Place::Machine, kvm.detail)),
-        (false, false) => Ok((Place::Lab, kvm.detail)),
+        (true, _) => Ok((Venue::Machine, kvm.detail)),
+        (false, false) => Ok((Venue::Lab, kvm.detail)),
         (false, true) => bail!("{OVERRIDE}=never, and no microVM runs on this machine: {}", kvm.detail),
     }
 }
@@ -97,21 +97,21 @@ mod tests {
     #[test]
     fn a_usable_kvm_is_used_and_another_is_not() {
         for unset in [None, Some("")] {
-            assert_eq!(decide(unset, true, || kvm("good")).unwrap(), (Place::Machine, "it is good".into()));
-            assert_eq!(decide(unset, true, || kvm("failed")).unwrap(), (Place::Lab, "it is failed".into()));
+            assert_eq!(decide(unset, true, || kvm("good")).unwrap(), (Venue::Machine, "it is good".into()));
+            assert_eq!(decide(unset, true, || kvm("failed")).unwrap(), (Venue::Lab, "it is failed".into()));
         }
         assert!(decide(None, true, || bail!("kiai does not start")).is_err());
     }
 
     #[test]
     fn the_lab_can_be_asked_for_without_a_look_at_kvm() {
-        let (place, why) = decide(Some("always"), true, || unreachable!("nobody asks")).unwrap();
-        assert_eq!((place, why.as_str()), (Place::Lab, "KIAI_LAB=always"));
+        let (venue, why) = decide(Some("always"), true, || unreachable!("nobody asks")).unwrap();
+        assert_eq!((venue, why.as_str()), (Venue::Lab, "KIAI_LAB=always"));
     }
 
     #[test]
     fn a_machine_that_shall_be_used_and_cannot_is_refused_with_the_reason() {
-        assert_eq!(decide(Some("never"), true, || kvm("good")).unwrap().0, Place::Machine);
+        assert_eq!(decide(Some("never"), true, || kvm("good")).unwrap().0, Venue::Machine);
         let refusal = decide(Some("never"), true, || kvm("failed")).unwrap_err().to_string();
         assert!(refusal.contains("KIAI_LAB=never") && refusal.contains("it is failed"), "{refusal}");
         let refusal = decide(Some("never"), false, || kvm("good")).unwrap_err().to_string();

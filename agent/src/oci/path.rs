@@ -1,8 +1,7 @@
-//! A path in a container, found once: the directory it is in, held open, and its name there.
+//! A path in a container, resolved once to an open directory and a name in it.
 //!
-//! Links are followed by their text and from the root that is given, so one of /proc, which would lead to another
-//! process's files, leads nowhere else than any other. What is done at a place is done there, whatever the
-//! container does to the path meanwhile.
+//! Links are followed by their text and from the given root, so that a link in /proc does not lead to another process's
+//! files. Operations go through the open directory, whatever the container does to the path meanwhile.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -17,29 +16,29 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
-/// As many as the kernel follows.
+/// The number of links that are followed, as in the kernel.
 const MOST_LINKS: usize = 40;
 const DIRECTORY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A directory and a name in it, which need not be there.
-pub(super) struct Place {
+/// A directory and a name in it, which need not exist.
+pub(super) struct ContainerPath {
     directory: OwnedFd,
     name: OsString,
     made: Vec<Made>,
 }
 
-/// What was made on the way, or at the place.
+/// A directory or file that was made for a path.
 struct Made {
     directory: OwnedFd,
     name: OsString,
     is_directory: bool,
 }
 
-impl Place {
-    /// Finds `path` below `root`. Directories on the way that are missing are made if `make`, until
-    /// [`Place::unmake`].
-    pub(super) fn find(root: BorrowedFd<'_>, path: &Path, make: bool) -> Result<Self, Errno> {
+impl ContainerPath {
+    /// Resolves `path` below `root`. With `make`, missing directories on the way are made; [`ContainerPath::unmake`]
+    /// removes them.
+    pub(super) fn resolve(root: BorrowedFd<'_>, path: &Path, make: bool) -> Result<Self, Errno> {
         let mut made = Vec::new();
         match walk(root, path, make, &mut made) {
             Ok((directory, name)) => Ok(Self { directory, name, made }),
@@ -50,10 +49,10 @@ impl Place {
         }
     }
 
-    /// Has a directory or a file there; one that is there already is good, if it is of that kind.
+    /// Makes a directory or a file at the path, unless one exists; an error if the path is of the other kind.
     pub(super) fn make(&mut self, is_directory: bool) -> Result<(), Errno> {
         match self.stat() {
-            Ok(there) if FileType::from_raw_mode(there.st_mode).is_dir() == is_directory => return Ok(()),
+            Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() == is_directory => return Ok(()),
             Ok(_) => return Err(if is_directory { Errno::NOTDIR } else { Errno::ISDIR }),
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),
@@ -64,51 +63,52 @@ impl Place {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(&self.directory, &self.name, flags, Mode::from_raw_mode(0o644))?;
         }
-        self.note(is_directory)
+        self.record(is_directory)
     }
 
-    /// Makes a node of a device where nothing is.
+    /// Makes a device node at the path, which must not exist.
     pub(super) fn make_node(&mut self, kind: FileType, mode: Mode, number: Dev) -> Result<(), Errno> {
         mknodat(&self.directory, &self.name, kind, mode, number)?;
-        self.note(false)
+        self.record(false)
     }
 
-    /// Gives what is there to a user and a group.
-    pub(super) fn give_to(&self, uid: u32, gid: u32) -> Result<(), Errno> {
+    /// Changes the owner and group of the file at the path.
+    pub(super) fn chown(&self, uid: u32, gid: u32) -> Result<(), Errno> {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         chownat(&self.directory, &self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    fn note(&mut self, is_directory: bool) -> Result<(), Errno> {
+    fn record(&mut self, is_directory: bool) -> Result<(), Errno> {
         let directory = rustix::io::fcntl_dupfd_cloexec(&self.directory, 0)?;
         self.made.push(Made { directory, name: self.name.clone(), is_directory });
         Ok(())
     }
 
-    /// Removes what was made, the last first, and stops at what has come to have another use.
+    /// Removes the files and directories that were made, the last first, and stops at one that is in use.
     pub(super) fn unmake(self) {
         unmake(self.made);
     }
 
-    /// Removes the file there.
+    /// Removes the file at the path.
     pub(super) fn remove(&self) -> Result<(), Errno> {
         unlinkat(&self.directory, &self.name, AtFlags::empty())
     }
 
-    /// What is there, not what a link there names.
+    /// The attributes of the file at the path; a link is not followed.
     pub(super) fn stat(&self) -> Result<rustix::fs::Stat, Errno> {
         statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Mounts there what is mounted nowhere yet.
+    /// Mounts a detached tree at the path.
     pub(super) fn mount(&self, tree: impl AsFd) -> Result<(), Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let there = openat(&self.directory, &self.name, flags, Mode::empty())?;
+        let target = openat(&self.directory, &self.name, flags, Mode::empty())?;
         let how = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(tree, "", &there, "", how)
+        move_mount(tree, "", &target, "", how)
     }
 
-    /// Unmounts what is mounted there. Nothing is left open that would keep a mount busy but the working directory.
+    /// Unmounts the mount at the path. Nothing of this process keeps the mount busy: only the working directory is left
+    /// open, which is above it.
     pub(super) fn unmount(self, flags: UnmountFlags) -> Result<(), Errno> {
         rustix::process::fchdir(&self.directory)?;
         drop(self.directory);
@@ -145,7 +145,7 @@ fn walk(
             continue;
         }
         if part == OsStr::new("..") {
-            // Above the root is the root.
+            // The parent of the root is the root.
             directory = above.pop().unwrap_or(directory);
             continue;
         }
@@ -156,8 +156,8 @@ fn walk(
                     return Err(Errno::LOOP);
                 }
                 let link = PathBuf::from(OsString::from_vec(link.into_bytes()));
-                let words: Vec<_> = parts(&link).collect();
-                words.into_iter().rev().for_each(|word| ahead.push_front(word));
+                let link_parts: Vec<_> = parts(&link).collect();
+                link_parts.into_iter().rev().for_each(|part| ahead.push_front(part));
                 continue;
             }
             Err(Errno::INVAL | Errno::NOENT) => {}
@@ -177,7 +177,7 @@ fn walk(
         };
         above.push(std::mem::replace(&mut directory, next));
     }
-    // It ends above something, and has no name of its own.
+    // The path ends in `..` or is the root, and so has no name.
     Err(Errno::INVAL)
 }
 
@@ -195,10 +195,10 @@ mod tests {
 
     use super::*;
 
-    /// Finds a path below a folder and has a file there.
-    fn make(folder: &Path, path: &str) -> Result<Place, Errno> {
+    /// Resolves a path below a folder and makes a file there.
+    fn make(folder: &Path, path: &str) -> Result<ContainerPath, Errno> {
         let root = File::open(folder).unwrap();
-        let mut place = Place::find(root.as_fd(), Path::new(path), true)?;
+        let mut place = ContainerPath::resolve(root.as_fd(), Path::new(path), true)?;
         if let Err(errno) = place.make(false) {
             place.unmake();
             return Err(errno);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_to_places_below_the_root_only() {
+    fn links_lead_to_paths_below_the_root_only() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
         fs::create_dir_all(root.join("real/deep")).unwrap();
@@ -239,14 +239,15 @@ mod tests {
         let link = fs::read_link("/proc/self/root").unwrap();
         assert_eq!(link, Path::new("/"));
         let root = File::open("/").unwrap();
-        let place = Place::find(root.as_fd(), Path::new("/proc/self/root/nowhere"), false).unwrap();
+        let place =
+            ContainerPath::resolve(root.as_fd(), Path::new("/proc/self/root/nowhere"), false).unwrap();
         let slash = fs::metadata("/").unwrap();
         let found = rustix::fs::fstat(&place.directory).unwrap();
         assert_eq!(found.st_ino, std::os::unix::fs::MetadataExt::ino(&slash));
     }
 
     #[test]
-    fn what_was_made_goes_and_nothing_else() {
+    fn unmake_removes_what_was_made_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("there")).unwrap();
         make(root.path(), "/there/new/er/file").unwrap().unmake();

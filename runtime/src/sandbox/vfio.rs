@@ -1,4 +1,4 @@
-//! The VFIO files of PCI functions that are passed to the sandbox.
+//! The VFIO files of PCI functions that are passed through to the sandbox.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,17 +13,17 @@ use kiai_vmm::OpenFunction;
 use kiai_vmm::VfioGroup;
 use parking_lot::Mutex;
 
-use super::LendError;
+use super::AssignError;
 use crate::host::pci::IOMMUFD;
 use crate::plan::VfioInterface;
 
-/// Groups that are open. The kernel opens each once, so functions of one group share it.
+/// IOMMU groups that are open. The kernel lets each be opened once, so functions of one group share the file.
 #[derive(Default)]
-pub(super) struct Groups(Mutex<BTreeMap<u32, Weak<VfioGroup>>>);
+pub(super) struct OpenGroups(Mutex<BTreeMap<u32, Weak<VfioGroup>>>);
 
-impl Groups {
-    /// Opens a function as was planned.
-    pub(super) fn open(&self, interface: &VfioInterface) -> Result<OpenFunction, LendError> {
+impl OpenGroups {
+    /// Opens a function by the interface that was planned for it.
+    pub(super) fn open(&self, interface: &VfioInterface) -> Result<OpenFunction, AssignError> {
         match interface {
             VfioInterface::Group(number) => self.group(*number).map(OpenFunction::Group),
             VfioInterface::Cdev(node) => {
@@ -33,8 +33,8 @@ impl Groups {
         }
     }
 
-    /// The group of that number, which must be free.
-    fn group(&self, number: u32) -> Result<Arc<VfioGroup>, LendError> {
+    /// The group of this number; an error if another process has it open.
+    fn group(&self, number: u32) -> Result<Arc<VfioGroup>, AssignError> {
         let mut groups = self.0.lock();
         if let Some(group) = groups.get(&number).and_then(Weak::upgrade) {
             return Ok(group);
@@ -46,16 +46,16 @@ impl Groups {
     }
 }
 
-fn open(path: PathBuf) -> Result<OwnedFd, LendError> {
+fn open(path: PathBuf) -> Result<OwnedFd, AssignError> {
     match File::options().read(true).write(true).open(&path) {
         Ok(file) => Ok(file.into()),
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(in_use(path)),
-        Err(source) => Err(LendError::Vfio { path, source }),
+        Err(source) => Err(AssignError::Vfio { path, source }),
     }
 }
 
-/// What is open elsewhere.
-fn in_use(path: PathBuf) -> LendError {
+/// The error for a file that another process has open.
+fn in_use(path: PathBuf) -> AssignError {
     let source = io::Error::new(io::ErrorKind::ResourceBusy, "another pod or program has it open");
-    LendError::Vfio { path, source }
+    AssignError::Vfio { path, source }
 }

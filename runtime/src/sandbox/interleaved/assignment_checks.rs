@@ -11,25 +11,25 @@ use kiai_interleave::shuttle::future;
 use kiai_interleave::shuttle::rand::Rng;
 use kiai_interleave::shuttle::rand::thread_rng;
 
-use super::LendError;
-use super::desk::Desk;
-use super::lend::Bus;
-use super::lend::Loan;
-use super::lend::Share;
-use super::lend::Wanted;
+use super::AssignError;
+use super::assign::Assignment;
+use super::assign::Bus;
+use super::assign::HostDevices;
+use super::assign::VolumeDevice;
+use super::assignments::Assignments;
 use crate::agent::AgentError;
 use crate::agent::message;
 use crate::host::network::Nic;
 use crate::plan::Disk;
-use crate::plan::PassedFunction;
+use crate::plan::PassthroughFunction;
 
-/// Cannot be opened.
+/// The minor number of a disk that cannot be opened.
 const BROKEN: i64 = 9;
 
 /// A slot of the bus.
 type Slot = u8;
 
-/// What is in each slot of a bus, by minor number or name, and what the guest believes is there.
+/// The device in each slot of a bus, by minor number or name, and the device the guest knows there.
 #[derive(Default)]
 struct Slots {
     on_bus: BTreeMap<Slot, String>,
@@ -40,21 +40,21 @@ struct Slots {
 #[derive(Default)]
 struct Machine {
     slots: Mutex<Slots>,
-    /// One call of the guest in so many is not answered, though carried out half of the time.
+    /// One call to the guest in so many is not answered; half of those are carried out all the same.
     silent: Option<u32>,
 }
 
 impl Machine {
-    async fn attach(&self, name: String) -> Result<(Slot, String), LendError> {
+    async fn attach(&self, name: String) -> Result<(Slot, String), AssignError> {
         future::yield_now().await;
         let mut slots = self.slots.lock();
-        assert!(slots.on_bus.values().all(|there| *there != name), "{name} is attached twice");
+        assert!(slots.on_bus.values().all(|other| *other != name), "{name} is attached twice");
         let slot = (1..).find(|slot| !slots.on_bus.contains_key(slot)).unwrap();
         slots.on_bus.insert(slot, name);
         Ok((slot, format!("{slot:02x}.0")))
     }
 
-    /// A call of the guest, which `act` carries out.
+    /// A call to the guest, which `act` carries out.
     async fn call<T>(&self, act: impl FnOnce(&mut Slots) -> Result<T, AgentError>) -> Result<T, AgentError> {
         future::yield_now().await;
         let answers = self.silent.is_none_or(|one_in| !thread_rng().gen_ratio(1, one_in));
@@ -64,11 +64,11 @@ impl Machine {
         answer.filter(|_| answers).unwrap_or(Err(AgentError::Silent { call: "test" }))
     }
 
-    /// The guest has it where the host has it.
-    fn assert_there(&self, name: &str) {
+    /// The guest knows the device in the slot in which the host has it.
+    fn assert_present(&self, name: &str) {
         let slots = self.slots.lock();
-        let slot = slots.on_bus.iter().find(|(_, there)| *there == name).map(|(slot, _)| slot);
-        let slot = slot.unwrap_or_else(|| panic!("{name} is lent and not on the bus"));
+        let slot = slots.on_bus.iter().find(|(_, other)| *other == name).map(|(slot, _)| slot);
+        let slot = slot.unwrap_or_else(|| panic!("{name} is assigned and not on the bus"));
         assert_eq!(slots.seen.get(slot).map(String::as_str), Some(name), "the guest has not seen {name}");
     }
 }
@@ -76,25 +76,25 @@ impl Machine {
 impl Bus for Machine {
     type Id = Slot;
 
-    async fn attach_disk(&self, disk: &Disk) -> Result<(Slot, String), LendError> {
+    async fn attach_disk(&self, disk: &Disk) -> Result<(Slot, String), AssignError> {
         if disk.minor == BROKEN {
             future::yield_now().await;
             let source = io::ErrorKind::NotFound.into();
-            return Err(LendError::Open { path: disk.node.clone(), source });
+            return Err(AssignError::Open { path: disk.node.clone(), source });
         }
         self.attach(disk.minor.to_string()).await
     }
 
-    async fn attach_function(&self, _: &PassedFunction) -> Result<(Slot, String), LendError> {
-        unreachable!("no check lends a function")
+    async fn attach_function(&self, _: &PassthroughFunction) -> Result<(Slot, String), AssignError> {
+        unreachable!("no check assigns a function")
     }
 
-    async fn attach_nic(&self, nic: &mut Nic) -> Result<(Slot, String), LendError> {
+    async fn attach_nic(&self, nic: &mut Nic) -> Result<(Slot, String), AssignError> {
         self.attach(nic.name.clone()).await
     }
 
-    async fn attach_share(&self, _: &Share) -> Result<(Slot, String), LendError> {
-        unreachable!("no check lends a directory")
+    async fn attach_volume(&self, _: &VolumeDevice) -> Result<(Slot, String), AssignError> {
+        unreachable!("no check assigns a volume")
     }
 
     async fn detach(&self, slot: Slot) {
@@ -113,65 +113,67 @@ impl Bus for Machine {
         self.call(look).await
     }
 
-    async fn let_go(&self, path: &str) -> Result<(), AgentError> {
+    async fn release(&self, path: &str) -> Result<(), AgentError> {
         let slot = Slot::from_str_radix(&path[..2], 16).unwrap();
-        let let_go = |slots: &mut Slots| {
+        let release = |slots: &mut Slots| {
             let message = format!("no PCI function at {path}");
             let refused = AgentError::Refused { call: "RemovePci", code: ttrpc::Code::NOT_FOUND, message };
             slots.seen.remove(&slot).map(|_| ()).ok_or(refused)
         };
-        self.call(let_go).await
+        self.call(release).await
     }
 }
 
-/// A machine and who has what of it.
+/// A machine and the devices that are assigned to its containers.
 #[derive(Default)]
 struct World {
     machine: Machine,
-    desk: Desk<Slot>,
+    assignments: Assignments<Slot>,
 }
 
 impl World {
-    /// One container: it is assigned disks, uses them and gives them back. Whether it could be.
-    async fn assign(&self, minors: &[i64]) -> bool {
-        let Ok(loan) = self.lend(minors).await else { return false };
+    /// One container: it is assigned disks, uses them and gives them back. Returns whether they could be assigned.
+    async fn run_container(&self, minors: &[i64]) -> bool {
+        let Ok(assignment) = self.assign(minors).await else { return false };
         let names: Vec<_> = minors.iter().map(i64::to_string).collect();
-        self.use_all(&names, loan).await;
+        self.use_all(&names, assignment).await;
         true
     }
 
-    async fn lend(&self, minors: &[i64]) -> Result<Loan, LendError> {
+    async fn assign(&self, minors: &[i64]) -> Result<Assignment, AssignError> {
         let disks: Vec<_> = minors.iter().copied().map(disk).collect();
-        let (loan, devices) =
-            self.desk.lend(&self.machine, Wanted { disks: &disks, ..Wanted::default() }).await?;
+        let (assignment, devices) = self
+            .assignments
+            .assign(&self.machine, HostDevices { disks: &disks, ..HostDevices::default() })
+            .await?;
         assert_eq!(devices.len(), minors.len());
-        Ok(loan)
+        Ok(assignment)
     }
 
-    /// The same with an interface.
+    /// The same with a network interface.
     async fn plug(&self, name: &str) -> bool {
         let nics = &mut [nic(name)];
-        match self.desk.lend(&self.machine, Wanted { nics, ..Wanted::default() }).await {
-            Ok((loan, _)) => {
-                self.use_all(&[name.to_owned()], loan).await;
+        match self.assignments.assign(&self.machine, HostDevices { nics, ..HostDevices::default() }).await {
+            Ok((assignment, _)) => {
+                self.use_all(&[name.to_owned()], assignment).await;
                 true
             }
             Err(error) => {
-                assert!(matches!(error, LendError::InterfaceTaken(_)), "{error}");
+                assert!(matches!(error, AssignError::InterfaceAssigned(_)), "{error}");
                 false
             }
         }
     }
 
-    async fn use_all(&self, names: &[String], loan: Loan) {
+    async fn use_all(&self, names: &[String], assignment: Assignment) {
         for _ in 0..2 {
-            names.iter().for_each(|name| self.machine.assert_there(name));
+            names.iter().for_each(|name| self.machine.assert_present(name));
             future::yield_now().await;
         }
-        self.desk.take_back(&self.machine, loan).await;
+        self.assignments.unassign(&self.machine, assignment).await;
     }
 
-    /// Nobody has anything any more, and all can be had.
+    /// No device is left on the bus or in the guest.
     fn assert_clean(&self) {
         let slots = self.machine.slots.lock();
         assert!(slots.on_bus.is_empty() && slots.seen.is_empty(), "{:?} {:?}", slots.on_bus, slots.seen);
@@ -192,12 +194,12 @@ fn nic(name: &str) -> Nic {
     Nic { name: name.into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500, addresses: Vec::new(), taps: Vec::new() }
 }
 
-/// Runs each batch as a container of its own, all at the same time; who of them was assigned all of it.
-fn assign_at_once<const N: usize>(world: &Arc<World>, batches: [&'static [i64]; N]) -> Vec<bool> {
+/// Runs a container for each list of disks, all at the same time; returns which of them were assigned their disks.
+fn assign_at_once<const N: usize>(world: &Arc<World>, requests: [&'static [i64]; N]) -> Vec<bool> {
     future::block_on(async {
-        let tasks = batches.map(|minors| {
+        let tasks = requests.map(|minors| {
             let world = world.clone();
-            future::spawn(async move { world.assign(minors).await })
+            future::spawn(async move { world.run_container(minors).await })
         });
         let mut assigned = Vec::new();
         for task in tasks {
@@ -217,12 +219,13 @@ fn a_disk_of_several_containers_is_one_disk_as_long_as_one_of_them_has_it() {
 }
 
 #[test]
-fn who_gives_a_disk_back_takes_it_from_nobody_who_is_being_assigned_it() {
+fn unassigning_a_disk_does_not_detach_it_from_a_container_that_is_being_assigned_it() {
     check(|| {
         let world = Arc::new(World::default());
-        let loan = future::block_on(world.lend(&[0, 1])).unwrap();
+        let assignment = future::block_on(world.assign(&[0, 1])).unwrap();
         let giving = world.clone();
-        let giving = future::spawn(async move { giving.desk.take_back(&giving.machine, loan).await });
+        let giving =
+            future::spawn(async move { giving.assignments.unassign(&giving.machine, assignment).await });
         assert_eq!(assign_at_once(&world, [&[0], &[2, 1]]), [true; 2]);
         future::block_on(giving).unwrap();
         world.assert_clean();
@@ -230,7 +233,7 @@ fn who_gives_a_disk_back_takes_it_from_nobody_who_is_being_assigned_it() {
 }
 
 #[test]
-fn what_fails_half_way_takes_nothing_from_others() {
+fn an_assignment_that_fails_half_way_detaches_no_device_of_another() {
     check(|| {
         let world = Arc::new(World::default());
         assert_eq!(assign_at_once(&world, [&[0, 1, BROKEN], &[1, 0], &[BROKEN]]), [false, true, false]);

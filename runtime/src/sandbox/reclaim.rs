@@ -1,7 +1,8 @@
-//! Memory that was freed in the guest goes back to the host: for a moment it is put into the guest's balloon.
+//! Reclaiming memory that was freed in the guest: the guest's balloon is inflated with it for a moment.
 //!
-//! The guest does not know which of its free pages the host still holds, and the host not which of those it holds
-//! are free. How many that are both is known well enough: the host holds so many, and the guest uses so many.
+//! The guest does not know which of its free pages the host still holds, and the host does not know which of the
+//! pages it holds are free in the guest. The amount of memory that is both is known well enough: it is what the host
+//! holds less what the guest uses. That much is reclaimable.
 
 use std::future::Future;
 use std::io;
@@ -17,20 +18,20 @@ use crate::failure::chain;
 
 const MIB: u64 = 1 << 20;
 
-/// Less than this is not worth the guest's work, nor is the reckoning better: this process has some memory besides
-/// the guest's RAM, and the host holds the guest's in pages of 2 MiB.
+/// The least amount that is reclaimed. Less is not worth the guest's work, and the estimate is not more exact: this
+/// process has some memory besides the guest's RAM, and the host holds guest RAM in pages of 2 MiB.
 const NOTABLE: u64 = 64 * MIB;
 
-/// What is asked for at a time.
+/// The most by which the balloon grows at a time.
 const STEP: u64 = 1024 * MIB;
 
-/// How long a guest may take to fill its balloon, and to empty it. What it has not put in by then goes back by the
-/// reports of its kernel, which is slower.
+/// How long a guest may take to inflate its balloon, and to deflate it. Memory that is not in the balloon by then is
+/// reclaimed by the guest kernel's free page reports, which are slower.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why memory was not given back.
+/// Why memory was not reclaimed.
 #[derive(Debug, thiserror::Error)]
-enum GiveBackError {
+enum ReclaimError {
     #[error("read /proc/self/statm")]
     Held(#[source] io::Error),
     #[error(transparent)]
@@ -38,25 +39,25 @@ enum GiveBackError {
 }
 
 impl Sandbox {
-    /// Has the guest give back what it says is free, each time it says so, until nobody can tell any more.
-    pub async fn give_back(&self, mut freed: watch::Receiver<MemoryFreed>) {
-        // What could not be had the last time is not asked for again until it is more.
-        let mut in_vain = 0;
+    /// Reclaims free memory each time the guest reports it, until the sender of reports is gone.
+    pub async fn reclaim_memory(&self, mut freed: watch::Receiver<MemoryFreed>) {
+        // What could not be reclaimed the last time is not tried again until it has become more.
+        let mut unreclaimable = 0;
         while freed.changed().await.is_ok() {
             let memory = self.vm.0.memory().plugged;
             let _same_size = self.pod.lock().await;
             let freed = freed.borrow_and_update().clone();
             if self.vm.0.memory().plugged != memory {
-                // The word is of a guest of another size.
+                // The report is about a guest of another size.
                 continue;
             }
-            match reclaim(self, u64::from(memory) * MIB, &freed, in_vain).await {
+            match reclaim(self, u64::from(memory) * MIB, &freed, unreclaimable).await {
                 Ok(left) => {
                     tracing::debug!(free = freed.bytes / MIB, left = left / MIB, "MiB of memory");
-                    in_vain = left;
+                    unreclaimable = left;
                 }
-                Err(GiveBackError::Balloon(error)) => tracing::debug!("nothing is given back: {error}"),
-                Err(error) => tracing::warn!(error = %chain(&error), "nothing is given back"),
+                Err(ReclaimError::Balloon(error)) => tracing::debug!("no memory is reclaimed: {error}"),
+                Err(error) => tracing::warn!(error = %chain(&error), "no memory is reclaimed"),
             }
         }
     }
@@ -64,9 +65,9 @@ impl Sandbox {
 
 /// A machine with a balloon in it.
 trait Ballooned: Sync {
-    /// Bytes of memory the host holds for it.
+    /// Bytes of memory that the host holds for the machine.
     fn held(&self) -> io::Result<u64>;
-    /// Gives the balloon a size, as far as the guest does it in time; the size it has then.
+    /// Asks for a balloon of `bytes` and waits for it, but no longer than `patience`; returns the size it has then.
     fn resize_balloon(
         &self,
         bytes: u64,
@@ -75,8 +76,8 @@ trait Ballooned: Sync {
 }
 
 impl Ballooned for Sandbox {
-    /// Anonymous memory of this process, which has one machine: the guest's RAM and some MiB more. The host's pool of
-    /// huge pages is not in it: that goes back by the reports of the guest's kernel alone.
+    /// The anonymous memory of this process, which has one machine: guest RAM and some MiB more. Guest RAM in the
+    /// host's pool of huge pages is not counted: only the guest kernel's free page reports reclaim that.
     fn held(&self) -> io::Result<u64> {
         let statm = std::fs::read_to_string("/proc/self/statm")?;
         let mut pages = statm.split(' ').skip(1).map(str::parse::<u64>);
@@ -98,52 +99,52 @@ impl Ballooned for Sandbox {
     }
 }
 
-/// Takes what the host holds in vain of `memory` bytes, if that is notably more than `in_vain` already were; returns
-/// how many bytes it then still holds so.
+/// Reclaims memory of a guest with `memory` bytes of RAM, if notably more is reclaimable than the `unreclaimable` bytes
+/// that were left the last time; returns how many bytes are left now.
 async fn reclaim(
     machine: &impl Ballooned,
     memory: u64,
     freed: &MemoryFreed,
-    in_vain: u64,
-) -> Result<u64, GiveBackError> {
+    unreclaimable: u64,
+) -> Result<u64, ReclaimError> {
     let used = memory.saturating_sub(freed.bytes);
-    let held_in_vain = || Ok(machine.held().map_err(GiveBackError::Held)?.saturating_sub(used));
-    let now = held_in_vain()?;
+    let reclaimable = || Ok(machine.held().map_err(ReclaimError::Held)?.saturating_sub(used));
+    let now = reclaimable()?;
     let room = room(memory, freed);
-    if now.saturating_sub(in_vain) < NOTABLE || room < NOTABLE {
-        return Ok(in_vain.min(now));
+    if now.saturating_sub(unreclaimable) < NOTABLE || room < NOTABLE {
+        return Ok(unreclaimable.min(now));
     }
-    let inflated = inflate(machine, room, held_in_vain).await;
+    let inflated = inflate(machine, room, reclaimable).await;
     machine.resize_balloon(0, PATIENCE).await?;
     inflated?;
-    held_in_vain()
+    reclaimable()
 }
 
-/// As large as the balloon may become: an eighth of what is free is left for whoever allocates meanwhile.
+/// The greatest size of the balloon: an eighth of the guest's free memory is left for allocations meanwhile.
 fn room(memory: u64, freed: &MemoryFreed) -> u64 {
     let free = freed.bytes.min(memory);
     free.saturating_sub(freed.reserve).saturating_sub(free / 8)
 }
 
-/// Inflates the balloon until hardly anything is held in vain. Which free pages go into it is the guest's choice, and
-/// of some nothing comes back, so it may have to become larger: as long as more than half of that is to some purpose.
+/// Inflates the balloon until little is reclaimable. The guest chooses the free pages that go into it, and some of them
+/// the host does not hold, so the balloon may have to grow further: as long as a step gains more than half of its size.
 async fn inflate(
     machine: &impl Ballooned,
     room: u64,
-    held_in_vain: impl Fn() -> Result<u64, GiveBackError>,
-) -> Result<(), GiveBackError> {
+    reclaimable: impl Fn() -> Result<u64, ReclaimError>,
+) -> Result<(), ReclaimError> {
     let deadline = Instant::now() + PATIENCE;
     let mut size = 0;
-    let mut left = held_in_vain()?;
+    let mut left = reclaimable()?;
     loop {
         let next = room.min(size + left.min(STEP)) / MIB * MIB;
         if next == size {
             return Ok(());
         }
         let patience = deadline.saturating_duration_since(Instant::now());
-        // It is smaller if the guest is slow, or needs the memory.
+        // The balloon is smaller than asked for if the guest is slow, or needs the memory.
         let reached = machine.resize_balloon(next, patience).await?;
-        let before = std::mem::replace(&mut left, held_in_vain()?);
+        let before = std::mem::replace(&mut left, reclaimable()?);
         let gained = before.saturating_sub(left);
         tracing::debug!(
             balloon = reached / MIB,
@@ -165,12 +166,12 @@ mod tests {
 
     use super::*;
 
-    /// A machine of 1024 MiB. Sizes are in MiB.
+    /// A machine with 1024 MiB of RAM. Sizes are in MiB.
     struct FakeMachine {
         held: Mutex<u64>,
-        /// Free pages that the host does not hold, which go into the balloon first.
+        /// MiB of free pages that the host does not hold; they go into the balloon first.
         first: u64,
-        /// The balloon does not become larger than this.
+        /// The greatest size of the balloon.
         most: u64,
         pinned: bool,
         sizes: Mutex<Vec<u64>>,
@@ -200,11 +201,11 @@ mod tests {
         }
     }
 
-    /// What is still held in vain, and the sizes the balloon had.
-    async fn reclaimed(machine: &FakeMachine, free: u64, in_vain: u64) -> (u64, Vec<u64>) {
+    /// What is still reclaimable, and the sizes the balloon had.
+    async fn reclaimed(machine: &FakeMachine, free: u64, unreclaimable: u64) -> (u64, Vec<u64>) {
         let freed =
             MemoryFreed { bytes: free.saturating_mul(MIB), reserve: 48 * MIB, ..MemoryFreed::default() };
-        let left = reclaim(machine, 1024 * MIB, &freed, in_vain * MIB).await.unwrap();
+        let left = reclaim(machine, 1024 * MIB, &freed, unreclaimable * MIB).await.unwrap();
         (left / MIB, machine.sizes.lock().clone())
     }
 
@@ -256,7 +257,7 @@ mod tests {
         let machine = FakeMachine { pinned: true, ..FakeMachine::holding(700) };
         let freed = MemoryFreed { bytes: 800 * MIB, ..MemoryFreed::default() };
         let refused = reclaim(&machine, 1024 * MIB, &freed, 0).await;
-        assert!(matches!(refused, Err(GiveBackError::Balloon(BalloonError::Pinned))));
+        assert!(matches!(refused, Err(ReclaimError::Balloon(BalloonError::Pinned))));
         assert_eq!(*machine.sizes.lock(), [0]);
     }
 }

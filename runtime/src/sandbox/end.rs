@@ -1,22 +1,22 @@
-//! How the microVM ended, for everybody who waits on it.
+//! The end of the microVM, for every task that waits for it.
 
 use kiai_vmm::Ending;
 use kiai_vmm::VmHandle;
 use tokio::sync::watch;
 
-/// A microVM's end.
+/// How a microVM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// How.
+pub struct SandboxEnd {
+    /// The end that the machine reports.
     pub ending: Ending,
-    /// We had asked for it.
+    /// The end was asked for.
     pub expected: bool,
     /// The last lines of the guest's console.
     pub console: String,
 }
 
-impl Ended {
-    /// For people: what happened, and what the guest said last.
+impl SandboxEnd {
+    /// A report for people: how the microVM ended, and the last lines of the guest's console.
     pub fn report(&self) -> String {
         format!(
             "the microVM ended: {}\n\nthe guest's console ended with:\n{}\n",
@@ -39,61 +39,61 @@ pub(super) fn tail(console: &str) -> String {
     }
 }
 
-/// The end to come. Clones see the same.
+/// Tells when and how the microVM ends. Clones tell the same.
 #[derive(Clone)]
-pub struct Endings {
-    end: std::sync::Arc<watch::Sender<Option<Ended>>>,
+pub struct EndWatch {
+    end: std::sync::Arc<watch::Sender<Option<SandboxEnd>>>,
     expected: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
-impl Endings {
-    /// Waits for the machine's end on a thread of its own.
+impl EndWatch {
+    /// Watches a machine, on a thread of its own.
     pub(super) fn of(vm: &VmHandle) -> std::io::Result<Self> {
-        let endings = Self { end: watch::channel(None).0.into(), expected: std::sync::Arc::default() };
-        let (vm, told) = (vm.clone(), endings.clone());
+        let watched = Self { end: watch::channel(None).0.into(), expected: std::sync::Arc::default() };
+        let (vm, end) = (vm.clone(), watched.clone());
         std::thread::Builder::new().name("vm-end".into()).spawn(move || {
             let ending = vm.wait();
-            told.tell(ending, &vm);
-            // A guest that ended by itself leaves its devices: their going ends the streams.
+            end.report(ending, &vm);
+            // A guest that ended by itself leaves its devices running; stopping them ends the streams.
             vm.stop();
         })?;
-        Ok(endings)
+        Ok(watched)
     }
 
     /// A machine that was to stop has ended, whether its threads have or not.
     pub(super) fn abandon(&self, vm: &VmHandle) {
-        self.tell(Ending::Stopped, vm);
+        self.report(Ending::Stopped, vm);
     }
 
     /// The first end counts.
-    fn tell(&self, ending: Ending, vm: &VmHandle) {
+    fn report(&self, ending: Ending, vm: &VmHandle) {
         let asked = self.expected.load(std::sync::atomic::Ordering::Acquire);
         let expected = ending == Ending::Stopped || asked;
         let console = vm.console_tail();
         self.end.send_if_modified(|end| {
             let first = end.is_none();
-            end.get_or_insert(Ended { ending, expected, console });
+            end.get_or_insert(SandboxEnd { ending, expected, console });
             first
         });
     }
 
-    /// From here on an end is what was asked for.
+    /// Marks an end from now on as one that was asked for.
     pub(super) fn expect(&self) {
         self.expected.store(true, std::sync::atomic::Ordering::Release);
     }
 
-    /// The end, if it has come.
-    pub fn ended(&self) -> Option<Ended> {
+    /// How the microVM ended; none while it runs.
+    pub fn ended(&self) -> Option<SandboxEnd> {
         self.end.borrow().clone()
     }
 
-    /// Waits for the end.
-    pub async fn wait(&self) -> Ended {
+    /// Waits for the microVM's end.
+    pub async fn wait(&self) -> SandboxEnd {
         let mut end = self.end.subscribe();
         match end.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
             Ok(Some(ended)) => ended,
-            // Not while `self` holds the sender.
-            _ => Ended { ending: Ending::Stopped, expected: false, console: String::new() },
+            // Cannot be while `self` holds the sender.
+            _ => SandboxEnd { ending: Ending::Stopped, expected: false, console: String::new() },
         }
     }
 }
