@@ -1,8 +1,8 @@
 //! How a connection to [`STREAM_PORT`](crate::ports::STREAM_PORT) says which standard stream it carries.
 //!
 //! The host opens a connection for each stream of a process once the agent has answered the call that asked for the
-//! process. It writes a [`StreamName`]; the agent answers with [`ACCEPTED`], and from then on the bytes are the stream's.
-//! A name the agent does not wait for, or waits for no more, is answered with the end of the connection.
+//! process. It writes a [`StreamName`]; the agent answers with [`ACCEPTED`], and from then on the bytes are the
+//! stream's. A name the agent does not wait for, or waits for no more, is answered with the end of the connection.
 
 use std::fmt;
 

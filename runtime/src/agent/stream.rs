@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 /// How long the agent may take for its answer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A stream that does not come about.
+/// Why a standard stream is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The host has no connection to give, or the guest is gone.

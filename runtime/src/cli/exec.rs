@@ -59,7 +59,8 @@ impl Exec {
         let directory = streams::directory(&container.bundle(), &exec_id);
         let streams = ProcessFifos::create(directory, options.interactive, options.tty)?;
         let result = self.attend(&task, &exec_id, &process, &streams, &mut signals).await;
-        // For a process that was not attended to its end. The container may have been removed meanwhile, with the fifos.
+        // For a process that was not attended to its end. The container may have been removed meanwhile, with the
+        // fifos.
         let _ = task.delete(&exec_id).await;
         streams.remove()?;
         result

@@ -34,9 +34,7 @@ impl Sandbox {
         };
         let dead = match answered(call, sign).await {
             // The guest is ending; how it ends is reported in a moment.
-            Some(Err(AgentError::Lost { .. })) => {
-                tokio::time::timeout(SIGN, self.end.wait()).await.is_err()
-            }
+            Some(Err(AgentError::Lost { .. })) => tokio::time::timeout(SIGN, self.end.wait()).await.is_err(),
             Some(answer) => return Ok(answer),
             None => true,
         };

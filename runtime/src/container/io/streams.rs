@@ -174,7 +174,9 @@ impl Streams {
                 Err(_) => {
                     let now = self.progress.load(Ordering::Relaxed);
                     if now == before {
-                        tracing::info!("the reader of the output takes nothing: the exit is reported regardless");
+                        tracing::info!(
+                            "the reader of the output takes nothing: the exit is reported regardless"
+                        );
                         return;
                     }
                     before = now;
