@@ -1,5 +1,5 @@
-//! What a panic ends: the request it happens in and nothing else, or, where the agent cannot go on without a task, the
-//! whole guest, which the host understands.
+//! Panics: one ends only the request in which it happens, or, in a task that the agent cannot do without, the whole
+//! guest, which the host notices.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -9,10 +9,10 @@ use futures::FutureExt;
 #[cfg(not(panic = "unwind"))]
 compile_error!("with panics that abort, a mistake in the answer to one request ends the pod");
 
-/// Does `work`; a panic in it is an error with the panic's message.
+/// Runs `work`; a panic in it becomes an error with the panic's message.
 ///
-/// What `work` shares with others has to make sense wherever it can panic. The agent's locks are not poisoned, and what
-/// they guard is changed in single steps.
+/// State that `work` shares with others has to be consistent wherever it can panic. The agent's locks are not poisoned,
+/// and the state that they guard is changed in single steps.
 pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| message(&*panic))
 }
@@ -26,8 +26,8 @@ pub fn spawn_vital(name: &'static str, work: impl Future<Output = ()> + Send + '
     });
 }
 
-/// Has a panic end the process at once. For a process that libcontainer clones: what goes up its stack in the clone
-/// would go on where the original is.
+/// Has a panic end the process at once. For a process that libcontainer clones: unwinding in the clone would go on in
+/// the original's code.
 pub fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

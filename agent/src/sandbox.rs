@@ -27,13 +27,13 @@ pub struct Sandbox {
     pub uevents: Arc<Uevents>,
     /// Mounts made for the host.
     pub storages: Storages,
-    /// Who waits for which standard stream.
+    /// The standard streams whose connections are awaited.
     pub streams: StreamTable,
     /// What the host is told unasked.
     pub events: Events,
     /// Tells of memory that was freed.
     pub freed_memory: FreedMemory,
-    /// The init of the pid namespace that containers share, once one does.
+    /// The init of the pod's pid namespace, once a container has joined it.
     pod_init: tokio::sync::Mutex<Option<Built>>,
     life: Mutex<Life>,
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
@@ -132,7 +132,7 @@ impl Sandbox {
         Ok(std::mem::replace(&mut life, Life::Changing))
     }
 
-    /// The pid namespace of containers that have none of their own.
+    /// The pod's pid namespace, which containers without one of their own join.
     pub async fn shared_pids(&self) -> Result<PathBuf> {
         let mut init = self.pod_init.lock().await;
         let pid = match &*init {

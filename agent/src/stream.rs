@@ -1,8 +1,8 @@
-//! Connections of the host for standard streams: each says which it is, and reaches who waits for that one.
+//! The host's connections for standard streams: each names its stream and is handed to the slot reserved for it.
 //!
 //! A name ([`StreamName`]) has a secret of its process, so nobody but the host can know it, and counts once: a second
-//! connection of the name, one that nobody waits for and one that says nothing are closed. Of those that have not said
-//! their name there are few at a time, and they have little time.
+//! connection with the name, one without a reserved slot and one that sends no name are closed. The number of
+//! connections that have not sent their name is bounded, and so is the time they have.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -22,10 +22,10 @@ use crate::fault::{Fault, Result};
 /// Most connections without a name yet; further ones are left in the kernel's queue.
 const MOST_UNNAMED: usize = 64;
 
-/// How long a connection may take to say its name and to hear the answer.
+/// How long a connection may take to send its name and to receive the answer.
 const NAMING: Duration = Duration::from_secs(10);
 
-/// Who waits for which stream. Clones are the same one.
+/// The slots that are reserved for streams. Clones are the same table.
 #[derive(Debug)]
 pub struct StreamTable<S = VsockStream>(Arc<Mutex<Awaited<S>>>);
 
@@ -36,9 +36,9 @@ type Awaited<S> = HashMap<StreamName, oneshot::Sender<S>>;
 enum Refusal {
     #[error(transparent)]
     Malformed(#[from] NameError),
-    #[error("nobody waits for its stream")]
+    #[error("no process waits for its stream")]
     Unknown,
-    #[error("it did not say its name in time")]
+    #[error("it did not send its name in time")]
     Late,
     #[error("it broke off: {0}")]
     Broken(#[from] io::Error),
@@ -57,7 +57,7 @@ impl<S> Clone for StreamTable<S> {
 }
 
 impl<S> StreamTable<S> {
-    /// Waits for the stream of this name from now on, until the slot is dropped.
+    /// Reserves the slot of the stream with this name, until the slot is dropped.
     pub fn reserve(&self, name: StreamName) -> Result<StreamSlot<S>> {
         match self.0.lock().entry(name) {
             Entry::Occupied(_) => {
@@ -73,7 +73,7 @@ impl<S> StreamTable<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> StreamTable<S> {
-    /// Hands each connection to who waits for it; returns when there are no more.
+    /// Hands each connection to the slot of its stream; returns when there are no more connections.
     pub async fn serve(self, incoming: impl Stream<Item = io::Result<S>>) {
         let unnamed = Arc::new(Semaphore::new(MOST_UNNAMED));
         let mut incoming = std::pin::pin!(incoming);
@@ -108,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> StreamTable<S> {
     }
 }
 
-/// A stream that is waited for.
+/// The slot of a stream whose connection is awaited.
 #[derive(Debug)]
 pub struct StreamSlot<S = VsockStream> {
     table: StreamTable<S>,
@@ -117,7 +117,7 @@ pub struct StreamSlot<S = VsockStream> {
 }
 
 impl<S> StreamSlot<S> {
-    /// The host's connection. `None` if it broke off while it was named.
+    /// The host's connection. `None` if it broke off while its name was answered.
     pub async fn connected(mut self) -> Option<S> {
         (&mut self.connection).await.ok()
     }

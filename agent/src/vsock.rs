@@ -1,5 +1,5 @@
-//! The ports the agent listens on. Nobody but the host is let in: a container can open vsock sockets as well, and a
-//! kernel with vsock loopback would lead them here.
+//! The ports on which the agent listens. Only the host's connections are accepted: a container can open vsock sockets
+//! as well, and a kernel with vsock loopback would lead them here.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,11 +32,11 @@ fn of_the_host<S>(accepted: impl Stream<Item = io::Result<(S, u32)>>) -> impl St
     })
 }
 
-/// A container decides how often it tries, so the log hears of it once.
+/// A container decides how often it tries, so this is logged once.
 fn report(cid: u32) {
     static REPORTED: AtomicBool = AtomicBool::new(false);
     if !REPORTED.swap(true, Ordering::Relaxed) {
-        tracing::warn!("a vsock connection of CID {cid} is refused; further ones are without a word");
+        tracing::warn!("a vsock connection of CID {cid} is refused; further ones are not logged");
     }
 }
 

@@ -32,7 +32,7 @@ use crate::reaper::ExitWatch;
 use crate::stream::{StreamSlot, StreamTable};
 use crate::sys;
 
-/// The connections the host will open, one for each stream it wants.
+/// The slots of the connections that the host will open, one for each stream it wants.
 #[derive(Debug)]
 pub(super) struct Streams {
     stdin: Option<StreamSlot>,
@@ -41,7 +41,7 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Waits for the streams the host has named.
+    /// Reserves a slot for each stream that the host wants.
     pub(super) fn reserve(stdio: &Stdio, table: &StreamTable) -> Result<Self> {
         let reserve = |wanted: bool, stream| -> Result<_> {
             if !wanted {
@@ -154,7 +154,7 @@ impl Terminal {
     }
 }
 
-/// How many bytes had been written to each output that is copied when the process ended.
+/// The number of bytes that had been written to each copied output when the process ended.
 #[derive(Debug, Default)]
 pub(super) struct Whole {
     pub(super) stdout: Option<oneshot::Receiver<u64>>,

@@ -114,7 +114,7 @@ impl Process {
     }
 }
 
-/// Of an output that is not copied, or not any more, nothing has to arrive.
+/// The bytes that the host has to receive of an output: none if it is not copied, or not any more.
 async fn written(whole: Option<oneshot::Receiver<u64>>) -> u64 {
     match whole {
         Some(whole) => whole.await.unwrap_or(0),

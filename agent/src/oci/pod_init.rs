@@ -1,9 +1,9 @@
-//! The init of the pod's pid namespace: for containers that share their processes' numbers with others of the pod, or
-//! have no pid namespace of their own. They see each other and this one, never what runs in the guest itself.
+//! The init of the pod's pid namespace, which containers join that share another's or have none of their own. Their
+//! processes see each other and this one, never those of the guest itself.
 //!
 //! The helper makes the namespace and starts the agent's program in it, from a read-only mount; that program leaves
-//! behind all it can see of the guest before it says that it is ready, and from then on does nothing: the kernel reaps
-//! its children for it.
+//! the guest's root and mounts before it reports that it is ready, and from then on does nothing: the kernel reaps its
+//! children for it.
 
 use std::convert::Infallible;
 use std::fs::{File, create_dir};
@@ -21,28 +21,28 @@ use rustix::mount::{
 
 use crate::sys;
 
-/// The argument by which the agent's program is this init.
+/// The argument with which the agent's program runs as this init.
 pub const ARGUMENT: &str = "pod-init";
 
-/// Where the helper, in a mount namespace of its own, has its mounts.
-const PLACE: &str = "/tmp";
+/// The helper's mount point, in a mount namespace of its own.
+const MOUNT_POINT: &str = "/tmp";
 const PROGRAM: &str = "/tmp/init";
 
-/// What the init says when it is ready.
+/// The byte that the init writes when it is ready.
 const READY: u8 = b'r';
 
-/// Starts the init in a pid namespace of its own, from the helper; its pid in the guest's root namespace.
+/// Starts the init in a new pid namespace, from the helper; returns its pid in the guest's root namespace.
 pub(super) fn start() -> anyhow::Result<i32> {
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("make a pid namespace")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("keep mounts apart")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount("tmpfs", PLACE, "tmpfs", flags, c"mode=755").context("mount a place for the init")?;
-    File::create(PROGRAM).context("make room for the program")?;
-    // By its path: what the link itself leads to is on a mount of the namespace that was left.
+    mount("tmpfs", MOUNT_POINT, "tmpfs", flags, c"mode=755").context("mount a directory for the init")?;
+    File::create(PROGRAM).context("create a mount point for the program")?;
+    // By its path: the link itself leads to a mount of the namespace that was left.
     let program = std::env::current_exe().context("find the program")?;
     mount_bind(&program, PROGRAM).with_context(|| format!("bind {program:?}"))?;
-    // By /proc/1/exe it may be written to wherever it may be read.
+    // Otherwise a process that may read /proc/1/exe could write to it.
     mount_remount(PROGRAM, MountFlags::BIND | MountFlags::RDONLY | flags, c"")
         .context("protect the program")?;
     let mut child = Command::new(PROGRAM)
@@ -64,7 +64,7 @@ pub(super) fn start() -> anyhow::Result<i32> {
     i32::try_from(child.id()).context("a pid is an i32")
 }
 
-/// The init itself. Returns if it cannot be one, which the helper is told.
+/// Runs the init. Returns only on an error, which it writes to the helper.
 pub fn main() -> anyhow::Result<()> {
     let Err(error) = run();
     println!("{error:#}");
@@ -73,7 +73,7 @@ pub fn main() -> anyhow::Result<()> {
 
 fn run() -> anyhow::Result<Infallible> {
     ensure!(std::process::id() == 1, "the pod's init runs only as PID 1 of a namespace");
-    // Killed last, as every process of the namespace dies with it; a favour where that is not permitted.
+    // To be killed last by the OOM killer, as every process of the namespace dies with it; not required.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     sys::reap_by_kernel();
     let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
@@ -88,14 +88,14 @@ fn run() -> anyhow::Result<Infallible> {
     rustix::stdio::dup2_stdout(null.as_fd())?;
     drop(null);
     loop {
-        // Nothing wakes it: who is PID 1 is sent no signal it has not asked for.
+        // Nothing wakes it: PID 1 gets only the signals for which it has handlers.
         nix::unistd::pause();
     }
 }
 
-/// Enters an empty directory as its root; nothing of the mounts of before is left in the namespace.
+/// Makes an empty directory the root, and detaches every other mount of the namespace.
 fn leave_guest() -> anyhow::Result<()> {
-    let empty = Path::new(PLACE).join("root");
+    let empty = Path::new(MOUNT_POINT).join("root");
     create_dir(&empty)?;
     mount(
         "tmpfs",

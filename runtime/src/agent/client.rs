@@ -112,12 +112,12 @@ impl Agent {
         bounded("DestroySandbox", self.0.destroy_sandbox(Context::default(), &Empty::new())).await.map(drop)
     }
 
-    /// Returns once the agent has answered a call that costs it nothing, be it with an error.
+    /// Returns once the agent has answered a cheap call, even with an error; never if the connection is broken.
     pub async fn is_alive(&self) {
         match self.0.guest_details(Context::default(), &Empty::new()).await {
             Ok(_) | Err(ttrpc::Error::RpcStatus(_)) => {}
             Err(error) => {
-                tracing::debug!(%error, "no sign of life");
+                tracing::debug!(%error, "the agent gives no sign of life");
                 std::future::pending().await
             }
         }

@@ -13,17 +13,17 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-/// How long the agent may take for its answer.
+/// How long the agent may take to answer a stream's name.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a standard stream is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The host has no connection to give, or the guest is gone.
+    /// The connection cannot be opened, or the guest has ended.
     #[error("connect to the agent")]
     Connect(#[source] io::Error),
     /// The agent closed the connection.
-    #[error("the agent does not take the stream")]
+    #[error("the agent does not accept the stream")]
     Refused,
     /// No answer in time.
     #[error("no answer of the agent within {} s", DEADLINE.as_secs())]
@@ -33,12 +33,12 @@ pub enum StreamError {
 /// A secret for the streams of one process.
 pub fn new_secret() -> io::Result<Secret> {
     let mut bytes = [0; SECRET_BYTES];
-    // So few bytes come whole, or not at all.
+    // A read of so few bytes is complete, or fails.
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(Secret(bytes))
 }
 
-/// Opens a stream the agent waits for.
+/// Opens a stream that the agent awaits.
 pub async fn open_stream(ports: &VsockPorts, name: StreamName) -> Result<UnixStream, StreamError> {
     let connection = ports.connect(STREAM_PORT).map_err(StreamError::Connect)?;
     let connection = connection.set_nonblocking(true).and_then(|()| UnixStream::from_std(connection));

@@ -37,7 +37,7 @@ const SANDBOX_ERROR: &str = "sandbox-error.txt";
 /// File in the bundle that marks that the container ran out of memory.
 const OOM: &str = "oom";
 
-/// How long a process that was killed may take to end, where nobody has asked for its end.
+/// How long the end of a process that was killed is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
@@ -269,7 +269,7 @@ impl Container {
         let sandbox = self.guest()?;
         let call = sandbox.agent.signal(&process.id, signal, all);
         let answer = if signal == SIGKILL { sandbox.unless_dead(call).await } else { Ok(call.await) };
-        // The machine's end is that of all its processes.
+        // The machine was stopped, and every process with it.
         let Ok(answer) = answer else { return Ok(()) };
         answer.map_err(|error| match error.answer() {
             Some(ttrpc::Code::NOT_FOUND) => TaskError::Finished(process.name()),
@@ -317,7 +317,7 @@ impl Container {
     }
 
     /// For a container that was removed in the guest, which kills its processes: returns once the end of each is
-    /// reported, but waits no longer than this for a guest that does not report it.
+    /// reported, but waits no longer than `PATIENCE` for a guest that does not report it.
     async fn exec_ends(&self) {
         let execs = self.execs.all();
         let ends = futures::future::join_all(execs.iter().map(|exec| exec.process.lifecycle.over()));

@@ -1,8 +1,8 @@
 //! Calls that a dead guest must not delay: it is asked for a sign of life while it does not answer, and without one its
 //! machine is stopped.
 //!
-//! A guest that works for long (it writes back what a volume has not got yet) answers other calls meanwhile; one whose
-//! kernel or agent hangs answers none. What a call was for, the end of processes, comes with the machine's end.
+//! A guest that works for long (it writes a volume's data back) answers other calls meanwhile; one whose kernel or
+//! agent hangs answers none. These calls end processes, and the machine's end does so too.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::agent::AgentError;
 
 /// How long a call may go without an answer before the guest is asked for a sign of life.
 const QUIET: Duration = Duration::from_millis(1000);
-/// How long it may take to give one. With the above and the machine's stop this is less than two seconds.
+/// How long the guest may take to give a sign of life. With `QUIET` and `STOP` this is less than two seconds.
 const SIGN: Duration = Duration::from_millis(500);
 /// How long the end of a machine that is being stopped is waited for: a vCPU that hangs in the host has none.
 const STOP: Duration = Duration::from_millis(400);
@@ -22,7 +22,7 @@ const STOP: Duration = Duration::from_millis(400);
 pub struct DeadGuest;
 
 impl Sandbox {
-    /// Has the guest do what a dead one cannot hold up.
+    /// Waits for a call to the agent; if the guest is dead, stops its machine instead.
     pub async fn unless_dead<T>(
         &self,
         call: impl Future<Output = Result<T, AgentError>>,
@@ -50,13 +50,13 @@ impl Sandbox {
         let vm = self.vm.0.clone();
         let stopping = tokio::task::spawn_blocking(move || vm.stop());
         if tokio::time::timeout(STOP, stopping).await.is_err() {
-            tracing::error!("the machine does not stop: it is left behind");
+            tracing::error!("the machine does not stop within {} ms: it is left behind", STOP.as_millis());
         }
         self.end.abandon(&self.vm.0);
     }
 }
 
-/// The answer to `call`. None if the guest gives no sign of life while it is awaited.
+/// The answer to `call`; none if the guest gives no sign of life meanwhile.
 async fn answered<T, S: Future<Output = ()>>(
     call: impl Future<Output = T>,
     sign: impl Fn() -> S,

@@ -36,7 +36,7 @@ fn ask_all(monitor: &UnixStream, said: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// The answer to one command. What QEMU says of its own accord is passed over.
+/// The answer to one command. QEMU's own events are skipped.
 fn execute(
     mut monitor: &UnixStream,
     lines: &mut impl Iterator<Item = std::io::Result<String>>,
@@ -52,7 +52,7 @@ fn execute(
             return Ok(message["return"].take());
         }
     }
-    bail!("it has closed")
+    bail!("the monitor has closed the connection")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const CHUNK: usize = 64 * 1024;
 /// More than the kernel holds between the two sides of a terminal (TTYB_DEFAULT_MEM_LIMIT and a line's buffer).
 const MOST_OF_TERMINAL: usize = 1 << 20;
 
-/// Where output comes from.
+/// The agent's end of an output.
 pub(super) enum Output {
     Pipe(pipe::Receiver),
     Terminal(Arc<Terminal>),
@@ -40,8 +40,8 @@ impl Output {
         }
     }
 
-    /// Bytes that were written and not yet read. Of a terminal they are read into `rest`: part of them is where the
-    /// kernel does not count, and a read that finds nothing is all that shows the end.
+    /// The number of bytes that were written and not yet read. A terminal's are read into `rest`: the kernel does not
+    /// count all of them, and only a read that finds nothing shows the end.
     fn waiting(&self, rest: &mut Vec<u8>) -> u64 {
         if let Self::Terminal(_) = self {
             let mut buffer = [0; 4096];
@@ -92,7 +92,7 @@ impl Source {
         }
     }
 
-    /// Does `work`, which may take as long as the host likes. The process's end is reported meanwhile.
+    /// Does `work`, for which the host may take as long as it likes. The process's end is reported meanwhile.
     async fn while_reporting<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         if self.whole.is_some() {

@@ -20,7 +20,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 pub(super) struct Meter {
     /// Bytes delivered, of all outputs of the process.
     pub(super) progress: Arc<AtomicU64>,
-    /// How many bytes of this one make it whole, once that is known.
+    /// How many bytes of this output are the process's own, once that is known.
     pub(super) owed: watch::Receiver<Option<u64>>,
     /// Sent when as many are delivered; dropped at the end.
     pub(super) whole: oneshot::Sender<()>,

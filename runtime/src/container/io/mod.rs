@@ -46,10 +46,10 @@ pub enum StdioError {
         source: io::Error,
     },
     /// The kernel has no random numbers.
-    #[error("a secret for the standard streams")]
+    #[error("make a secret for the standard streams")]
     Secret(#[source] io::Error),
-    /// The agent does not take it.
-    #[error("{stream}")]
+    /// The connection to the agent fails.
+    #[error("connect {stream}")]
     Connect {
         /// stdin, stdout or stderr.
         stream: &'static str,

@@ -1,5 +1,5 @@
-//! The streams of one process: opened before the agent is told of them, connected once it has built the process, their
-//! end.
+//! The streams of one process: opened on the host before the agent is called, connected once it has built the process,
+//! drained at its end.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -39,7 +39,7 @@ fn stream_name(stream: StandardStream) -> &'static str {
     }
 }
 
-/// How many bytes make a process's outputs whole.
+/// The number of bytes that a process has written to its outputs by its exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
     /// Of standard output, or of a terminal.
@@ -49,11 +49,11 @@ pub struct Written {
 }
 
 impl Written {
-    /// Nobody knows: whole is what comes until the end.
+    /// Not known: an output is whole at its end.
     pub const UNKNOWN: Self = Self { stdout: u64::MAX, stderr: u64::MAX };
 }
 
-/// An output that is copied, and how its being whole is learned.
+/// A copied output: `owed` is the number of bytes to deliver, `whole` receives once they are delivered.
 struct Copied {
     stream: StandardStream,
     owed: watch::Sender<Option<u64>>,
@@ -63,7 +63,7 @@ struct Copied {
 /// One process's streams. Dropping them ends every copy.
 pub struct Streams {
     secret: Secret,
-    /// Where the connections are awaited.
+    /// The streams without a connection, each with the sender that its copy awaits.
     unconnected: Vec<(StandardStream, oneshot::Sender<UnixStream>)>,
     outputs: Mutex<Vec<Copied>>,
     /// All tasks, for the end.
@@ -76,8 +76,8 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Opens what the URIs name; `Stdio` tells the agent which streams there will be. With a terminal there is no
-    /// stderr.
+    /// Opens the files of the URIs; the returned `Stdio` tells the agent which streams there will be. With a terminal
+    /// there is no stderr.
     pub fn open(uris: &Uris, terminal: bool) -> Result<(Self, Stdio), StdioError> {
         let mut streams = Self {
             secret: new_secret().map_err(StdioError::Secret)?,
@@ -98,7 +98,7 @@ impl Streams {
         Ok((streams, stdio))
     }
 
-    /// Connects all of them, once the agent has built the process.
+    /// Connects every stream, once the agent has built the process.
     pub async fn connect(&mut self, ports: &VsockPorts) -> Result<(), StdioError> {
         let secret = self.secret;
         let connecting = self.unconnected.drain(..).map(|(stream, connected)| async move {
