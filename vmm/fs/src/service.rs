@@ -1,4 +1,5 @@
-//! What happens on the device's thread: serves the directory, and works through the queues whenever the driver notifies.
+//! What happens on the device's thread: serves the directory, and works through the queues whenever the driver
+//! notifies.
 //!
 //! File system calls block it, and only it. Nothing it opens can block for good: special files are not opened,
 //! regular ones without waiting.
