@@ -128,8 +128,8 @@ impl VmHandle {
         self.0.set_registers(vcpu, registers)
     }
 
-    /// Ends the machine and returns once no thread of it is left, or after ten seconds: a thread that hangs in the
-    /// host's kernel keeps what it can reach. Idempotent.
+    /// Ends the machine and returns once no thread of it touches the guest any more. One that hangs in the
+    /// host's kernel is waited for ten seconds, and keeps what it can reach. Idempotent.
     pub fn stop(&self) {
         self.0.stop();
     }

@@ -68,8 +68,8 @@ pub(super) const ANY: &[Call] = &[
 ];
 
 /// What a thread other than a file server's tries and does without. The C library looks at
-/// `/proc/sys/vm/overcommit_memory` before it gives back the memory of a thread's arena, and takes an error for the
-/// usual setting; the rest is what a panic tries that is asked for its trace.
+/// `/proc/sys/vm/overcommit_memory` before it gives back the memory of a thread's arena, and takes an error for
+/// the usual setting; the rest is what a panic tries that is asked for its trace.
 pub(super) const REFUSED: &[c_long] = &[
     libc::SYS_open,
     libc::SYS_openat,

@@ -18,8 +18,8 @@
 //!
 //! What a thread is told happens in the order in which it was said, and a handler's end after everything that was
 //! ready before: what the driver notified of before the device was reset, the last words of a guest that powers off,
-//! is still taken. A handler that panics is dropped and its device is broken; other devices of the thread go on. No
-//! timer and no polling: a thread with nothing to do sleeps in `epoll_wait`.
+//! is still taken. A handler that panics is dropped and its device is broken; other devices of the thread go on.
+//! No timer and no polling: a thread with nothing to do sleeps in `epoll_wait`.
 //!
 //! The loop, the set of descriptors and the way in from other threads are the crate `event-manager`. What it has
 //! not got is added here: handlers come back with their types, a budget that is spent comes back later

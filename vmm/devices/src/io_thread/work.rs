@@ -43,8 +43,8 @@ pub struct Work<H: Handler>(Option<Begun<H>>);
 /// The handler is on the thread, on its way there, or on its way back.
 struct Begun<H> {
     thread: Arc<IoThread>,
-    /// Signalled for the handler to come back. An event like the driver's notifications, so that it is heard after
-    /// those that came before; what is sent to the thread is not.
+    /// Signalled for the handler to come back. An event like the driver's notifications, so that it is heard
+    /// after those that came before; what is sent to the thread is not.
     end: Arc<EventFd>,
     returned: mpsc::Receiver<Returned<H>>,
 }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   control queue ── how many pairs ──► Taps ── attach, detach ──► kernel
-//!   receive queue  ◄── Pair (a thread each) ◄── readv ── tap queue     (the control queue has that of the first)
+//!   receive queue  ◄── Pair (a thread each) ◄── readv ── tap queue
 //!   transmit queue ──►                      ── writev ──►
 //! ```
-//! A frame moves by one system call between the tap and guest memory. Checksums and segmentation are left to
-//! whoever finishes the frame: the virtio header says what is missing, and the tap speaks the same header.
+//! The control queue is served on the first pair's thread. A frame moves by one system call between the tap and
+//! guest memory. Checksums and segmentation are left to whoever finishes the frame: the virtio header says what
+//! is missing, and the tap speaks the same header.
 //!
 //! It does not know what the tap is plugged into, and changes nothing about the interface but the header, the
 //! offloads and which queues are attached.
