@@ -35,26 +35,23 @@ fn run(program: &str, words: &str) -> String {
 
 #[test]
 fn an_interface_can_be_taken_over_again_only_after_its_taps_are_closed() {
-    in_own_namespace(
-        "an_interface_can_be_taken_over_again_only_after_its_taps_are_closed",
-        |namespace| {
-            run("ip", "link add eth1 type veth peer name peer1");
-            let named = ["eth1".to_owned()];
-            let take = || take_over(namespace, 1, Some(&named));
-            let taken = take().unwrap();
-            assert_eq!((taken.nics.len(), taken.nics[0].taps.len()), (1, 1));
-            let again = take().unwrap_err();
-            assert!(matches!(again, NetworkError::Tap { .. }), "{again}");
-            drop(taken);
-            let taken = take().unwrap();
-            let tap = run("ip", "-o link").lines().find(|link| link.contains("kiai")).unwrap().to_owned();
-            let filters = run("tc", "filter show dev eth1 ingress");
-            let tap = tap.split([' ', ':']).find(|word| word.starts_with("kiai")).unwrap();
-            assert!(filters.contains(&format!("Redirect to device {tap}")), "{filters}");
-            assert_eq!(filters.matches("mirred").count(), 1, "{filters}");
-            drop(taken);
-        },
-    );
+    in_own_namespace("an_interface_can_be_taken_over_again_only_after_its_taps_are_closed", |namespace| {
+        run("ip", "link add eth1 type veth peer name peer1");
+        let named = ["eth1".to_owned()];
+        let take = || take_over(namespace, 1, Some(&named));
+        let taken = take().unwrap();
+        assert_eq!((taken.nics.len(), taken.nics[0].taps.len()), (1, 1));
+        let again = take().unwrap_err();
+        assert!(matches!(again, NetworkError::Tap { .. }), "{again}");
+        drop(taken);
+        let taken = take().unwrap();
+        let tap = run("ip", "-o link").lines().find(|link| link.contains("kiai")).unwrap().to_owned();
+        let filters = run("tc", "filter show dev eth1 ingress");
+        let tap = tap.split([' ', ':']).find(|word| word.starts_with("kiai")).unwrap();
+        assert!(filters.contains(&format!("Redirect to device {tap}")), "{filters}");
+        assert_eq!(filters.matches("mirred").count(), 1, "{filters}");
+        drop(taken);
+    });
 }
 
 #[test]
