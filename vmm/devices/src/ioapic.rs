@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::Weak;
 
 use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::Serialize;
 
 use crate::bus::AccessError;
 use crate::bus::BusDevice;
@@ -28,6 +30,9 @@ const REDIRECTION: u8 = 0x10;
 /// Version 0x11, and the number of the last entry.
 const VERSION_VALUE: u32 = 0x11 | ((PINS as u32 - 1) << 16);
 
+/// What of the identification can be written.
+const ID_WRITABLE: u32 = 0x0f00_0000;
+
 /// Bits of a redirection entry (82093AA §3.2.4).
 const REMOTE_IRR: u64 = 1 << 14;
 const DELIVERY_STATUS: u64 = 1 << 12;
@@ -37,6 +42,15 @@ const READ_ONLY: u64 = REMOTE_IRR | DELIVERY_STATUS;
 
 /// The device; also what raises its pins.
 pub struct IoApic(Mutex<Registers>);
+
+/// The registers as a plain value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApicState {
+    select: u8,
+    id: u32,
+    /// Redirection entry, and whether the line is held active.
+    pins: Vec<(u64, bool)>,
+}
 
 struct Registers {
     select: u8,
@@ -67,6 +81,29 @@ impl IoApic {
         };
         let pins = (0..PINS).map(pin).collect::<io::Result<_>>()?;
         Ok(Self(Mutex::new(Registers { select: 0, id: 0, pins })))
+    }
+
+    /// The registers as they are.
+    pub fn save(&self) -> IoApicState {
+        let registers = self.0.lock();
+        let pin = |pin: &Pin| (pin.entry, pin.active);
+        let pins = registers.pins.iter().map(pin).collect();
+        IoApicState { select: registers.select, id: registers.id, pins }
+    }
+
+    /// Takes over what [`IoApic::save`] gave. False, and nothing changed, if there are other pins.
+    pub fn restore(&self, state: &IoApicState) -> bool {
+        let mut registers = self.0.lock();
+        if state.pins.len() != registers.pins.len() {
+            return false;
+        }
+        (registers.select, registers.id) = (state.select, state.id & ID_WRITABLE);
+        for (pin, &(entry, active)) in registers.pins.iter_mut().zip(&state.pins) {
+            // The line first: what it has raised already is in the entry.
+            (pin.active, pin.entry) = (active, entry & READ_ONLY);
+            pin.write(entry);
+        }
+        true
     }
 
     /// An edge on a pin. A masked pin loses it (82093AA §3.2.4, interrupt mask). Unknown pins are ignored.
@@ -172,7 +209,7 @@ impl Registers {
 
     fn write(&mut self, value: u32) {
         if self.select == ID {
-            self.id = value & 0x0f00_0000;
+            self.id = value & ID_WRITABLE;
         } else if let Some((pin, half)) = self.entry(self.select) {
             let old = self.pins[pin].entry;
             let value = u64::from(value);

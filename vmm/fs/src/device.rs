@@ -9,10 +9,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use kiai_devices::io_thread::Hung;
+use kiai_devices::io_thread::Pausable;
 use kiai_devices::io_thread::Work;
 use kiai_devices::platform::Role;
 use kiai_devices::virtio::device::ActivateError;
 use kiai_devices::virtio::device::Activation;
+use kiai_devices::virtio::device::DeviceState;
 use kiai_devices::virtio::device::VirtioDevice;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
@@ -39,6 +41,8 @@ pub struct Fs {
     work: Work<Service>,
     /// Ends the work of an active device between two requests.
     stop: Arc<AtomicBool>,
+    /// The guest has it mounted, and may hold files of it.
+    mounted: Arc<AtomicBool>,
 }
 
 /// Why a directory cannot be shared.
@@ -75,7 +79,14 @@ impl Fs {
             .map_err(|errno| FsError::Directory { path: directory.to_owned(), source: errno.into() })?;
         let directory = Arc::new(directory.into());
         let descriptors = share::raise_descriptor_limit();
-        Ok(Fs { config, directory, descriptors, work: Work::default(), stop: Arc::default() })
+        Ok(Fs {
+            config,
+            directory,
+            descriptors,
+            work: Work::default(),
+            stop: Arc::default(),
+            mounted: Arc::default(),
+        })
     }
 }
 
@@ -129,6 +140,7 @@ impl VirtioDevice for Fs {
             memory,
             interrupt,
             stop: self.stop.clone(),
+            mounted: self.mounted.clone(),
         };
         let descriptors = service.descriptors();
         self.work.begin((&thread, "virtio-fs"), service, &descriptors, breaks)?;
@@ -138,6 +150,19 @@ impl VirtioDevice for Fs {
     fn reset(&mut self) -> Result<(), Hung> {
         self.stop.store(true, Ordering::Release);
         self.work.end().map(drop)
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.work]
+    }
+
+    fn unsaved(&self) -> Option<&'static str> {
+        self.mounted.load(Ordering::Acquire).then_some("a shared directory is mounted")
+    }
+
+    fn save(&self) -> DeviceState {
+        let positions = self.work.paused().map(Service::positions).unwrap_or_default();
+        DeviceState { positions, ..DeviceState::default() }
     }
 }
 

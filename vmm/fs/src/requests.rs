@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
 use fuse_backend_rs::abi::fuse_abi::Opcode;
@@ -10,6 +13,7 @@ use fuse_backend_rs::abi::fuse_abi::OutHeader;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::Reader;
 use fuse_backend_rs::transport::VirtioFsWriter;
+use kiai_devices::virtio::device::Position;
 use kiai_devices::virtio::queue::INDIRECT;
 use virtio_queue_0_17::DescriptorChain;
 use virtio_queue_0_17::Queue;
@@ -27,12 +31,30 @@ use crate::view::RamView;
 const MESSAGE_MAX: usize = (1 << 20) + (1 << 16);
 
 /// The file system and its FUSE decoder, for one activation of the device.
-pub(crate) struct FuseServer(Server<Share>);
+pub(crate) struct FuseServer {
+    server: Server<Share>,
+    /// Set from the guest's first message to its last.
+    mounted: Arc<AtomicBool>,
+}
 
 impl FuseServer {
     /// Shares the open `directory`, with at most so many descriptors in the guest's hands.
-    pub(crate) fn new(directory: &File, descriptors: usize) -> io::Result<FuseServer> {
-        Ok(FuseServer(Server::new(Share::new(directory, descriptors)?)))
+    /// `mounted` is set while the guest may hold anything of it.
+    pub(crate) fn new(
+        directory: &File,
+        descriptors: usize,
+        mounted: Arc<AtomicBool>,
+    ) -> io::Result<FuseServer> {
+        Ok(FuseServer { server: Server::new(Share::new(directory, descriptors)?), mounted })
+    }
+
+    /// Notes what a message means for who holds what.
+    fn note(&self, header: &InHeader) {
+        if header.opcode == Opcode::Init as u32 {
+            self.mounted.store(true, Ordering::Release);
+        } else if header.opcode == Opcode::Destroy as u32 {
+            self.mounted.store(false, Ordering::Release);
+        }
     }
 }
 
@@ -90,6 +112,11 @@ impl Requests {
         Ok(Requests { queue })
     }
 
+    /// Where it is.
+    pub(crate) fn position(&self, index: u16) -> Position {
+        Position { index, next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
+    }
+
     /// Serves the next request, if there is one. Returns when its reply is in the used ring.
     pub(crate) fn serve(&mut self, server: &FuseServer, ram: &RamView<'_>) -> Result<Served, Malformed> {
         let memory = ram.memory();
@@ -139,7 +166,9 @@ fn reply(
     if request > MESSAGE_MAX || room > MESSAGE_MAX {
         return Err(Malformed::TooLong { request, reply: room });
     }
-    let written = match server.0.handle_message(reader, writer.into(), None, None) {
+    let header = Reader::from_descriptor_chain(memory, chain.clone())?.read_obj::<InHeader>();
+    header.iter().for_each(|header| server.note(header));
+    let written = match server.server.handle_message(reader, writer.into(), None, None) {
         Ok(written) => written,
         Err(error) => {
             tracing::debug!(%error, "virtio-fs: a request that cannot be decoded");

@@ -17,6 +17,7 @@ use kiai_devices::io_thread::Handler;
 use kiai_devices::io_thread::Interest;
 use kiai_devices::log_limit::LogLimit;
 use kiai_devices::platform::GuestMemory;
+use kiai_devices::virtio::device::Position;
 use kiai_devices::virtio::device::VirtioInterrupt;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
@@ -49,6 +50,8 @@ pub(crate) struct Service {
     pub(crate) interrupt: Arc<dyn VirtioInterrupt>,
     /// Set when the device is reset: the thread ends after the request at hand, whatever else is waiting.
     pub(crate) stop: Arc<AtomicBool>,
+    /// Set while the guest has the directory mounted.
+    pub(crate) mounted: Arc<AtomicBool>,
 }
 
 /// A driver can reset the device and break the rules again, for ever.
@@ -68,6 +71,11 @@ impl Service {
         self.queues.iter().map(|queue| queue.notification.as_raw_fd()).zip(0..).collect()
     }
 
+    /// Where the queues are.
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        self.queues.iter().map(|queue| queue.requests.position(queue.index)).collect()
+    }
+
     /// Serves the queue at `place` until it is empty; on a failure the device asks to be reset.
     fn serve(&mut self, place: usize) -> ControlFlow<()> {
         let Err(failure) = self.drain(place) else { return ControlFlow::Continue(()) };
@@ -81,7 +89,10 @@ impl Service {
     /// Makes thread and server ready.
     fn prepare(&mut self) -> io::Result<()> {
         identity::prepare_thread()?;
-        self.server = Some(FuseServer::new(&self.directory, self.descriptors)?);
+        // There still is one after a pause.
+        if self.server.is_none() {
+            self.server = Some(FuseServer::new(&self.directory, self.descriptors, self.mounted.clone())?);
+        }
         Ok(())
     }
 
@@ -130,5 +141,6 @@ impl Handler for Service {
     fn stop(&mut self) {
         // What the guest had open is closed here.
         self.server = None;
+        self.mounted.store(false, Ordering::Release);
     }
 }

@@ -20,7 +20,7 @@ pub(super) const AGAIN: u32 = u32::MAX - 1;
 
 /// What a device does on its thread. No call may wait for the guest or for another device.
 pub trait Handler: Send + 'static {
-    /// The first call: work may be waiting already.
+    /// The first call, and the first after a pause: work may be waiting already.
     fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()>;
     /// A file descriptor registered with `token` is ready. `Break` ends the work (the device is broken and has
     /// said so to the driver).
@@ -29,6 +29,10 @@ pub trait Handler: Send + 'static {
     fn again(&mut self, _interest: &mut Interest<'_>) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
+    /// The last call for a while: what is under way is finished, and the driver told of it. Nothing reaches guest
+    /// memory when it returns. No descriptor is waited for any more; [`Handler::start`] comes next, or
+    /// [`Handler::stop`].
+    fn pause(&mut self) {}
     /// The last call, after a `Break` or when the device is reset: nothing that is under way may reach guest memory
     /// when it returns. No descriptor is waited for any more. A handler that panicked is dropped without it.
     fn stop(&mut self) {}

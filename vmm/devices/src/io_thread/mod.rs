@@ -41,6 +41,7 @@ pub use handler::Interest;
 pub use thread::Hung;
 pub use thread::IoThread;
 pub use work::Gone;
+pub use work::Pausable;
 pub use work::Work;
 
 /// How long anybody waits for a thread that does not come back from what it does for a device: a file or a disk

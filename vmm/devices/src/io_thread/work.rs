@@ -7,6 +7,8 @@ use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use event_manager::EventOps;
 use event_manager::Events;
@@ -34,11 +36,27 @@ pub struct Gone(#[source] io::Error);
 /// Called on the thread when the handler is no more, of which the driver has to be told.
 type Broken = Box<dyn Fn() + Send>;
 
-/// What comes back: all that the device has put there. The thread is not to be the last to hold anything of it.
-type Returned<H> = (Option<H>, Broken);
+/// A handler and what it takes to begin. All that the device has put there comes back: the thread is not to be the last
+/// to hold anything of it.
+struct Job<H> {
+    name: &'static str,
+    /// `None` after a panic, and when it went back.
+    handler: Option<H>,
+    /// The handler has ended its work: it does not go on after a pause.
+    ended: bool,
+    begins_with: Vec<(RawFd, u32)>,
+    broken: Broken,
+}
 
 /// A handler's place on a thread. Dropping it takes the handler off, as far as the thread does not hang.
-pub struct Work<H: Handler>(Option<Begun<H>>);
+pub struct Work<H: Handler>(State<H>);
+
+enum State<H> {
+    Idle,
+    Begun(Begun<H>),
+    /// Off the thread it is to go back to.
+    Paused(Arc<IoThread>, Job<H>),
+}
 
 /// The handler is on the thread, on its way there, or on its way back.
 struct Begun<H> {
@@ -46,12 +64,23 @@ struct Begun<H> {
     /// Signalled for the handler to come back. An event like the driver's notifications, so that it is heard
     /// after those that came before; what is sent to the thread is not.
     end: Arc<EventFd>,
-    returned: mpsc::Receiver<Returned<H>>,
+    /// Whether it goes on later. Said before `end` is signalled.
+    pausing: Arc<AtomicBool>,
+    returned: mpsc::Receiver<Job<H>>,
+}
+
+/// Work of any kind, for whoever pauses a device and lets it go on.
+pub trait Pausable {
+    /// Takes the handler off its thread, after [`Handler::pause`]. Nothing happens to work that is idle, paused or
+    /// broken.
+    fn pause(&mut self) -> Result<(), Hung>;
+    /// Gives the handler back to its thread, where it starts. Nothing happens to work that is not paused.
+    fn resume(&mut self) -> Result<(), Gone>;
 }
 
 impl<H: Handler> Default for Work<H> {
     fn default() -> Self {
-        Self(None)
+        Self(State::Idle)
     }
 }
 
@@ -66,42 +95,86 @@ impl<H: Handler> Work<H> {
         descriptors: &[(RawFd, u32)],
         broken: impl Fn() + Send + 'static,
     ) -> Result<(), Gone> {
-        if self.0.is_some() {
-            return Err(Gone(io::ErrorKind::AlreadyExists.into()));
+        let begins_with = descriptors.to_owned();
+        let job = Job { name, handler: Some(handler), ended: false, begins_with, broken: Box::new(broken) };
+        match self.0 {
+            State::Idle => self.hand_over(thread.clone(), job),
+            State::Begun(_) | State::Paused(..) => Err(Gone(io::ErrorKind::AlreadyExists.into())),
         }
+    }
+
+    fn hand_over(&mut self, thread: Arc<IoThread>, job: Job<H>) -> Result<(), Gone> {
         let watched = Watched::new().map_err(Gone)?;
         let (end, place) = (watched.end.clone(), Place { endpoint: thread.endpoint(), id: Arc::default() });
         let (back, returned) = mpsc::channel();
-        let id = place.id.clone();
-        let served = OnThread {
-            name,
-            handler: Some(handler),
-            stopped: false,
-            begins_with: descriptors.to_owned(),
-            watched,
-            broken: Box::new(broken),
-            back,
-            place,
-        };
+        let (id, pausing) = (place.id.clone(), Arc::<AtomicBool>::default());
+        let served = OnThread { job, stopped: false, pausing: pausing.clone(), watched, back, place };
         let told = thread.tell(move |handlers| {
             id.get_or_init(|| handlers.add_subscriber(Box::new(served)));
         });
         if !told {
             return Err(Gone(io::ErrorKind::BrokenPipe.into()));
         }
-        self.0 = Some(Begun { thread: thread.clone(), end, returned });
+        self.0 = State::Begun(Begun { thread, end, pausing, returned });
         Ok(())
     }
 
     /// Takes the handler back, after [`Handler::stop`]. `None` if there was none, or it panicked. If its thread
     /// hangs, a later call may find that it has come back.
     pub fn end(&mut self) -> Result<Option<H>, Hung> {
-        let Some(Begun { thread, end, returned }) = &self.0 else { return Ok(None) };
-        // A full counter means that it was told.
-        let _ = end.write(1);
-        let returned = thread.answer(returned)?;
-        self.0 = None;
-        Ok(returned.and_then(|(handler, _)| handler))
+        let job = self.take(false)?;
+        Ok(job.and_then(|(_, job)| job.handler))
+    }
+
+    /// The handler, while it is paused and has not panicked.
+    pub fn paused(&self) -> Option<&H> {
+        match &self.0 {
+            State::Paused(_, job) => job.handler.as_ref(),
+            State::Idle | State::Begun(_) => None,
+        }
+    }
+
+    /// Takes everything back. The work is idle then, unless the thread hangs.
+    fn take(&mut self, pausing: bool) -> Result<Option<(Arc<IoThread>, Job<H>)>, Hung> {
+        if let State::Begun(begun) = &self.0 {
+            begun.pausing.store(pausing, Ordering::SeqCst);
+            // A full counter means that it was told.
+            let _ = begun.end.write(1);
+            let job = begun.thread.answer(&begun.returned)?;
+            let thread = begun.thread.clone();
+            self.0 = State::Idle;
+            return Ok(job.map(|job| (thread, job)));
+        }
+        match std::mem::replace(&mut self.0, State::Idle) {
+            State::Paused(thread, mut job) => {
+                if let Some(handler) = job.handler.as_mut().filter(|_| !pausing) {
+                    handler.stop();
+                }
+                Ok(Some((thread, job)))
+            }
+            State::Idle | State::Begun(_) => Ok(None),
+        }
+    }
+}
+
+impl<H: Handler> Pausable for Work<H> {
+    fn pause(&mut self) -> Result<(), Hung> {
+        if let Some((thread, job)) = self.take(true)? {
+            self.0 = State::Paused(thread, job);
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Gone> {
+        match std::mem::replace(&mut self.0, State::Idle) {
+            // What broke stays so until it is reset.
+            State::Paused(thread, job) if job.handler.is_some() && !job.ended => self.hand_over(thread, job),
+            State::Paused(..) => Ok(()),
+            state => {
+                self.0 = state;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -120,15 +193,12 @@ struct Place {
 
 /// A handler as its thread has it.
 struct OnThread<H> {
-    name: &'static str,
-    /// `None` after a panic, and when it went back.
-    handler: Option<H>,
+    job: Job<H>,
     /// It has had its last call.
     stopped: bool,
-    begins_with: Vec<(RawFd, u32)>,
+    pausing: Arc<AtomicBool>,
     watched: Watched,
-    broken: Broken,
-    back: mpsc::Sender<Returned<H>>,
+    back: mpsc::Sender<Job<H>>,
     place: Place,
 }
 
@@ -139,13 +209,14 @@ impl<H: Handler> OnThread<H> {
         ops: &mut EventOps<'_>,
         act: impl FnOnce(&mut H, &mut Interest<'_>) -> ControlFlow<()>,
     ) {
-        let Some(handler) = self.handler.as_mut().filter(|_| !self.stopped) else { return };
+        let Some(handler) = self.job.handler.as_mut().filter(|_| !self.stopped) else { return };
         let mut interest = Interest::new(ops, &mut self.watched);
         match catch_unwind(AssertUnwindSafe(|| act(handler, &mut interest))) {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => {
                 interest.remove_all();
-                self.stop();
+                self.job.ended = true;
+                self.last_call(Handler::stop);
             }
             Err(_) => {
                 interest.remove_all();
@@ -154,10 +225,10 @@ impl<H: Handler> OnThread<H> {
         }
     }
 
-    fn stop(&mut self) {
+    fn last_call(&mut self, call: impl FnOnce(&mut H)) {
         let stopped = std::mem::replace(&mut self.stopped, true);
-        if let Some(handler) = self.handler.as_mut().filter(|_| !stopped)
-            && catch_unwind(AssertUnwindSafe(|| handler.stop())).is_err()
+        if let Some(handler) = self.job.handler.as_mut().filter(|_| !stopped)
+            && catch_unwind(AssertUnwindSafe(|| call(handler))).is_err()
         {
             self.give_up(&"it panicked when it was stopped");
         }
@@ -167,22 +238,28 @@ impl<H: Handler> OnThread<H> {
     fn give_up(&mut self, why: &dyn std::fmt::Display) {
         static REPORTS: LogLimit = LogLimit::new();
         if REPORTS.allows() {
-            tracing::error!("{} needs a reset: {why}", self.name);
+            tracing::error!("{} needs a reset: {why}", self.job.name);
         }
-        let handler = self.handler.take();
+        let handler = self.job.handler.take();
         // What it holds may be what it panicked over.
         if catch_unwind(AssertUnwindSafe(|| drop(handler))).is_err() {
-            tracing::error!("{}: it panicked as it went", self.name);
+            tracing::error!("{}: it panicked as it went", self.job.name);
         }
-        (self.broken)();
+        (self.job.broken)();
     }
 
     /// The handler goes back, if there still is one, and its place with it.
     fn end(&mut self) {
-        self.stop();
-        let broken = std::mem::replace(&mut self.broken, Box::new(|| ()));
+        self.last_call(if self.pausing.load(Ordering::SeqCst) { Handler::pause } else { Handler::stop });
+        let job = Job {
+            name: self.job.name,
+            handler: self.job.handler.take(),
+            ended: self.job.ended,
+            begins_with: std::mem::take(&mut self.job.begins_with),
+            broken: std::mem::replace(&mut self.job.broken, Box::new(|| ())),
+        };
         // Whoever asked may have gone.
-        let _ = self.back.send((self.handler.take(), broken));
+        let _ = self.back.send(job);
         let id = self.place.id.clone();
         // The place cannot be given up from within.
         let _ = self.place.endpoint.fire(move |handlers| {
@@ -194,7 +271,7 @@ impl<H: Handler> OnThread<H> {
 impl<H: Handler> MutEventSubscriber for OnThread<H> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let mut interest = Interest::new(ops, &mut self.watched);
-        match interest.add_all(&self.begins_with) {
+        match interest.add_all(&self.job.begins_with) {
             Ok(()) => self.act(ops, Handler::start),
             Err(e) => {
                 interest.remove_all();
@@ -225,8 +302,8 @@ impl<H: Handler> ServedHandler for OnThread<H> {}
 impl<H> Drop for OnThread<H> {
     /// The thread ends with the handler on it.
     fn drop(&mut self) {
-        if self.handler.is_some() {
-            (self.broken)();
+        if self.job.handler.is_some() {
+            (self.job.broken)();
         }
     }
 }

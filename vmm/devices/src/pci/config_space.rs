@@ -149,6 +149,19 @@ impl ConfigSpace {
         ConfigEffects { moved }
     }
 
+    /// All registers.
+    pub fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Takes over what [`ConfigSpace::save`] gave of a function that was made in the same way, and says which BARs are
+    /// decoded now. `None`, and nothing changed, if it is of another function.
+    pub fn restore(&mut self, bytes: &[u8]) -> Option<ConfigEffects> {
+        let same = |((new, old), mask): ((&u8, &u8), &u8)| (new ^ old) & !mask == 0;
+        let is_ours = bytes.len() == SIZE && bytes.iter().zip(&self.bytes).zip(&self.writable).all(same);
+        is_ours.then(|| self.write(0, bytes))
+    }
+
     /// Where a BAR is decoded, if memory space is enabled.
     fn decoded(&self, bar: usize) -> Option<u64> {
         let register = self.bars[bar]?;

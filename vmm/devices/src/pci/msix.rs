@@ -5,6 +5,8 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::AccessError;
@@ -28,6 +30,14 @@ static REFUSALS: LogLimit = LogLimit::new();
 
 /// The table; shared by the function, which decodes accesses, and the device, which raises interrupts.
 pub struct Msix(Mutex<Table>);
+
+/// The table as a plain value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsixState {
+    control: u16,
+    /// What the driver wrote, and whether it is pending.
+    entries: Vec<([u32; 4], bool)>,
+}
 
 struct Table {
     control: u16,
@@ -130,11 +140,7 @@ impl Msix {
         each_word(offset, data.len(), |index, word, at| {
             let value = u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
             if let Some(entry) = table.entries.get_mut(index) {
-                entry.words[word] = match word {
-                    0 => value & !3,
-                    3 => value & MASK,
-                    _ => value,
-                };
+                entry.set_word(word, value);
                 table.update(index);
             }
         })
@@ -168,6 +174,32 @@ impl Msix {
                 table.entries[index].forget();
             }
         }
+    }
+
+    /// The table as it is.
+    pub fn save(&self) -> MsixState {
+        let table = self.0.lock();
+        let entry = |entry: &Entry| (entry.words, entry.pending);
+        MsixState { control: table.control, entries: table.entries.iter().map(entry).collect() }
+    }
+
+    /// Takes over what [`Msix::save`] gave, and delivers what was pending and may be. False, and nothing changed, if
+    /// it is of a table of another size.
+    pub fn restore(&self, state: &MsixState) -> bool {
+        let mut table = self.0.lock();
+        if state.entries.len() != table.entries.len() {
+            return false;
+        }
+        table.control = state.control & CONTROL_WRITABLE;
+        for (index, &(words, pending)) in state.entries.iter().enumerate() {
+            let entry = &mut table.entries[index];
+            for (word, value) in words.into_iter().enumerate() {
+                entry.set_word(word, value);
+            }
+            entry.pending = pending;
+            table.update(index);
+        }
+        true
     }
 
     /// Whether the driver has enabled MSI-X.
@@ -208,6 +240,14 @@ impl Table {
 }
 
 impl Entry {
+    fn set_word(&mut self, word: usize, value: u32) {
+        self.words[word] = match word {
+            0 => value & !3,
+            3 => value & MASK,
+            _ => value,
+        };
+    }
+
     fn disconnect(&mut self) {
         if self.routed.take().is_some()
             && let Err(e) = self.vector.route(None)

@@ -48,6 +48,9 @@ pub enum InsertError {
     /// All 31 slots are taken.
     #[error("all 31 slots are taken")]
     NoSlot,
+    /// The slot is taken, or is none.
+    #[error("slot {0} cannot be had")]
+    Slot(u8),
     /// The window has no room for a BAR.
     #[error("no room for a BAR of {size:#x} bytes")]
     NoRoom {
@@ -96,7 +99,48 @@ impl PciSegment {
     pub fn insert(&self, function: Arc<dyn PciFunction>) -> Result<u8, InsertError> {
         let mut slots = self.slots.lock();
         let number = (1..SLOTS).find(|n| !slots.contains_key(n)).ok_or(InsertError::NoSlot)?;
-        let mut taken = taken(&slots);
+        self.insert_at(&mut slots, number, function)?;
+        Ok(number)
+    }
+
+    /// Puts a function into `slot`, where it was when it was saved. `restore` gives it its registers back, and says
+    /// where its BARs are decoded by them. If it fails, the function is off the bus again.
+    pub fn restore<E: From<InsertError>>(
+        &self,
+        slot: u8,
+        function: Arc<dyn PciFunction>,
+        restore: impl FnOnce() -> Result<ConfigEffects, E>,
+    ) -> Result<(), E> {
+        {
+            let mut slots = self.slots.lock();
+            if !(1..SLOTS).contains(&slot) || slots.contains_key(&slot) {
+                return Err(InsertError::Slot(slot).into());
+            }
+            self.insert_at(&mut slots, slot, function)?;
+        }
+        match restore() {
+            Ok(effects) => {
+                if let Some(slot) = self.slot(slot)
+                    && let Some(places) = slot.places.lock().as_mut()
+                {
+                    self.apply(&slot, places, effects);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.remove(slot);
+                Err(error)
+            }
+        }
+    }
+
+    fn insert_at(
+        &self,
+        slots: &mut BTreeMap<u8, Arc<Slot>>,
+        number: u8,
+        function: Arc<dyn PciFunction>,
+    ) -> Result<(), InsertError> {
+        let mut taken = taken(slots);
         let mut places = BTreeMap::new();
         for &Bar { index, size, is_64bit, .. } in function.bars() {
             let window = if is_64bit { &self.windows.mmio64 } else { &self.windows.mmio32 };
@@ -108,7 +152,7 @@ impl PciSegment {
             function.place_bar(bar, place.address);
         }
         slots.insert(number, Slot::new(function, places));
-        Ok(number)
+        Ok(())
     }
 
     /// Takes the function in `slot` off the bus: when it returns, nothing of it is reachable and it has
@@ -135,8 +179,12 @@ impl PciSegment {
         // Held across the write: two vCPUs moving one BAR must not apply in the other order.
         let mut places = slot.places.lock();
         let Some(places) = places.as_mut() else { return };
-        let ConfigEffects { moved } = slot.function.write_config(offset, data);
-        for (bar, _, now) in moved {
+        let effects = slot.function.write_config(offset, data);
+        self.apply(slot, places, effects);
+    }
+
+    fn apply(&self, slot: &Slot, places: &mut BTreeMap<u8, Place>, effects: ConfigEffects) {
+        for (bar, _, now) in effects.moved {
             let Some(place) = places.get_mut(&bar) else { continue };
             if place.decoded {
                 self.undecode(slot, bar, place.address);

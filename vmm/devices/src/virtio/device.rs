@@ -5,19 +5,89 @@
 //!                    ▲                                │
 //!                    └──────── reset (status = 0) ────┘
 //! ```
+//! A device is its configuration (what it was made with), its state (what the driver and the host have set, a plain
+//! value) and its running half (a handler on a thread). An active device is paused by taking its running half off
+//! its thread, and goes on with it; what is saved meanwhile, another device with the same configuration restores.
+//!
 //! The transport owns status, features, queue registers and their freezing (virtio 1.2 §2.1, §4.1); a device
 //! sees only the outcome.
 
 use std::sync::Arc;
 
+use serde::Deserialize;
+use serde::Serialize;
 use virtio_queue::Queue;
+use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::io_thread::Gone;
 use crate::io_thread::Hung;
 use crate::io_thread::IoThread;
+use crate::io_thread::Pausable;
 use crate::platform::GuestMemory;
 use crate::platform::Role;
+
+/// Where a queue is that the device has stopped to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Queue index.
+    pub index: u16,
+    /// The next entry of the available ring.
+    pub next_avail: u16,
+    /// The next entry of the used ring.
+    pub next_used: u16,
+}
+
+/// What a paused device knows besides its registers, which are its transport's.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Of the queues that it serves.
+    pub positions: Vec<Position>,
+    /// What else there is.
+    pub own: OwnState,
+}
+
+/// State that one kind of device has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum OwnState {
+    /// Nothing.
+    #[default]
+    None,
+    /// virtio-balloon (§5.5.4), in pages.
+    Balloon {
+        /// What the host asks for.
+        target: u32,
+        /// What the driver says.
+        actual: u32,
+    },
+    /// virtio-mem (§5.15.4).
+    Mem {
+        /// Bytes the host asks for.
+        requested: u64,
+        /// Bytes from the region's start that can be plugged.
+        usable: u64,
+        /// One bit a block.
+        plugged: Vec<u64>,
+    },
+    /// virtio-net: queue pairs the driver uses (§5.1.6.5.5).
+    Net {
+        /// How many.
+        pairs: u16,
+    },
+}
+
+impl DeviceState {
+    /// Of a device that knows nothing but where its queues are.
+    pub fn of<'a>(queues: impl IntoIterator<Item = &'a ActiveQueue>) -> Self {
+        let positions = queues.into_iter().map(ActiveQueue::position).collect();
+        Self { positions, own: OwnState::None }
+    }
+}
+
+/// Why a device cannot take over a state: it is of another kind or size of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the state is not of such a device")]
+pub struct WrongState;
 
 /// A virtio device (virtio 1.2 §5). The transport calls it under a lock, one call at a time.
 pub trait VirtioDevice: Send {
@@ -44,6 +114,19 @@ pub trait VirtioDevice: Send {
     /// be activated again; unless a thread hangs, in which case it will be called again. Must not wait for the guest.
     /// Called on an idle device too.
     fn reset(&mut self) -> Result<(), Hung>;
+    /// What it has on threads, so that it can be paused: all of it, before guest memory is looked at by anybody else.
+    fn work(&mut self) -> Vec<&mut dyn Pausable>;
+    /// Why it cannot be saved as it is, for whoever asks before anything is paused.
+    fn unsaved(&self) -> Option<&'static str> {
+        None
+    }
+    /// The state of a paused device.
+    fn save(&self) -> DeviceState;
+    /// Takes over what [`VirtioDevice::save`] gave, of an idle device that was made in the same way. The transport
+    /// activates it next, with the queues where they were, if the driver had been ready.
+    fn restore(&mut self, state: &OwnState) -> Result<(), WrongState> {
+        if *state == OwnState::None { Ok(()) } else { Err(WrongState) }
+    }
 }
 
 /// Everything a device needs while active, moved in at once.
@@ -81,6 +164,14 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Signalled by the driver's notifications. Non-blocking. May be signalled spuriously.
     pub notification: Arc<EventFd>,
+}
+
+impl ActiveQueue {
+    /// Where it is.
+    pub fn position(&self) -> Position {
+        let (next_avail, next_used) = (self.queue.next_avail(), self.queue.next_used());
+        Position { index: self.index, next_avail, next_used }
+    }
 }
 
 /// The device's way to the driver; callable from any thread, never blocks.

@@ -8,12 +8,14 @@ use event_manager::EventSet;
 use crate::io_thread::Handler;
 use crate::io_thread::Hung;
 use crate::io_thread::Interest;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 use crate::testing::Buffer;
 use crate::testing::Driver;
 use crate::testing::Machine;
 use crate::virtio::device::ActivateError;
 use crate::virtio::device::Activation;
+use crate::virtio::device::DeviceState;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::rng::Rng;
 
@@ -47,6 +49,14 @@ impl VirtioDevice for Nervous {
 
     fn reset(&mut self) -> Result<(), Hung> {
         self.0.end().map(drop)
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.0]
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::of(self.0.paused().into_iter().flat_map(|panics| &panics.0.queues))
     }
 }
 

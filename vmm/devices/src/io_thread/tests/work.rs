@@ -16,6 +16,7 @@ use crate::io_thread::Handler;
 use crate::io_thread::Hung;
 use crate::io_thread::Interest;
 use crate::io_thread::IoThread;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 
 fn thread() -> Arc<IoThread> {
@@ -101,6 +102,36 @@ fn a_handler_that_is_done_is_called_no_more_and_stopped_once() {
     input.write(2).unwrap();
     let echo = work.end().unwrap().unwrap();
     assert_eq!((echo.seen, echo.stopped, broken.load(Ordering::SeqCst)), (5, 1, 0));
+}
+
+#[test]
+fn a_paused_handler_goes_on_and_one_that_has_ended_does_not() {
+    let (thread, broken) = (thread(), Arc::<AtomicUsize>::default());
+    let (handler, input, output) = echo();
+    let mut work = begin(&thread, handler, &broken);
+    input.write(1).unwrap();
+    output.read().unwrap();
+    work.pause().unwrap();
+    assert_eq!(work.paused().map(|echo| (echo.seen, echo.stopped)), Some((1, 0)));
+    input.write(1).unwrap();
+    assert_eq!(work.paused().map(|echo| echo.seen), Some(1));
+    work.resume().unwrap();
+    output.read().unwrap();
+    // Its last word.
+    input.write(5).unwrap();
+    output.read().unwrap();
+    work.pause().unwrap();
+    work.resume().unwrap();
+    assert!(work.paused().is_none());
+    assert!(work.end().unwrap().is_none());
+
+    let (handler, input, output) = echo();
+    let mut work = begin(&thread, handler, &broken);
+    input.write(3).unwrap();
+    output.read().unwrap();
+    work.pause().unwrap();
+    assert_eq!(work.end().unwrap().map(|echo| (echo.seen, echo.stopped)), Some((3, 1)));
+    assert_eq!(broken.load(Ordering::SeqCst), 0);
 }
 
 #[test]

@@ -80,6 +80,12 @@ impl BalloonControl {
         [sizes.target, sizes.actual]
     }
 
+    /// Before the driver is ready.
+    pub(super) fn restore(&self, target: u32, actual: u32) {
+        let mut sizes = self.0.sizes.lock();
+        (sizes.target, sizes.actual) = (target, actual);
+    }
+
     pub(super) fn set_actual(&self, pages: u32) {
         self.0.sizes.lock().actual = pages;
         self.0.changed.notify_all();

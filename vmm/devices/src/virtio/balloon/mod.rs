@@ -20,8 +20,12 @@ use std::sync::Arc;
 
 use super::device::ActivateError;
 use super::device::Activation;
+use super::device::DeviceState;
+use super::device::OwnState;
 use super::device::VirtioDevice;
+use super::device::WrongState;
 use crate::io_thread::Hung;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 use crate::platform::Discards;
 use worker::Pages;
@@ -119,6 +123,22 @@ impl VirtioDevice for Balloon {
         self.control.connect(None);
         self.work.end()?;
         self.control.set_actual(0);
+        Ok(())
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.work]
+    }
+
+    fn save(&self) -> DeviceState {
+        let [target, actual] = self.control.pages();
+        let queues = self.work.paused().into_iter().flat_map(Pages::queues);
+        DeviceState { own: OwnState::Balloon { target, actual }, ..DeviceState::of(queues) }
+    }
+
+    fn restore(&mut self, state: &OwnState) -> Result<(), WrongState> {
+        let &OwnState::Balloon { target, actual } = state else { return Err(WrongState) };
+        self.control.restore(target, actual);
         Ok(())
     }
 }

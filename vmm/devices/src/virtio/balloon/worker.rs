@@ -57,6 +57,10 @@ impl Pages {
         Self { queues, activation, host: Host { control, discards }, collected }
     }
 
+    pub(super) fn queues(&self) -> &[ActiveQueue] {
+        &self.queues
+    }
+
     fn serve(&mut self, index: u16) -> ControlFlow<()> {
         let Some(queue) = self.queues.iter_mut().find(|queue| queue.index == index) else {
             return ControlFlow::Continue(());

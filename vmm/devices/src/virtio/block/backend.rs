@@ -121,11 +121,11 @@ impl Backend {
         }
     }
 
-    /// Waits for all that was started, of which nobody wants to hear any more.
-    pub(super) fn drain(&mut self) {
+    /// Waits for all that was started, and says how it ended.
+    pub(super) fn drain(&mut self, disk: &Disk) -> Vec<Completion> {
         match self {
-            Self::Ring(ring) => ring.drain(),
-            Self::Synchronous => {}
+            Self::Ring(ring) => ring.drain(disk),
+            Self::Synchronous => Vec::new(),
         }
     }
 

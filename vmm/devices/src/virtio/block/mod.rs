@@ -20,8 +20,10 @@ use std::sync::Arc;
 
 use super::device::ActivateError;
 use super::device::Activation;
+use super::device::DeviceState;
 use super::device::VirtioDevice;
 use crate::io_thread::Hung;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 use crate::platform::Role;
 use backend::Backend;
@@ -183,5 +185,13 @@ impl VirtioDevice for Block {
             self.backend = Some(requests.into_backend());
         }
         Ok(())
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.work]
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::of(self.work.paused().map(Requests::queue))
     }
 }

@@ -114,32 +114,40 @@ fn outcome(disk: &Disk, work: &Work, result: i32) -> io::Result<()> {
 }
 
 impl Ring {
-    /// Waits for all that was submitted.
-    pub(super) fn drain(&mut self) {
-        // The kernel may still write to guest memory: wait for all of it.
+    /// Waits for all that was submitted, and says how it ended.
+    pub(super) fn drain(&mut self, disk: &Disk) -> Vec<Completion> {
+        let mut ended = Vec::new();
         while !self.in_flight.is_empty() {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => {}
-                Err(e) if e.raw_os_error() == Some(libc::EINTR) => continue,
-                Err(e) => {
-                    // What the kernel may still write to is unmapped with the machine, and something else would come
-                    // to those addresses. The pod ends before that.
-                    tracing::error!("virtio-blk: cannot drain io_uring: {e}");
-                    std::process::abort();
-                }
-            }
-            for entry in self.ring.completion() {
-                if let Ok(tag) = u16::try_from(entry.user_data()) {
-                    self.in_flight.remove(&tag);
-                }
-            }
+            self.wait();
+            ended.append(&mut self.completed(disk));
+        }
+        ended
+    }
+
+    /// Waits until something has ended.
+    fn wait(&mut self) {
+        // The kernel may still write to guest memory: wait for all of it.
+        if let Err(e) = self.ring.submit_and_wait(1)
+            && e.raw_os_error() != Some(libc::EINTR)
+        {
+            // What the kernel may still write to is unmapped with the machine, and something else would come to
+            // those addresses. The pod ends before that.
+            tracing::error!("virtio-blk: cannot drain io_uring: {e}");
+            std::process::abort();
         }
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.drain();
+        while !self.in_flight.is_empty() {
+            self.wait();
+            for entry in self.ring.completion() {
+                if let Ok(tag) = u16::try_from(entry.user_data()) {
+                    self.in_flight.remove(&tag);
+                }
+            }
+        }
     }
 }
 

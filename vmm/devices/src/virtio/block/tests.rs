@@ -20,6 +20,7 @@ use super::backend::Backend;
 use super::worker::Requests;
 use crate::io_thread::Handler;
 use crate::io_thread::Hung;
+use crate::io_thread::Pausable;
 use crate::io_thread::tests::alone::Alone;
 use crate::testing::Buffer;
 use crate::testing::Buffer::Read as R;
@@ -31,6 +32,7 @@ use crate::testing::Virtqueue;
 use crate::testing::refuses_malformed_chains;
 use crate::virtio::device::ActivateError;
 use crate::virtio::device::Activation;
+use crate::virtio::device::DeviceState;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::spec::feature;
 use crate::virtio::spec::status;
@@ -297,6 +299,12 @@ impl VirtioDevice for Idle {
     }
     fn reset(&mut self) -> Result<(), Hung> {
         Ok(())
+    }
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        Vec::new()
+    }
+    fn save(&self) -> DeviceState {
+        DeviceState::default()
     }
 }
 

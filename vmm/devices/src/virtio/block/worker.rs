@@ -70,6 +70,10 @@ impl Requests {
         self.backend
     }
 
+    pub(super) fn queue(&self) -> &ActiveQueue {
+        &self.queue
+    }
+
     /// Bytes of all that was started and has not ended.
     #[cfg(test)]
     pub(super) fn under_way(&self) -> u64 {
@@ -196,8 +200,18 @@ impl Handler for Requests {
         self.serve(token == COMPLETION)
     }
 
+    fn pause(&mut self) {
+        let memory: Arc<GuestMemoryMmap> = self.activation.memory.memory().into_inner();
+        let mut ended = Ok(());
+        for completion in self.backend.drain(&self.disk) {
+            ended = ended.and_then(|()| self.complete(&memory, completion));
+        }
+        // The driver may have broken the ring meanwhile, of which it is told.
+        let _ = queue::stop_if_malformed("virtio-blk", ended, &self.activation.interrupt);
+    }
+
     fn stop(&mut self) {
-        self.backend.drain();
+        self.backend.drain(&self.disk);
         self.pending.clear();
         self.under_way = 0;
     }

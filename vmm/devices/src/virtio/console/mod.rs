@@ -16,12 +16,14 @@ use vm_memory::GuestAddressSpace;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::ActiveQueue;
+use super::device::DeviceState;
 use super::device::VirtioDevice;
 use super::queue;
 use super::queue::ChainError;
 use crate::io_thread::Handler;
 use crate::io_thread::Hung;
 use crate::io_thread::Interest;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 
 #[cfg(test)]
@@ -91,6 +93,14 @@ impl VirtioDevice for Console {
 
     fn reset(&mut self) -> Result<(), Hung> {
         self.work.end().map(drop)
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.work]
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::of(self.work.paused().map(|output| &output.queue))
     }
 }
 

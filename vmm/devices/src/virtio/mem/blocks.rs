@@ -48,6 +48,31 @@ impl Blocks {
         }
     }
 
+    pub(super) fn bits(&self) -> &[u64] {
+        &self.plugged
+    }
+
+    /// Takes over what [`Blocks::bits`] gave; false, and nothing changed, if that was of other blocks.
+    pub(super) fn set_bits(&mut self, bits: &[u64]) -> bool {
+        let beyond =
+            bits.last().is_some_and(|last| !self.count.is_multiple_of(64) && last >> (self.count % 64) != 0);
+        let fits = bits.len() == self.plugged.len() && !beyond;
+        if fits {
+            self.plugged.copy_from_slice(bits);
+        }
+        fits
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.plugged.iter().all(|&bits| bits == 0)
+    }
+
+    /// Every run of plugged blocks.
+    pub(super) fn runs(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut from = 0;
+        std::iter::from_fn(move || self.next_run(from).inspect(|run| from = run.end))
+    }
+
     /// The first run of plugged blocks at or after `from`.
     pub(super) fn next_run(&self, from: usize) -> Option<Range<usize>> {
         let start = (from..self.count).find(|&block| self.is_plugged(block))?;

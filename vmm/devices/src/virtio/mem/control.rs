@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use super::MemRegion;
 use super::USABLE_STEP;
 use super::blocks::Blocks;
+use crate::platform::PluggableRam;
+use crate::virtio::device::OwnState;
 use crate::virtio::device::VirtioInterrupt;
+use crate::virtio::device::WrongState;
 
 /// Says how much memory the guest should plug and sees how much it has. Clones are the same device's.
 #[derive(Clone)]
@@ -167,6 +170,39 @@ impl MemControl {
             bytes.copy_from_slice(&field.to_le_bytes());
         }
         config
+    }
+
+    /// What survives the machine: what is asked for, and which blocks are plugged.
+    pub(super) fn save(&self) -> OwnState {
+        let blocks = self.0.blocks.lock();
+        let sizes = self.0.sizes.lock();
+        OwnState::Mem { requested: sizes.requested, usable: sizes.usable, plugged: blocks.bits().to_vec() }
+    }
+
+    /// Takes it over, of a device of the same region with nothing plugged, and plugs the same blocks of `memory`.
+    pub(super) fn restore(&self, state: &OwnState, memory: &dyn PluggableRam) -> Result<(), WrongState> {
+        let OwnState::Mem { requested, usable, plugged } = state else { return Err(WrongState) };
+        let MemRegion { length, block, .. } = self.0.region;
+        let fits = |bytes: u64| bytes <= length && bytes.is_multiple_of(block);
+        let mut blocks = self.0.blocks.lock();
+        if !fits(*requested) || !fits(*usable) || !blocks.is_empty() || !blocks.set_bits(plugged) {
+            return Err(WrongState);
+        }
+        let mut bytes = 0;
+        for run in blocks.runs() {
+            let (start, count) = (run.start as u64 * block, run.len() as u64 * block);
+            if start + count > *usable {
+                return Err(WrongState);
+            }
+            memory.plug(start, count).map_err(|error| {
+                tracing::error!("virtio-mem: plug {start:#x}+{count:#x} of the region again: {error}");
+                WrongState
+            })?;
+            bytes += count;
+        }
+        let mut sizes = self.0.sizes.lock();
+        (sizes.requested, sizes.usable, sizes.plugged) = (*requested, *usable, bytes);
+        Ok(())
     }
 
     pub(super) fn connect(&self, interrupt: Option<Arc<dyn VirtioInterrupt>>) {

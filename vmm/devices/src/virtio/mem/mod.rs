@@ -21,8 +21,12 @@ use std::sync::Arc;
 
 use super::device::ActivateError;
 use super::device::Activation;
+use super::device::DeviceState;
+use super::device::OwnState;
 use super::device::VirtioDevice;
+use super::device::WrongState;
 use crate::io_thread::Hung;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 use crate::platform::PluggableRam;
 use requests::Requests;
@@ -106,6 +110,20 @@ impl VirtioDevice for Mem {
     fn reset(&mut self) -> Result<(), Hung> {
         self.control.connect(None);
         self.work.end().map(drop)
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.work]
+    }
+
+    fn save(&self) -> DeviceState {
+        let queues = self.work.paused().map(Requests::queue);
+        DeviceState { own: self.control.save(), ..DeviceState::of(queues) }
+    }
+
+    /// Plugs the memory, which is zeroes then.
+    fn restore(&mut self, state: &OwnState) -> Result<(), WrongState> {
+        self.control.restore(state, self.memory.as_ref())
     }
 }
 

@@ -67,6 +67,10 @@ impl Requests {
         Self { queue, activation, memory: Plugging { control, memory } }
     }
 
+    pub(super) fn queue(&self) -> &ActiveQueue {
+        &self.queue
+    }
+
     fn serve(&mut self) -> ControlFlow<()> {
         queue::clear(&self.queue);
         // The address space changes under a request that plugs, but not under the request's own buffers: a

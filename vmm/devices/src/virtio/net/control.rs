@@ -52,6 +52,10 @@ impl Control {
         [(self.queue.notification.as_raw_fd(), 0)]
     }
 
+    pub(super) fn queue(&self) -> &ActiveQueue {
+        &self.queue
+    }
+
     fn serve(&mut self) -> ControlFlow<()> {
         let memory = self.memory.memory();
         let size = self.queue.queue.size();
@@ -77,7 +81,11 @@ fn command(request: &Buffers<'_>, taps: &Taps, most: usize) -> bool {
     if length < bytes.len() || bytes[..2] != PAIRS_SET || !(1..=most).contains(&pairs) {
         return false;
     }
-    taps.use_pairs(pairs).inspect_err(|e| report(&format!("cannot use {pairs} queues of the tap"), e)).is_ok()
+    let used = taps.use_pairs(pairs);
+    if used.is_ok() {
+        taps.set_pairs(pairs);
+    }
+    used.inspect_err(|e| report(&format!("cannot use {pairs} queues of the tap"), e)).is_ok()
 }
 
 impl Handler for Control {

@@ -28,8 +28,12 @@ use std::sync::Arc;
 use super::device::ActivateError;
 use super::device::Activation;
 use super::device::ActiveQueue;
+use super::device::DeviceState;
+use super::device::OwnState;
 use super::device::VirtioDevice;
+use super::device::WrongState;
 use crate::io_thread::Hung;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 use crate::log_limit::LogLimit;
 use crate::platform::Role;
@@ -246,6 +250,30 @@ impl VirtioDevice for Net {
             pair.end()?;
         }
         self.pairs.clear();
+        // §5.1.5: one pair until the driver asks for more.
+        self.taps.set_pairs(1);
+        Ok(())
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        let control: [&mut dyn Pausable; 1] = [&mut self.control];
+        control.into_iter().chain(self.pairs.iter_mut().map(|pair| pair as &mut dyn Pausable)).collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        let pairs = self.pairs.iter().filter_map(Work::paused).flat_map(Pair::queues);
+        let queues = pairs.chain(self.control.paused().map(Control::queue));
+        let pairs = u16::try_from(self.taps.pairs()).expect("at most MOST_PAIRS");
+        DeviceState { own: OwnState::Net { pairs }, ..DeviceState::of(queues) }
+    }
+
+    fn restore(&mut self, state: &OwnState) -> Result<(), WrongState> {
+        let &OwnState::Net { pairs } = state else { return Err(WrongState) };
+        let pairs = usize::from(pairs);
+        if !(1..=self.taps.count()).contains(&pairs) {
+            return Err(WrongState);
+        }
+        self.taps.set_pairs(pairs);
         Ok(())
     }
 }

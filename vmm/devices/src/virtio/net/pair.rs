@@ -112,8 +112,11 @@ impl Pair {
     /// What holds for the whole interface, which the first pair sees to.
     fn set_up(&self) -> io::Result<()> {
         self.taps.configure(offloads(self.features))?;
-        // §5.1.5: one pair until the driver asks for more.
-        self.taps.use_pairs(1)
+        self.taps.use_pairs(self.taps.pairs())
+    }
+
+    pub(super) fn queues(&self) -> [&ActiveQueue; 2] {
+        [&self.receive.queue, &self.transmit.queue]
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -15,6 +17,8 @@ pub(super) struct Taps {
     queues: Vec<(Tap, EventFd)>,
     /// Whether each is attached. Locked while that changes.
     attached: Mutex<Vec<bool>>,
+    /// How many pairs the driver uses.
+    pairs: AtomicUsize,
 }
 
 impl Taps {
@@ -25,7 +29,7 @@ impl Taps {
             Ok((tap, EventFd::new(EFD_NONBLOCK).map_err(NetError::Event)?))
         };
         let queues = descriptors.into_iter().enumerate().map(queue).collect::<Result<_, NetError>>()?;
-        let taps = Self { queues, attached };
+        let taps = Self { queues, attached, pairs: AtomicUsize::new(1) };
         taps.use_pairs(1).map_err(|source| NetError::Tap { index: 0, source })?;
         Ok(taps)
     }
@@ -46,6 +50,16 @@ impl Taps {
 
     pub(super) fn configure(&self, offloads: libc::c_uint) -> io::Result<()> {
         self.tap(0).configure(offloads)
+    }
+
+    /// How many pairs the driver uses, or has used before a pause.
+    pub(super) fn pairs(&self) -> usize {
+        self.pairs.load(Ordering::SeqCst)
+    }
+
+    /// To be followed by [`Taps::use_pairs`].
+    pub(super) fn set_pairs(&self, pairs: usize) {
+        self.pairs.store(pairs, Ordering::SeqCst);
     }
 
     /// Attaches the first `pairs` queues and detaches the others. What failed before stays as it is.

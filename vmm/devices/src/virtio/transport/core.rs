@@ -20,12 +20,20 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::state::CommonState;
+use super::state::QueueState;
+use super::state::RestoreError;
+use super::state::SaveError;
+use crate::io_thread::Hung;
 use crate::io_thread::IoThread;
+use crate::io_thread::Pausable;
 use crate::log_limit::LogLimit;
 use crate::platform::GuestMemory;
 use crate::platform::Threads;
 use crate::virtio::device::Activation;
 use crate::virtio::device::ActiveQueue;
+use crate::virtio::device::DeviceState;
+use crate::virtio::device::Position;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::device::VirtioInterrupt;
 use crate::virtio::spec::Half;
@@ -187,7 +195,7 @@ impl Core {
         }
         let ready = new & status::DRIVER_OK != 0 && value & status::FEATURES_OK != 0;
         self.status = if ready { value } else { value & !(new & status::DRIVER_OK) };
-        if ready && self.activate().is_err() {
+        if ready && self.activate(&[]).is_err() {
             self.interrupt.needs_reset();
         }
         false
@@ -198,8 +206,8 @@ impl Core {
         unknown == 0 && self.driver_features & feature::VERSION_1 != 0
     }
 
-    /// Hands the queues to the device. On an error the device is idle.
-    fn activate(&mut self) -> Result<(), ()> {
+    /// Hands the queues to the device, each from its beginning or where it was. On an error the device is idle.
+    fn activate(&mut self, positions: &[Position]) -> Result<(), ()> {
         let memory = self.memory.memory();
         let mut queues = Vec::new();
         for (index, registers) in (0u16..).zip(&self.queues) {
@@ -207,10 +215,14 @@ impl Core {
                 continue;
             }
             let queue = registers.build(self.driver_features & feature::RING_EVENT_IDX != 0);
-            let Some(queue) = queue.filter(|queue| queue.is_valid(&*memory)) else {
+            let Some(mut queue) = queue.filter(|queue| queue.is_valid(&*memory)) else {
                 self.report(&format_args!("queue {index} is not valid"));
                 return Err(());
             };
+            if let Some(position) = positions.iter().find(|position| position.index == index) {
+                queue.set_next_avail(position.next_avail);
+                queue.set_next_used(position.next_used);
+            }
             queues.push(ActiveQueue { index, queue, notification: registers.notification.clone() });
         }
         let activation = Activation {
@@ -278,6 +290,88 @@ impl Core {
             (queue.descriptors, queue.driver, queue.device) = (0, 0, 0);
         }
         true
+    }
+
+    /// Takes the device's work off its threads. On an error none of it is off.
+    pub(super) fn pause(&mut self) -> Result<(), Hung> {
+        let paused = self.device.work().into_iter().try_for_each(Pausable::pause);
+        if paused.is_err() {
+            self.resume();
+        }
+        paused
+    }
+
+    /// Lets a paused device go on. One that cannot asks its driver for a reset.
+    pub(super) fn resume(&mut self) {
+        let resumed = self.device.work().into_iter().try_for_each(Pausable::resume);
+        if let Err(e) = resumed {
+            self.report(&e);
+            self.interrupt.needs_reset();
+        }
+    }
+
+    /// Why it cannot be saved as it is.
+    pub(super) fn unsaved(&self) -> Option<SaveError> {
+        if self.resetting {
+            Some(SaveError::Resetting)
+        } else {
+            self.device.unsaved().map(SaveError::Unsaved)
+        }
+    }
+
+    /// The registers and what the device knows, of a paused device.
+    pub(super) fn save(&self) -> (CommonState, DeviceState) {
+        let queue = |queue: &QueueRegisters| QueueState {
+            size: queue.size,
+            enabled: queue.enabled,
+            descriptors: queue.descriptors,
+            driver: queue.driver,
+            device: queue.device,
+        };
+        let common = CommonState {
+            status: self.status,
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(queue).collect(),
+        };
+        (common, self.device.save())
+    }
+
+    /// Takes over what [`Core::save`] gave. The device is activated if its driver was ready, unless it is `broken`.
+    pub(super) fn restore(
+        &mut self,
+        common: &CommonState,
+        device: &DeviceState,
+        broken: bool,
+    ) -> Result<(), RestoreError> {
+        if common.queues.len() != self.queues.len() {
+            return Err(RestoreError::Other);
+        }
+        self.device.restore(&device.own).map_err(|_| RestoreError::Other)?;
+        self.driver_features = common.driver_features;
+        if common.status & status::FEATURES_OK != 0 && !self.features_agree() {
+            return Err(RestoreError::Other);
+        }
+        for (queue, state) in self.queues.iter_mut().zip(&common.queues) {
+            if !state.size.is_power_of_two() || state.size > queue.max_size {
+                return Err(RestoreError::Contradiction("the size of a queue"));
+            }
+            (queue.size, queue.enabled) = (state.size, state.enabled);
+            (queue.descriptors, queue.driver, queue.device) = (state.descriptors, state.driver, state.device);
+        }
+        self.status = common.status & !status::DEVICE_NEEDS_RESET;
+        self.device_feature_select = common.device_feature_select;
+        self.driver_feature_select = common.driver_feature_select;
+        self.queue_select = common.queue_select;
+        if self.status & status::DRIVER_OK == 0 || broken {
+            return Ok(());
+        }
+        if self.status & status::FEATURES_OK == 0 {
+            return Err(RestoreError::Contradiction("a driver that is ready without features"));
+        }
+        self.activate(&device.positions).map_err(|()| RestoreError::Activate)
     }
 
     pub(super) fn queue_select(&self) -> u16 {

@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod pci;
+pub mod state;
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,12 @@ use parking_lot::Mutex;
 
 use super::core::Area;
 use super::core::Core;
+use super::state::FunctionState;
+use super::state::InterruptState;
+use super::state::RestoreError;
+use super::state::SaveError;
 use crate::bus::AccessError;
+use crate::io_thread::Hung;
 use crate::pci::config_space::ConfigSpace;
 use crate::pci::config_space::Identity;
 use crate::pci::function::Bar;
@@ -67,6 +72,7 @@ pub struct VirtioPciFunction {
     core: Mutex<Core>,
     interrupt: Arc<PciInterrupt>,
     bars: [Bar; 1],
+    device_id: u16,
     /// Offsets of message control and of the PCI configuration access capability.
     msix_capability: u16,
     window_capability: u16,
@@ -140,9 +146,56 @@ impl VirtioPciFunction {
             core: Mutex::new(core),
             interrupt,
             bars,
+            device_id: id,
             msix_capability,
             window_capability,
         }))
+    }
+
+    /// Takes the device's work off its threads: from then on it leaves guest memory alone. To be called when no vCPU
+    /// runs; [`VirtioPciFunction::resume`] follows. On an error everything goes on.
+    pub fn pause(&self) -> Result<(), Hung> {
+        self.core.lock().pause()
+    }
+
+    /// Lets a paused device go on.
+    pub fn resume(&self) {
+        self.core.lock().resume();
+    }
+
+    /// Why it could not be saved if it were paused now.
+    pub fn unsaved(&self) -> Option<SaveError> {
+        self.core.lock().unsaved()
+    }
+
+    /// The whole function, paused.
+    pub fn save(&self) -> Result<FunctionState, SaveError> {
+        let config = self.config.lock().save();
+        let core = self.core.lock();
+        if let Some(error) = core.unsaved() {
+            return Err(error);
+        }
+        let (common, device) = core.save();
+        let (interrupt, msix) = (self.interrupt.save(), self.interrupt.msix.save());
+        Ok(FunctionState { device_id: self.device_id, config, common, interrupt, msix, device })
+    }
+
+    /// Takes over what [`VirtioPciFunction::save`] gave, of a function that is new and in guest memory as it was then,
+    /// and starts the device; says where its BARs are decoded.
+    pub fn restore(&self, state: &FunctionState) -> Result<ConfigEffects, RestoreError> {
+        if state.device_id != self.device_id {
+            return Err(RestoreError::Other);
+        }
+        let effects = self.config.lock().restore(&state.config).ok_or(RestoreError::Other)?;
+        let mut core = self.core.lock();
+        if !self.interrupt.restore(&state.interrupt) || !self.interrupt.msix.restore(&state.msix) {
+            return Err(RestoreError::Other);
+        }
+        core.restore(&state.common, &state.device, state.interrupt.needs_reset)?;
+        // One that was on its way to the driver may not have arrived. Drivers bear with one too many.
+        let active = state.device.positions.iter().map(|position| position.index);
+        active.for_each(|queue| self.interrupt.used_buffers(queue));
+        Ok(effects)
     }
 
     fn read_common(&self, register: CommonRegister) -> u64 {
@@ -326,6 +379,31 @@ impl PciInterrupt {
         if vector != spec::NO_VECTOR {
             self.msix.trigger(vector);
         }
+    }
+
+    fn save(&self) -> InterruptState {
+        InterruptState {
+            queue_vectors: self.queue_vectors.iter().map(|vector| vector.load(Ordering::SeqCst)).collect(),
+            config_vector: self.config_vector.load(Ordering::SeqCst),
+            isr: self.isr.load(Ordering::SeqCst),
+            generation: self.generation.load(Ordering::SeqCst),
+            needs_reset: self.needs_reset.load(Ordering::SeqCst),
+        }
+    }
+
+    /// False, and nothing changed, if it is of another number of queues.
+    fn restore(&self, state: &InterruptState) -> bool {
+        if state.queue_vectors.len() != self.queue_vectors.len() {
+            return false;
+        }
+        for (vector, &value) in self.queue_vectors.iter().zip(&state.queue_vectors) {
+            vector.store(value, Ordering::SeqCst);
+        }
+        self.config_vector.store(state.config_vector, Ordering::SeqCst);
+        self.isr.store(state.isr, Ordering::SeqCst);
+        self.generation.store(state.generation, Ordering::SeqCst);
+        self.needs_reset.store(state.needs_reset, Ordering::SeqCst);
+        true
     }
 
     /// What a device reset clears (§4.1.4.3: the vectors become NO_VECTOR).

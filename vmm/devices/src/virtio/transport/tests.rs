@@ -9,12 +9,14 @@ use vm_memory::GuestAddressSpace;
 
 use super::pci::VirtioPciFunction;
 use crate::io_thread::Hung;
+use crate::io_thread::Pausable;
 use crate::pci::function::PciFunction;
 use crate::testing::Driver;
 use crate::testing::Function;
 use crate::testing::Machine;
 use crate::virtio::device::ActivateError;
 use crate::virtio::device::Activation;
+use crate::virtio::device::DeviceState;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::device::VirtioInterrupt;
 use crate::virtio::spec::feature;
@@ -80,6 +82,12 @@ impl VirtioDevice for Recorder {
         record.activation = None;
         record.resets += 1;
         Ok(())
+    }
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        Vec::new()
+    }
+    fn save(&self) -> DeviceState {
+        DeviceState::default()
     }
 }
 

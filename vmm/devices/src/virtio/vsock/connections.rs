@@ -161,16 +161,20 @@ impl Connections {
         }
     }
 
+    /// Waits for every socket anew, after a pause.
+    pub(super) fn watch(&mut self, interest: &mut Interest<'_>) {
+        let tokens: Vec<Token> = self.connections.keys().copied().collect();
+        for token in tokens {
+            if let Some(connection) = self.connections.get_mut(&token).filter(|c| c.fd().is_some()) {
+                watch(connection, token, interest);
+                self.settle(token, interest);
+            }
+        }
+    }
+
     fn add(&mut self, mut connection: Connection, interest: &mut Interest<'_>) -> bool {
         let token = self.free_token();
-        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        let watched = connection.fd().is_some_and(|fd| {
-            let added = interest.add(fd, token, events);
-            added.inspect_err(|e| report("cannot wait for a stream", e)).is_ok()
-        });
-        if !watched {
-            connection.end();
-        }
+        let watched = watch(&mut connection, token, interest);
         self.tokens.insert(connection.key, token);
         self.connections.insert(token, connection);
         self.settle(token, interest);
@@ -264,6 +268,19 @@ impl Connections {
         self.refusals.clear();
         self.connections.drain().for_each(|(_, connection)| connection.close());
     }
+}
+
+/// Waits for a connection's socket; false if that cannot be, and then it ends.
+fn watch(connection: &mut Connection, token: Token, interest: &mut Interest<'_>) -> bool {
+    let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    let watched = connection.fd().is_some_and(|fd| {
+        let added = interest.add(fd, token, events);
+        added.inspect_err(|e| report("cannot wait for a stream", e)).is_ok()
+    });
+    if !watched {
+        connection.end();
+    }
+    watched
 }
 
 /// What the host could not do. The guest decides how often it is tried.

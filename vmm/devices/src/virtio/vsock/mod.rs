@@ -14,6 +14,7 @@
 
 mod connection;
 mod connections;
+mod events;
 mod packet;
 mod ports;
 #[cfg(test)]
@@ -24,12 +25,17 @@ use std::sync::Arc;
 
 use super::device::ActivateError;
 use super::device::Activation;
+use super::device::DeviceState;
+use super::device::OwnState;
 use super::device::VirtioDevice;
+use super::device::WrongState;
 use crate::io_thread::Hung;
 use crate::io_thread::Interest;
+use crate::io_thread::Pausable;
 use crate::io_thread::Work;
 use crate::io_thread::os;
 use crate::platform::Role;
+use events::Events;
 use worker::Packets;
 
 pub use ports::Accept;
@@ -51,6 +57,8 @@ const MOST_REFUSALS: usize = 64;
 pub struct Vsock {
     guest_cid: u64,
     ports: Arc<VsockPorts>,
+    /// The driver is yet to be told that its streams are gone.
+    restored: bool,
     work: Work<Packets>,
 }
 
@@ -58,7 +66,7 @@ impl Vsock {
     /// A device whose guest has context identifier `guest_cid` (3 or more) and whose host side is `ports`.
     pub fn new(guest_cid: u64, ports: Arc<VsockPorts>) -> Self {
         ports.open();
-        Self { guest_cid, ports, work: Work::default() }
+        Self { guest_cid, ports, restored: false, work: Work::default() }
     }
 }
 
@@ -91,10 +99,11 @@ impl VirtioDevice for Vsock {
         let mut queues = queues.into_iter();
         let mut next =
             |index: u16| queues.next().filter(|q| q.index == index).ok_or(ActivateError::QueueMissing(index));
-        // The event queue stays unused: the context identifier never changes under a running guest.
         let (receive, transmit) = (next(0)?, next(1)?);
+        let events = Events::new(next(2).ok(), std::mem::take(&mut self.restored));
         let (thread, breaks) = (activation.thread(0).clone(), activation.breaks());
-        let packets = Packets::new(self.guest_cid, self.ports.clone(), receive, transmit, activation);
+        let packets =
+            Packets::new(self.guest_cid, self.ports.clone(), (receive, transmit, events), activation);
         let descriptors = packets.descriptors();
         self.work.begin((&thread, "virtio-vsock"), packets, &descriptors, breaks)?;
         Ok(())
@@ -103,6 +112,20 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) -> Result<(), Hung> {
         // Closes every stream; listeners stay, and so does what was asked for and not begun.
         self.work.end().map(drop)
+    }
+
+    fn work(&mut self) -> Vec<&mut dyn Pausable> {
+        vec![&mut self.work]
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::of(self.work.paused().into_iter().flat_map(Packets::queues))
+    }
+
+    /// Streams do not come with it: the driver is told so as soon as it is active.
+    fn restore(&mut self, state: &OwnState) -> Result<(), WrongState> {
+        self.restored = true;
+        if *state == OwnState::None { Ok(()) } else { Err(WrongState) }
     }
 }
 

@@ -12,6 +12,7 @@ use vm_memory::GuestAddressSpace;
 use vm_memory::GuestMemoryMmap;
 
 use super::connections::Connections;
+use super::events::Events;
 use super::packet::HEADER_SIZE;
 use super::packet::Header;
 use super::ports::VsockPorts;
@@ -27,6 +28,7 @@ use crate::virtio::queue::ChainError;
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const PORTS: u32 = 2;
+const EVENTS: u32 = 3;
 
 /// Packets moved in one direction before the other has its turn.
 const BUDGET: usize = 128;
@@ -39,6 +41,7 @@ pub(super) struct Packets {
     ports: Arc<VsockPorts>,
     receive: ActiveQueue,
     transmit: ActiveQueue,
+    events: Events,
     activation: Activation,
 }
 
@@ -57,20 +60,24 @@ impl Packets {
     pub(super) fn new(
         guest_cid: u64,
         ports: Arc<VsockPorts>,
-        receive: ActiveQueue,
-        transmit: ActiveQueue,
+        (receive, transmit, events): (ActiveQueue, ActiveQueue, Events),
         activation: Activation,
     ) -> Self {
         let connections = Connections::new(guest_cid, ports.clone());
-        Self { connections, ports, receive, transmit, activation }
+        Self { connections, ports, receive, transmit, events, activation }
     }
 
-    pub(super) fn descriptors(&self) -> [(RawFd, u32); 3] {
-        [
+    pub(super) fn descriptors(&self) -> Vec<(RawFd, u32)> {
+        let queues = [
             (self.receive.notification.as_raw_fd(), RECEIVE),
             (self.transmit.notification.as_raw_fd(), TRANSMIT),
             (self.ports.wake_fd(), PORTS),
-        ]
+        ];
+        queues.into_iter().chain(self.events.descriptor().map(|fd| (fd, EVENTS))).collect()
+    }
+
+    pub(super) fn queues(&self) -> impl Iterator<Item = &ActiveQueue> {
+        [&self.receive, &self.transmit].into_iter().chain(self.events.queue())
     }
 
     /// Does what can be done now, within a budget.
@@ -81,6 +88,7 @@ impl Packets {
     }
 
     fn exchange(&mut self, memory: &GuestMemoryMmap, interest: &mut Interest<'_>) -> Result<(), ChainError> {
+        self.events.send(memory, &self.activation.interrupt)?;
         let transmit = self.take(memory, interest)?;
         let receive = self.fill(memory, interest)?;
         let resume = transmit == Left::Full && self.connections.can_receive();
@@ -163,6 +171,7 @@ impl Packets {
 
 impl Handler for Packets {
     fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
+        self.connections.watch(interest);
         self.connections.connect(interest);
         self.work(interest)
     }
@@ -172,6 +181,7 @@ impl Handler for Packets {
             RECEIVE => queue::clear(&self.receive),
             TRANSMIT => queue::clear(&self.transmit),
             PORTS => self.connections.connect(interest),
+            EVENTS => self.events.clear(),
             _ => self.connections.ready(token, events, interest),
         }
         self.work(interest)

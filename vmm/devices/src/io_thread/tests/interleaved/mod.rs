@@ -25,6 +25,7 @@ use std::sync::Arc;
 pub(crate) use handler::Handler;
 pub(crate) use handler::Interest;
 pub(crate) use thread::IoThread;
+pub(crate) use work::Pausable;
 pub(crate) use work::Work;
 
 use super::super::PATIENCE;
@@ -44,6 +45,13 @@ impl<H: Handler> Running<H> {
         let mut work = Work::default();
         work.begin((thread, "device"), handler, descriptors, || ()).unwrap();
         Self { work, _thread: thread.clone() }
+    }
+
+    /// Takes the handler off its thread and gives it back; what it is told of in between waits.
+    pub(crate) fn pause_and_resume(&mut self) {
+        self.work.pause().unwrap();
+        assert!(self.work.paused().is_some());
+        self.work.resume().unwrap();
     }
 
     /// `None` if it panicked.

@@ -151,6 +151,22 @@ fn a_queue_is_emptied_a_part_at_a_time_without_a_further_word_of_the_driver() {
 }
 
 #[test]
+fn nothing_is_lost_of_what_is_told_around_a_pause() {
+    check(|| {
+        let queue = Queue::new();
+        let mut running = Device::new(&queue, 1).begin();
+        let other = queue.clone();
+        let driver = thread::spawn(move || (0..3).for_each(|_| other.offer()));
+        running.pause_and_resume();
+        while queue.used.load(SeqCst) < 3 {
+            queue.interrupt.wait();
+        }
+        driver.join().unwrap();
+        assert_eq!(running.stop().unwrap().taken, 3);
+    });
+}
+
+#[test]
 fn a_thread_can_be_stopped_whenever_and_is_gone_then() {
     check(|| {
         let queue = Queue::new();

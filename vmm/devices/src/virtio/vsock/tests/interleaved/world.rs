@@ -101,6 +101,7 @@ impl Device {
 
 impl Handler for Device {
     fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
+        self.connections.watch(interest);
         self.connections.connect(interest);
         self.work(interest)
     }
