@@ -36,6 +36,18 @@ pub struct VmConfig {
     pub devices: Vec<DeviceConfig>,
 }
 
+/// A microVM that was saved ([`crate::VmHandle::save`]), to go on in this process.
+pub struct RestoreConfig {
+    /// Its state.
+    pub state: NamedFile,
+    /// Its memory, which is mapped: the file must stay as it is for as long as any machine goes on from it.
+    pub memory: NamedFile,
+    /// As in [`VmConfig`].
+    pub console: Option<Box<dyn Write + Send>>,
+    /// The devices it had, in the order of their slots; the files, directories and taps are the caller's choice.
+    pub devices: Vec<DeviceConfig>,
+}
+
 /// An open file and the name to call it by in errors.
 pub struct NamedFile {
     /// What the user calls it; usually a path.
@@ -152,20 +164,31 @@ pub enum ConfigError {
     TwoBalloons,
 }
 
+/// Whether there can be a machine of this size.
+pub(crate) fn check_sizes(
+    vcpus: u8,
+    max_vcpus: u8,
+    memory_mib: u32,
+    max_memory_mib: u32,
+) -> Result<(), ConfigError> {
+    if vcpus == 0 || vcpus > max_vcpus || max_vcpus > layout::MAX_VCPUS {
+        return Err(ConfigError::Vcpus { vcpus, max_vcpus });
+    }
+    // 64-bit BARs start at 256 GiB.
+    if !(32..=240_000).contains(&memory_mib) {
+        return Err(ConfigError::Memory(memory_mib));
+    }
+    if !(memory_mib..=240_000).contains(&max_memory_mib) {
+        return Err(ConfigError::MaxMemory { boot: memory_mib, most: max_memory_mib });
+    }
+    Ok(())
+}
+
 impl VmConfig {
     /// Checks what can be checked without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Self { vcpus, max_vcpus, memory_mib, max_memory_mib, .. } = *self;
-        if vcpus == 0 || vcpus > max_vcpus || max_vcpus > layout::MAX_VCPUS {
-            return Err(ConfigError::Vcpus { vcpus, max_vcpus });
-        }
-        // 64-bit BARs start at 256 GiB.
-        if !(32..=240_000).contains(&memory_mib) {
-            return Err(ConfigError::Memory(memory_mib));
-        }
-        if !(memory_mib..=240_000).contains(&max_memory_mib) {
-            return Err(ConfigError::MaxMemory { boot: memory_mib, most: max_memory_mib });
-        }
+        check_sizes(vcpus, max_vcpus, memory_mib, max_memory_mib)?;
         if self.huge_pages && memory_mib % 2 != 0 {
             return Err(ConfigError::HugePages(memory_mib));
         }

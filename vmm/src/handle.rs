@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::DeviceConfig;
+use crate::config::RestoreConfig;
 use crate::config::VmConfig;
 use crate::machine::AttachError;
 use crate::machine::BalloonError;
@@ -17,6 +18,8 @@ use crate::machine::BootError;
 use crate::machine::DetachError;
 use crate::machine::Machine;
 use crate::machine::MemoryRequestError;
+use crate::machine::RestoreError;
+use crate::machine::SaveError;
 use crate::vcpu::VcpuError;
 
 /// How a microVM ended.
@@ -110,6 +113,20 @@ impl VmHandle {
     /// Returns once no vCPU is in the guest. Devices keep answering what was submitted.
     pub fn pause(&self) -> Result<(), Ended> {
         self.0.pause()
+    }
+
+    /// Writes the whole machine: its state, and its memory into a file of its own, which is mapped when it is restored
+    /// ([`VmHandle::restore`]). It is paused for as long as that takes, and goes on as it was. Streams of vsock go on
+    /// here alone. Refused, before anything is paused, with a function of the host's, a directory that the guest has
+    /// mounted, or memory of 2 MiB pages. No size may be asked for and nothing attached meanwhile.
+    pub fn save(&self, state: &mut dyn std::io::Write, memory: &std::fs::File) -> Result<(), SaveError> {
+        self.0.save(state, memory)
+    }
+
+    /// A machine that was saved, paused, where it was: in another process, or beside the one that was saved. Whatever
+    /// the guest has for its own (addresses, secrets, the time) is for the caller to give it anew.
+    pub fn restore(config: RestoreConfig) -> Result<Self, RestoreError> {
+        Ok(Self(Arc::new(Machine::restore(config)?)))
     }
 
     /// Has at least `count` vCPUs there for the guest to bring online, which finds all that there can be in its

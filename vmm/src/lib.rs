@@ -22,6 +22,7 @@ mod layout;
 mod machine;
 mod memory;
 mod probe;
+mod saved;
 mod seccomp;
 mod vcpu;
 
@@ -30,6 +31,7 @@ pub use config::ConfigError;
 pub use config::DeviceConfig;
 pub use config::NamedFile;
 pub use config::OpenFunction;
+pub use config::RestoreConfig;
 pub use config::VfioGroup;
 pub use config::VmConfig;
 pub use handle::Attached;
@@ -47,9 +49,12 @@ pub use machine::BootError;
 pub use machine::DetachError;
 pub use machine::MemoryRequestError;
 pub use machine::PassError;
+pub use machine::RestoreError;
+pub use machine::SaveError;
 pub use memory::MemoryError;
 pub use probe::ProbeError;
 pub use probe::probe;
+pub use saved::StateError;
 pub use vcpu::SetupError;
 pub use vcpu::VcpuError;
 

@@ -22,17 +22,18 @@ const OUT: u8 = 1;
 
 fn function(machine: &Machine, device: impl VirtioDevice + 'static) -> Arc<VirtioPciFunction> {
     let platform = machine.platform.platform();
-    VirtioPciFunction::new(Box::new(device), machine.memory.clone(), platform).unwrap()
+    VirtioPciFunction::new(Box::new(device), machine.memory.clone(), platform).expect("a function")
 }
 
 fn disk() -> File {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(1 << 20).unwrap();
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(1 << 20).expect("a size");
     file
 }
 
 fn block(file: &File) -> Block {
-    Block::new(file.try_clone().unwrap(), "disk".into(), false, "serial".into()).unwrap()
+    let file = file.try_clone().expect("the same file");
+    Block::new(file, "disk".into(), false, "serial".into()).expect("a disk")
 }
 
 /// Why a function does not come back.

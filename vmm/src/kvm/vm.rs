@@ -23,6 +23,14 @@ pub enum KvmError {
     /// The kernel's KVM lacks something without which no microVM runs.
     #[error("this KVM has no {0}")]
     Missing(&'static str),
+    /// A model-specific register of a saved vCPU has a value that it cannot have here.
+    #[error("this KVM does not take {value:#x} for model-specific register {index:#x}")]
+    Msr {
+        /// Which.
+        index: u32,
+        /// What it was.
+        value: u64,
+    },
     /// An ioctl failed.
     #[error("KVM: {step}")]
     Ioctl {

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use crate::layout::GUEST_CID;
-use kiai_devices::pci::function::PciFunction;
 use kiai_devices::pci::segment::InsertError;
 use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
@@ -82,8 +81,28 @@ pub enum DetachError {
 
 /// What the machine remembers of an attached device.
 pub(super) struct Slot {
-    is_vsock: bool,
-    is_balloon: bool,
+    pub(super) kind: Kind,
+    /// A function of the host is its own affair.
+    pub(super) function: Option<Arc<VirtioPciFunction>>,
+}
+
+/// Of which devices there can be only one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Vsock,
+    Balloon,
+    Memory,
+    Any,
+}
+
+impl Kind {
+    pub(super) fn of(config: &DeviceConfig) -> Self {
+        match config {
+            DeviceConfig::Vsock { .. } => Self::Vsock,
+            DeviceConfig::Balloon => Self::Balloon,
+            _ => Self::Any,
+        }
+    }
 }
 
 impl Machine {
@@ -92,23 +111,35 @@ impl Machine {
             return Err(AttachError::Ended(ending));
         }
         let mut devices = self.devices.lock();
-        let is_vsock = matches!(config, DeviceConfig::Vsock { .. });
-        if is_vsock && devices.values().any(|slot| slot.is_vsock) {
-            return Err(AttachError::SecondVsock);
+        let kind = Kind::of(&config);
+        if devices.values().any(|slot| slot.kind == kind) {
+            match kind {
+                Kind::Vsock => return Err(AttachError::SecondVsock),
+                Kind::Balloon => return Err(AttachError::SecondBalloon),
+                Kind::Memory | Kind::Any => {}
+            }
         }
-        let is_balloon = matches!(config, DeviceConfig::Balloon);
-        if is_balloon && devices.values().any(|slot| slot.is_balloon) {
-            return Err(AttachError::SecondBalloon);
-        }
-        let slot = self.segment.insert(self.function(config)?).map_err(AttachError::Bus)?;
+        let (slot, function) = match config {
+            DeviceConfig::Vfio { opened, address } => {
+                let function = self.passthrough.open(opened, &address, self.platform.interrupts.as_ref());
+                let function = function.map_err(|source| AttachError::Vfio { address, source })?;
+                (self.segment.insert(function).map_err(AttachError::Bus)?, None)
+            }
+            config => self.insert(self.device(config)?)?,
+        };
         let id = DeviceId(slot);
-        devices.insert(id, Slot { is_vsock, is_balloon });
+        devices.insert(id, Slot { kind, function });
         Ok(Attached { id, pci_path: format!("{slot:02x}.0") })
     }
 
     /// Makes a device a function on the bus; its slot.
-    pub(super) fn insert(&self, device: Box<dyn VirtioDevice>) -> Result<u8, AttachError> {
-        self.segment.insert(self.virtio(device)?).map_err(AttachError::Bus)
+    pub(super) fn insert(
+        &self,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(u8, Option<Arc<VirtioPciFunction>>), AttachError> {
+        let function = self.virtio(device)?;
+        let slot = self.segment.insert(function.clone()).map_err(AttachError::Bus)?;
+        Ok((slot, Some(function)))
     }
 
     pub(crate) fn detach(&self, id: DeviceId) -> Result<(), DetachError> {
@@ -124,23 +155,21 @@ impl Machine {
         for (id, _) in std::mem::take(&mut *devices) {
             self.segment.remove(id.0);
         }
-        if let Some(hotplug) = &self.hotplug {
-            self.segment.remove(hotplug.slot);
-        }
         self.threads.let_go();
     }
 
-    fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Arc<dyn PciFunction>, AttachError> {
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone());
-        Ok(function.map_err(AttachError::Function)?)
+    /// Makes a device a function, which is not on the bus yet.
+    pub(super) fn virtio(
+        &self,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Arc<VirtioPciFunction>, AttachError> {
+        VirtioPciFunction::new(device, self.memory.clone(), self.platform.clone())
+            .map_err(AttachError::Function)
     }
 
-    fn function(&self, config: DeviceConfig) -> Result<Arc<dyn PciFunction>, AttachError> {
-        self.virtio(match config {
-            DeviceConfig::Vfio { opened, address } => {
-                let function = self.passthrough.open(opened, &address, self.platform.interrupts.as_ref());
-                return Ok(function.map_err(|source| AttachError::Vfio { address, source })?);
-            }
+    /// A device of ours. A function of the host is none.
+    pub(super) fn device(&self, config: DeviceConfig) -> Result<Box<dyn VirtioDevice>, AttachError> {
+        Ok(match config {
             DeviceConfig::Block { disk, read_only, serial } => {
                 Box::new(Block::new(disk.file, disk.name, read_only, serial).map_err(AttachError::Block)?)
             }
@@ -157,6 +186,7 @@ impl Machine {
             DeviceConfig::Net { taps, mac, mtu } => {
                 Box::new(Net::new(taps, mac, mtu).map_err(AttachError::Net)?)
             }
+            DeviceConfig::Vfio { .. } => unreachable!("its caller has opened it"),
         })
     }
 }

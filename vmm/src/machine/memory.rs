@@ -1,7 +1,6 @@
 //! How much memory the guest has: what it booted with and what virtio-mem has plugged since, without what is in
 //! the balloon for a while.
 
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -12,10 +11,12 @@ use kiai_devices::virtio::mem::MemRegion;
 
 use super::BootError;
 use super::Machine;
+use super::attach::Kind;
+use super::attach::Slot;
+use crate::handle::DeviceId;
 use crate::handle::Ending;
 use crate::handle::MemorySizes;
 use crate::layout;
-use crate::memory::HotplugRam;
 use crate::memory::SECTION;
 
 /// Why a size of memory cannot be asked for; what was asked for before still is.
@@ -50,15 +51,6 @@ pub enum BalloonError {
     Pinned,
 }
 
-/// Memory that is plugged, of a machine that can have more than at boot.
-pub(super) struct Hotplug {
-    control: MemControl,
-    /// Where the device is.
-    pub(super) slot: u8,
-    /// Holds the mappings until every device is gone.
-    _ram: Arc<HotplugRam>,
-}
-
 /// The region for a machine of `boot` MiB that may have `most`.
 pub(super) fn region(boot: u32, most: u32) -> Option<MemRegion> {
     let length = (u64::from(most.saturating_sub(boot)) << 20).next_multiple_of(SECTION);
@@ -67,20 +59,27 @@ pub(super) fn region(boot: u32, most: u32) -> Option<MemRegion> {
 }
 
 impl Machine {
-    /// Puts the virtio-mem device on the bus.
-    pub(super) fn attach_hotplug(&mut self, region: MemRegion, ram: HotplugRam) -> Result<(), BootError> {
-        let ram = Arc::new(ram);
-        let device = Mem::new(region, ram.clone());
-        let control = device.control();
-        let slot = self.insert(Box::new(device))?;
-        self.hotplug = Some(Hotplug { control, slot, _ram: ram });
+    /// Puts the virtio-mem device on the bus, of a machine that can have more memory than at boot.
+    pub(super) fn attach_hotplug(&mut self) -> Result<(), BootError> {
+        if let Some(device) = self.hotplug_device() {
+            let (slot, function) = self.insert(device)?;
+            self.devices.get_mut().insert(DeviceId(slot), Slot { kind: Kind::Memory, function });
+        }
         Ok(())
     }
 
+    /// The device, which is not on the bus yet.
+    pub(super) fn hotplug_device(&mut self) -> Option<Box<Mem>> {
+        let ram = self.plugging.as_ref()?;
+        let device = Mem::new(ram.region(), ram.clone());
+        self.hotplug = Some(device.control());
+        Some(Box::new(device))
+    }
+
     pub(crate) fn memory(&self) -> MemorySizes {
-        let boot = self.boot_mib;
+        let boot = self.sizes.memory_mib;
         let mib = |bytes: u64| boot + u32::try_from(bytes >> 20).expect("the address map ends at 256 GiB");
-        let sizes = self.hotplug.as_ref().map(|hotplug| hotplug.control.sizes()).unwrap_or_default();
+        let sizes = self.hotplug.as_ref().map(MemControl::sizes).unwrap_or_default();
         MemorySizes {
             boot,
             requested: mib(sizes.requested),
@@ -97,7 +96,7 @@ impl Machine {
         let out_of_range = || MemoryRequestError::OutOfRange { mib, least, most };
         let more = mib.checked_sub(least).ok_or_else(out_of_range)?;
         match &self.hotplug {
-            Some(Hotplug { control, .. }) => {
+            Some(control) => {
                 let bytes = (u64::from(more) << 20).next_multiple_of(control.block());
                 control.request(bytes).map_err(|_| out_of_range())
             }
@@ -107,7 +106,7 @@ impl Machine {
     }
 
     pub(crate) fn await_memory(&self, patience: Duration) -> MemorySizes {
-        if let Some(Hotplug { control, .. }) = &self.hotplug {
+        if let Some(control) = &self.hotplug {
             control.wait(|sizes| sizes.plugged == sizes.requested, Instant::now() + patience);
         }
         self.memory()

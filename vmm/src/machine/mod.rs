@@ -5,6 +5,7 @@ mod builder;
 mod memory;
 mod passthrough;
 mod power;
+mod save;
 mod threads;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use kiai_devices::pci::segment::PciSegment;
 use kiai_devices::platform::GuestMemory;
 use kiai_devices::platform::Platform;
 use kiai_devices::virtio::balloon::BalloonControl;
+use kiai_devices::virtio::mem::MemControl;
+use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 
 pub use attach::AttachError;
@@ -22,6 +25,8 @@ pub use builder::BootError;
 pub use memory::BalloonError;
 pub use memory::MemoryRequestError;
 pub use passthrough::PassError;
+pub use save::RestoreError;
+pub use save::SaveError;
 
 use crate::console::Console;
 use crate::handle::DeviceId;
@@ -29,6 +34,7 @@ use crate::handle::Ended;
 use crate::handle::Ending;
 use crate::handle::Registers;
 use crate::handle::State;
+use crate::memory::HotplugRam;
 use crate::memory::Ram;
 use crate::memory::Reservation;
 use crate::vcpu::Control;
@@ -39,18 +45,26 @@ use crate::vcpu::Vcpus;
 pub(crate) struct Machine {
     vcpus: Vcpus,
     control: Arc<Control>,
+    /// All of them, the one for memory included.
     devices: Mutex<BTreeMap<DeviceId, attach::Slot>>,
     segment: Arc<PciSegment>,
     platform: Platform,
     threads: Arc<threads::IoThreads>,
     passthrough: passthrough::Passthrough,
+    fixed: builder::Fixed,
     console: Console,
     memory: GuestMemory,
     ram: Arc<Ram>,
-    boot_mib: u32,
-    hotplug: Option<memory::Hotplug>,
+    sizes: builder::Sizes,
+    /// Where memory can be plugged, if there can be more than at boot.
+    plugging: Option<Arc<HotplugRam>>,
+    /// The host's end of the device that plugs it.
+    hotplug: Option<MemControl>,
     /// Of the balloon that was attached last, if one was.
     balloon: Mutex<Option<BalloonControl>>,
+    vm: Arc<VmFd>,
+    /// It was not restored: where guest RAM has no page, there are zeroes.
+    is_new: bool,
     /// Last: everything above may point into it.
     _boot_ram: Arc<Reservation>,
 }

@@ -31,6 +31,8 @@ pub(super) enum Backing {
     Process,
     /// A file in the host's pool of 2 MiB pages.
     Pool(Arc<File>),
+    /// A file that has the contents already. What is written stays in this process.
+    Saved(Arc<File>),
 }
 
 impl Backing {
@@ -51,13 +53,14 @@ impl Backing {
                 rustix::fs::fallocate(&**file, FallocateFlags::empty(), offset, length)?;
                 reservation.put_file(offset, length, file, offset)
             }
+            Self::Saved(file) => reservation.put_copy(offset, length, file, offset),
         }
     }
 
     /// Gives back what was put there; something else has been put in its place.
     pub(super) fn give_back(&self, offset: u64, length: u64) -> io::Result<()> {
         match self {
-            Self::Process => Ok(()),
+            Self::Process | Self::Saved(_) => Ok(()),
             Self::Pool(file) => {
                 let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 Ok(rustix::fs::fallocate(&**file, punch, offset, length)?)
@@ -77,6 +80,7 @@ impl Backing {
         let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
         let kind = match self {
             Self::Process => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            Self::Saved(_) => libc::MAP_PRIVATE,
             Self::Pool(_) => libc::MAP_SHARED,
         };
         let mut builder = MmapRegionBuilder::new(length)
@@ -146,6 +150,27 @@ impl Reservation {
         Ok(())
     }
 
+    /// Maps what `file` has from `at` to `offset`, in place of what is there. A page that is written to becomes this
+    /// process's own.
+    pub(super) fn put_copy(&self, offset: u64, length: u64, file: &File, at: u64) -> io::Result<()> {
+        let start = self.within(offset, length)?.cast();
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: as in `put_file`.
+        unsafe { rustix::mm::mmap(start, length, PROTECTION, flags, file, at)? };
+        Self::keep_to_itself(start, length)
+    }
+
+    /// A child that is started must not share it: a page would be copied under a device that reaches it by DMA. And
+    /// what a guest knows has no place in a core file of ours.
+    fn keep_to_itself(start: *mut std::ffi::c_void, length: usize) -> io::Result<()> {
+        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
+            // SAFETY: this changes what happens to the range elsewhere, not what is in it.
+            unsafe { rustix::mm::madvise(start, length, advice)? };
+        }
+        Ok(())
+    }
+
     /// Maps fresh memory of this process to `offset`, in place of what is there.
     fn put_memory(&self, offset: u64, length: u64) -> io::Result<()> {
         let start = self.within(offset, length)?.cast();
@@ -153,12 +178,7 @@ impl Reservation {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: as in `put_file`.
         unsafe { rustix::mm::mmap_anonymous(start, length, PROTECTION, flags)? };
-        // A child that is started must not share it: a page would be copied under a device that reaches it by DMA.
-        // And what a guest knows has no place in a core file of ours.
-        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
-            // SAFETY: this changes what happens to the range elsewhere, not what is in it.
-            unsafe { rustix::mm::madvise(start, length, advice)? };
-        }
+        Self::keep_to_itself(start, length)?;
         // SAFETY: a page's size is not seen by who uses it.
         if let Err(error) = unsafe { rustix::mm::madvise(start, length, Advice::LinuxHugepage) } {
             tracing::debug!("no transparent huge pages: {error}");

@@ -39,6 +39,8 @@ pub(crate) struct HotplugRam {
     region: MemRegion,
     backing: Backing,
     scratch: File,
+    /// Where the contents of blocks come from while a saved machine is restored: the region is in it from this offset.
+    saved: Mutex<Option<(Arc<File>, u64)>>,
     /// Plugged blocks of each section.
     sections: Mutex<Vec<u64>>,
     /// What the guest booted with.
@@ -79,6 +81,7 @@ impl HotplugRam {
             region,
             backing,
             scratch,
+            saved: Mutex::default(),
             sections: Mutex::new(vec![0; sections]),
             boot,
             memory,
@@ -118,7 +121,20 @@ impl HotplugRam {
 
     /// Backs blocks with memory of their own.
     fn back(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.backing.put(&self.reservation, offset, length)
+        match &*self.saved.lock() {
+            Some((file, start)) => self.reservation.put_copy(offset, length, file, start + offset),
+            None => self.backing.put(&self.reservation, offset, length),
+        }
+    }
+
+    /// What is plugged from now on has the contents that `saved` has, or none.
+    pub(crate) fn set_saved(&self, saved: Option<(Arc<File>, u64)>) {
+        *self.saved.lock() = saved;
+    }
+
+    /// Where the region lies.
+    pub(crate) fn region(&self) -> MemRegion {
+        self.region
     }
 
     /// Backs blocks with scratch and gives back what they held.

@@ -3,9 +3,12 @@
 
 mod backing;
 mod hotplug;
+mod image;
 mod ram;
 
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use kiai_devices::platform::GuestMemory;
 use vm_memory::GuestMemoryBackend;
@@ -17,6 +20,8 @@ use backing::Backing;
 pub(crate) use backing::Reservation;
 pub(crate) use hotplug::HotplugRam;
 pub(crate) use hotplug::SECTION;
+pub(crate) use image::Part;
+pub(crate) use image::write as write_image;
 pub(crate) use ram::Ram;
 pub(crate) use ram::Subscription;
 
@@ -50,11 +55,31 @@ pub enum MemoryError {
 /// device and no vCPU is left.
 pub(crate) fn allocate(mib: u32, huge_pages: bool) -> Result<(GuestMemory, Reservation), MemoryError> {
     let bytes = u64::from(mib) << 20;
+    let backing = Backing::new("kiai-ram", bytes, huge_pages).map_err(|source| MemoryError::Backing {
+        mib,
+        huge_pages,
+        source,
+    })?;
+    place(mib, &backing).map_err(|error| match error {
+        MemoryError::Backing { mib, source, .. } => MemoryError::Backing { mib, huge_pages, source },
+        error => error,
+    })
+}
+
+/// The same, with the contents that `file` has. Whatever is written stays in this process; `file` must stay as it is.
+pub(crate) fn restore(mib: u32, file: Arc<File>) -> Result<(GuestMemory, Reservation), MemoryError> {
+    place(mib, &Backing::Saved(file))
+}
+
+fn place(mib: u32, backing: &Backing) -> Result<(GuestMemory, Reservation), MemoryError> {
+    let bytes = u64::from(mib) << 20;
     let map_error = |error: io::Error| MemoryError::Map { mib, reason: error.to_string() };
     let reservation = Reservation::new(bytes).map_err(map_error)?;
-    let backing = Backing::new("kiai-ram", bytes, huge_pages)
-        .and_then(|backing| backing.put(&reservation, 0, bytes).map(|()| backing))
-        .map_err(|source| MemoryError::Backing { mib, huge_pages, source })?;
+    backing.put(&reservation, 0, bytes).map_err(|source| MemoryError::Backing {
+        mib,
+        huge_pages: false,
+        source,
+    })?;
     let mut offset = 0;
     let regions = layout::ram_ranges(bytes).into_iter().map(|(guest, length)| {
         let range = offset..offset + length;
@@ -65,6 +90,12 @@ pub(crate) fn allocate(mib: u32, huge_pages: bool) -> Result<(GuestMemory, Reser
     let memory = GuestMemoryMmap::from_regions(regions)
         .map_err(|error| MemoryError::Map { mib, reason: error.to_string() })?;
     Ok((GuestMemory::new(memory), reservation))
+}
+
+/// A file of `bytes` in memory.
+#[cfg(test)]
+pub(crate) fn memory_file(name: &str, bytes: u64) -> io::Result<File> {
+    backing::memfd(name, bytes, false)
 }
 
 /// (guest address, host address, length) of each region, for the hypervisor's slots.

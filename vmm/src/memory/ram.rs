@@ -40,6 +40,11 @@ impl Ram {
         Arc::new(Self(Mutex::new(List { ranges, ..List::default() })))
     }
 
+    /// (guest address, host address, length) of each piece there is now.
+    pub(crate) fn pieces(&self) -> Vec<(u64, u64, u64)> {
+        self.0.lock().ranges.iter().map(|(&guest, &Range { host, length })| (guest, host, length)).collect()
+    }
+
     /// Tells `listener` of all RAM there is, and from then on of every change until the subscription is
     /// dropped. On an error it has been told that what it knew is gone.
     pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<dyn RamListener>) -> io::Result<Subscription> {

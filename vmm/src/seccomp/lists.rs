@@ -238,6 +238,15 @@ mod ioctl {
     const KVM_RUN: u64 = request(NONE, 0, KVM, 0x80);
     const KVM_GET_REGS: u64 = request(READ, size_of::<kvm_bindings::kvm_regs>(), KVM, 0x81);
     const KVM_SET_REGS: u64 = request(WRITE, size_of::<kvm_bindings::kvm_regs>(), KVM, 0x82);
+    const KVM_GET_SREGS: u64 = request(READ, size_of::<kvm_bindings::kvm_sregs>(), KVM, 0x83);
+    const KVM_GET_MSRS: u64 = request(READ | WRITE, size_of::<kvm_bindings::kvm_msrs>(), KVM, 0x88);
+    const KVM_GET_LAPIC: u64 = request(READ, size_of::<kvm_bindings::kvm_lapic_state>(), KVM, 0x8e);
+    const KVM_GET_MP_STATE: u64 = request(READ, size_of::<kvm_bindings::kvm_mp_state>(), KVM, 0x98);
+    const KVM_GET_VCPU_EVENTS: u64 = request(READ, size_of::<kvm_bindings::kvm_vcpu_events>(), KVM, 0x9f);
+    const KVM_GET_DEBUGREGS: u64 = request(READ, size_of::<kvm_bindings::kvm_debugregs>(), KVM, 0xa1);
+    const KVM_GET_TSC_KHZ: u64 = request(NONE, 0, KVM, 0xa3);
+    const KVM_GET_XSAVE: u64 = request(READ, size_of::<kvm_bindings::kvm_xsave>(), KVM, 0xa4);
+    const KVM_GET_XCRS: u64 = request(READ, size_of::<kvm_bindings::kvm_xcrs>(), KVM, 0xa6);
     const KVM_KVMCLOCK_CTRL: u64 = request(NONE, 0, KVM, 0xad);
     const KVM_SET_DEVICE_ATTR: u64 = request(WRITE, size_of::<kvm_bindings::kvm_device_attr>(), KVM, 0xe1);
 
@@ -259,6 +268,16 @@ mod ioctl {
         KVM_GET_REGS,
         KVM_SET_REGS,
         KVM_KVMCLOCK_CTRL,
+        // What it is saved by.
+        KVM_GET_SREGS,
+        KVM_GET_MSRS,
+        KVM_GET_LAPIC,
+        KVM_GET_MP_STATE,
+        KVM_GET_VCPU_EVENTS,
+        KVM_GET_DEBUGREGS,
+        KVM_GET_TSC_KHZ,
+        KVM_GET_XSAVE,
+        KVM_GET_XCRS,
         // What moves with a BAR or a message.
         KVM_IOEVENTFD,
         KVM_IRQFD,
@@ -295,6 +314,29 @@ mod ioctl {
             assert_eq!(kvm, [0x4020_ae46, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79, 0xae80]);
             let kvm = [KVM_GET_REGS, KVM_SET_REGS, KVM_KVMCLOCK_CTRL, KVM_SET_DEVICE_ATTR];
             assert_eq!(kvm, [0x8090_ae81, 0x4090_ae82, 0xaead, 0x4018_aee1]);
+            let saved = [
+                KVM_GET_SREGS,
+                KVM_GET_MSRS,
+                KVM_GET_LAPIC,
+                KVM_GET_MP_STATE,
+                KVM_GET_VCPU_EVENTS,
+                KVM_GET_DEBUGREGS,
+                KVM_GET_TSC_KHZ,
+                KVM_GET_XSAVE,
+                KVM_GET_XCRS,
+            ];
+            let kernels = [
+                0x8138_ae83,
+                0xc008_ae88,
+                0x8400_ae8e,
+                0x8004_ae98,
+                0x8040_ae9f,
+                0x8080_aea1,
+                0xaea3,
+                0x9000_aea4,
+                0x8188_aea6,
+            ];
+            assert_eq!(saved, kernels);
             assert_eq!([VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_UNMAP], [0x3b6e, 0x3b86]);
         }
     }

@@ -13,13 +13,16 @@ mod kick;
 mod mailbox;
 mod run;
 mod setup;
+mod state;
 mod sync;
 mod vcpus;
 
+pub(crate) use cpuid::Topology;
 pub(crate) use kick::install_signal_handler;
 pub(crate) use run::Buses;
 pub(crate) use setup::Maker;
 pub use setup::SetupError;
+pub(crate) use state::VcpuState;
 pub use vcpus::VcpuError;
 pub(crate) use vcpus::Vcpus;
 

@@ -11,6 +11,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::actor::Cpu;
 use super::kick::Kicker;
+use super::state::Bare;
 use crate::handle::Ending;
 use crate::kvm::KvmError;
 use crate::memory::Reservation;
@@ -32,13 +33,14 @@ pub(crate) struct Buses {
 /// Where an answer goes.
 pub(crate) type Answer<T> = mpsc::Sender<Result<T, KvmError>>;
 
-/// What a vCPU can be asked, in the guest or not, and where the answer goes. State that is saved and restored will be
-/// two more.
+/// What a vCPU can be asked, in the guest or not, and where the answer goes.
 pub(crate) enum Question {
     /// The general registers.
     Registers(Answer<kvm_regs>),
     /// Takes these instead.
     SetRegisters(Box<kvm_regs>, Answer<()>),
+    /// All there is to it, these model-specific registers included.
+    Save(Arc<[u32]>, Answer<Box<Bare>>),
 }
 
 /// A vCPU and what it needs to run.
@@ -109,6 +111,9 @@ impl Cpu for KvmCpu {
             Question::SetRegisters(registers, answer) => {
                 let set = self.vcpu.set_regs(&registers).map_err(KvmError::at("set registers"));
                 let _ = answer.send(set);
+            }
+            Question::Save(msrs, answer) => {
+                let _ = answer.send(Bare::of(&self.vcpu, &msrs).map(Box::new));
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::layout;
 use crate::vcpu::cpuid;
 use crate::vcpu::cpuid::CpuFeatures;
 use crate::vcpu::cpuid::Topology;
+use crate::vcpu::state::VcpuState;
 
 /// Why a vCPU could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,14 @@ pub enum SetupError {
         /// What was refused.
         #[source]
         source: KvmError,
+    },
+    /// It was saved on a processor that answers otherwise.
+    #[error("vCPU {id} was saved on another kind of processor: CPUID leaf {leaf:#x} differs")]
+    OtherCpu {
+        /// Which vCPU.
+        id: u8,
+        /// The first leaf that differs.
+        leaf: u32,
     },
     /// The descriptor table could not be written.
     #[error("write the boot descriptor table: {0}")]
@@ -79,14 +88,40 @@ impl Maker {
         Ok(vcpu)
     }
 
-    fn create(&self, id: u8) -> Result<VcpuFd, KvmError> {
-        let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(KvmError::at("create"))?;
-        let topology = Topology { id, count: self.most };
-        let cpuid = cpuid::guest_cpuid(&self.host, topology, CpuFeatures::default());
-        let cpuid =
-            CpuId::from_entries(&cpuid).expect("KVM's own list and a few levels are within the limit");
+    /// A vCPU that goes on where one was saved.
+    pub(super) fn make_saved(&self, state: &VcpuState) -> Result<VcpuFd, SetupError> {
+        let topology = state.topology;
+        let id = topology.id;
+        if let Some(leaf) = cpuid::difference(&state.cpuid, &self.cpuid(topology)) {
+            return Err(SetupError::OtherCpu { id, leaf });
+        }
+        let error = |source| SetupError::Kvm { id, source };
+        let vcpu = self.create_with(topology, &state.cpuid).map_err(error)?;
+        state.put(&vcpu).map_err(error)?;
+        Ok(vcpu)
+    }
+
+    /// The place of vCPU `id` among those of this VM.
+    pub(super) fn topology(&self, id: u8) -> Topology {
+        Topology { id, count: self.most }
+    }
+
+    /// What a vCPU in this place answers.
+    pub(super) fn cpuid(&self, topology: Topology) -> Vec<kvm_cpuid_entry2> {
+        cpuid::guest_cpuid(&self.host, topology, CpuFeatures::default())
+    }
+
+    fn create_with(&self, topology: Topology, cpuid: &[kvm_cpuid_entry2]) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.vm.create_vcpu(u64::from(topology.id)).map_err(KvmError::at("create"))?;
+        let cpuid = CpuId::from_entries(cpuid).map_err(|_| KvmError::Missing("so many CPUID leaves"))?;
         // CPUID comes before anything that depends on it (since Linux 6.13 KVM checks MSRs against it).
         vcpu.set_cpuid2(&cpuid).map_err(KvmError::at("set CPUID"))?;
+        Ok(vcpu)
+    }
+
+    fn create(&self, id: u8) -> Result<VcpuFd, KvmError> {
+        let topology = self.topology(id);
+        let vcpu = self.create_with(topology, &self.cpuid(topology))?;
         for (index, data) in [MTRR_DEF_TYPE, MISC_ENABLE] {
             let msr = kvm_msr_entry { index, data, ..Default::default() };
             let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");

@@ -20,6 +20,8 @@ use super::run::KvmCpu;
 use super::run::Question;
 use super::setup::Maker;
 use super::setup::SetupError;
+use super::state::VcpuState;
+use super::state::saved_msrs;
 use crate::boot::Entry;
 use crate::handle::Ending;
 use crate::kvm::KvmError;
@@ -104,6 +106,38 @@ impl Vcpus {
             threads.push(self.spawn(id, vcpu)?);
         }
         Ok(())
+    }
+
+    /// Those that were saved, about to go on, do as `control` says.
+    pub(crate) fn restore(
+        maker: Maker,
+        control: Arc<Control>,
+        buses: Buses,
+        states: &[VcpuState],
+    ) -> Result<Self, VcpuError> {
+        let vcpus = Self { maker, control, buses, threads: Mutex::default() };
+        for (id, state) in (0..).zip(states) {
+            if state.topology != vcpus.maker.topology(id) {
+                return Err(VcpuError::None(id));
+            }
+            let vcpu = vcpus.maker.make_saved(state)?;
+            let thread = vcpus.spawn(id, vcpu)?;
+            vcpus.threads.lock().push(thread);
+        }
+        Ok(vcpus)
+    }
+
+    /// All there is to each vCPU. They are to be parked: each is asked by itself.
+    pub(crate) fn save(&self) -> Result<Vec<VcpuState>, VcpuError> {
+        let count = u8::try_from(self.threads.lock().len()).expect("at most 64");
+        let msrs = saved_msrs().map_err(|source| VcpuError::Kvm { id: 0, source })?;
+        let msrs: Arc<[u32]> = msrs.into();
+        let save = |id| {
+            let bare = self.ask(id, |answer| Question::Save(msrs.clone(), answer))?;
+            let topology = self.maker.topology(id);
+            Ok(bare.with(topology, self.maker.cpuid(topology)))
+        };
+        (0..count).map(save).collect()
     }
 
     pub(crate) fn registers(&self, id: u8) -> Result<kvm_regs, VcpuError> {

@@ -54,8 +54,13 @@ pub struct Work<H: Handler>(State<H>);
 enum State<H> {
     Idle,
     Begun(Begun<H>),
-    /// Off the thread it is to go back to.
-    Paused(Arc<IoThread>, Job<H>),
+    Paused(Paused<H>),
+}
+
+/// A handler off the thread that it is to go back to.
+struct Paused<H> {
+    thread: Arc<IoThread>,
+    job: Job<H>,
 }
 
 /// The handler is on the thread, on its way there, or on its way back.
@@ -99,7 +104,7 @@ impl<H: Handler> Work<H> {
         let job = Job { name, handler: Some(handler), ended: false, begins_with, broken: Box::new(broken) };
         match self.0 {
             State::Idle => self.hand_over(thread.clone(), job),
-            State::Begun(_) | State::Paused(..) => Err(Gone(io::ErrorKind::AlreadyExists.into())),
+            State::Begun(_) | State::Paused(_) => Err(Gone(io::ErrorKind::AlreadyExists.into())),
         }
     }
 
@@ -122,20 +127,19 @@ impl<H: Handler> Work<H> {
     /// Takes the handler back, after [`Handler::stop`]. `None` if there was none, or it panicked. If its thread
     /// hangs, a later call may find that it has come back.
     pub fn end(&mut self) -> Result<Option<H>, Hung> {
-        let job = self.take(false)?;
-        Ok(job.and_then(|(_, job)| job.handler))
+        Ok(self.take(false)?.and_then(|taken| taken.job.handler))
     }
 
     /// The handler, while it is paused and has not panicked.
     pub fn paused(&self) -> Option<&H> {
         match &self.0 {
-            State::Paused(_, job) => job.handler.as_ref(),
+            State::Paused(paused) => paused.job.handler.as_ref(),
             State::Idle | State::Begun(_) => None,
         }
     }
 
     /// Takes everything back. The work is idle then, unless the thread hangs.
-    fn take(&mut self, pausing: bool) -> Result<Option<(Arc<IoThread>, Job<H>)>, Hung> {
+    fn take(&mut self, pausing: bool) -> Result<Option<Paused<H>>, Hung> {
         if let State::Begun(begun) = &self.0 {
             begun.pausing.store(pausing, Ordering::SeqCst);
             // A full counter means that it was told.
@@ -143,14 +147,14 @@ impl<H: Handler> Work<H> {
             let job = begun.thread.answer(&begun.returned)?;
             let thread = begun.thread.clone();
             self.0 = State::Idle;
-            return Ok(job.map(|job| (thread, job)));
+            return Ok(job.map(|job| Paused { thread, job }));
         }
         match std::mem::replace(&mut self.0, State::Idle) {
-            State::Paused(thread, mut job) => {
-                if let Some(handler) = job.handler.as_mut().filter(|_| !pausing) {
+            State::Paused(mut paused) => {
+                if let Some(handler) = paused.job.handler.as_mut().filter(|_| !pausing) {
                     handler.stop();
                 }
-                Ok(Some((thread, job)))
+                Ok(Some(paused))
             }
             State::Idle | State::Begun(_) => Ok(None),
         }
@@ -159,8 +163,8 @@ impl<H: Handler> Work<H> {
 
 impl<H: Handler> Pausable for Work<H> {
     fn pause(&mut self) -> Result<(), Hung> {
-        if let Some((thread, job)) = self.take(true)? {
-            self.0 = State::Paused(thread, job);
+        if let Some(paused) = self.take(true)? {
+            self.0 = State::Paused(paused);
         }
         Ok(())
     }
@@ -168,8 +172,10 @@ impl<H: Handler> Pausable for Work<H> {
     fn resume(&mut self) -> Result<(), Gone> {
         match std::mem::replace(&mut self.0, State::Idle) {
             // What broke stays so until it is reset.
-            State::Paused(thread, job) if job.handler.is_some() && !job.ended => self.hand_over(thread, job),
-            State::Paused(..) => Ok(()),
+            State::Paused(Paused { thread, job }) if job.handler.is_some() && !job.ended => {
+                self.hand_over(thread, job)
+            }
+            State::Paused(_) => Ok(()),
             state => {
                 self.0 = state;
                 Ok(())

@@ -79,6 +79,13 @@ pub(crate) fn guest_cpuid(
     guest
 }
 
+/// The first leaf that two processors answer differently.
+pub(crate) fn difference(one: &[kvm_cpuid_entry2], other: &[kvm_cpuid_entry2]) -> Option<u32> {
+    let unequal = one.iter().zip(other).find(|(one, other)| one != other).map(|(one, _)| one.function);
+    let longer = if one.len() > other.len() { one } else { other };
+    unequal.or_else(|| longer.get(one.len().min(other.len())).map(|entry| entry.function))
+}
+
 fn vendor(host: &[kvm_cpuid_entry2]) -> Vendor {
     let is = |name: &[u8; 12]| {
         let word = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);

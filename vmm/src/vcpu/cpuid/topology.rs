@@ -2,11 +2,13 @@
 
 use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 use kvm_bindings::kvm_cpuid_entry2;
+use serde::Deserialize;
+use serde::Serialize;
 
 use super::Vendor;
 
 /// Which vCPU of how many.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Topology {
     /// Its number, which is its APIC id.
     pub(crate) id: u8,
