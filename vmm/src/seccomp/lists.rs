@@ -251,6 +251,7 @@ mod ioctl {
     const VFIO_IOMMU_MAP_DMA: u64 = vfio(113);
     const VFIO_IOMMU_UNMAP_DMA: u64 = vfio(114);
     const VFIO_DEVICE_DETACH_IOMMUFD_PT: u64 = vfio(120);
+    const IOMMU_IOAS_IOVA_RANGES: u64 = vfio(0x84);
     const IOMMU_IOAS_MAP: u64 = vfio(0x85);
     const IOMMU_IOAS_UNMAP: u64 = vfio(0x86);
 
@@ -277,6 +278,8 @@ mod ioctl {
         KVM_SET_USER_MEMORY_REGION,
         VFIO_IOMMU_MAP_DMA,
         VFIO_IOMMU_UNMAP_DMA,
+        // Whether the function reaches what is to be mapped.
+        IOMMU_IOAS_IOVA_RANGES,
         IOMMU_IOAS_MAP,
         IOMMU_IOAS_UNMAP,
     ];
@@ -295,7 +298,8 @@ mod ioctl {
             assert_eq!(kvm, [0x4020_ae46, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79, 0xae80]);
             let kvm = [KVM_GET_REGS, KVM_SET_REGS, KVM_KVMCLOCK_CTRL, KVM_SET_DEVICE_ATTR];
             assert_eq!(kvm, [0x8090_ae81, 0x4090_ae82, 0xaead, 0x4018_aee1]);
-            assert_eq!([VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_UNMAP], [0x3b6e, 0x3b86]);
+            let vfio = [VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_IOVA_RANGES, IOMMU_IOAS_UNMAP];
+            assert_eq!(vfio, [0x3b6e, 0x3b84, 0x3b86]);
         }
     }
 }
