@@ -161,16 +161,26 @@ fn report_violations() -> io::Result<()> {
         .map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
-/// Says which call it was, by nothing but `write`, and ends the process.
-extern "C" fn report_and_abort(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+/// Says which call it was, and what its second argument was (of an ioctl, the request), by nothing but `write`, and ends
+/// the process.
+extern "C" fn report_and_abort(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     /// Offset of `si_syscall` in the siginfo of SIGSYS on a 64-bit machine (sigaction(2)).
     const SI_SYSCALL: usize = 24;
-    // SAFETY: the kernel hands over a siginfo, which is 128 bytes; any bits are an integer.
-    let mut call = unsafe { info.cast::<u8>().add(SI_SYSCALL).cast::<libc::c_int>().read_unaligned() };
-    let mut line = *b"kiai: system call 0000, which its thread may not make: the process ends here\n";
+    let second = usize::try_from(libc::REG_RSI).expect("an index of registers");
+    // SAFETY: the kernel hands over a siginfo, which is 128 bytes, and a context; any bits are an integer.
+    let (mut call, mut argument) = unsafe {
+        let call = info.cast::<u8>().add(SI_SYSCALL).cast::<libc::c_int>().read_unaligned();
+        (call, (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[second])
+    };
+    let mut line =
+        *b"kiai: system call 0000 (0x00000000), which its thread may not make: the process ends here\n";
     for digit in line[18..22].iter_mut().rev() {
         *digit = b"0123456789"[usize::try_from(call.rem_euclid(10)).unwrap_or(0)];
         call /= 10;
+    }
+    for digit in line[26..34].iter_mut().rev() {
+        *digit = b"0123456789abcdef"[usize::try_from(argument & 0xf).unwrap_or(0)];
+        argument >>= 4;
     }
     // SAFETY: the line is a buffer of its length; write and abort may be called from a signal handler.
     unsafe {

@@ -260,6 +260,7 @@ mod ioctl {
     const VFIO_IOMMU_MAP_DMA: u64 = vfio(113);
     const VFIO_IOMMU_UNMAP_DMA: u64 = vfio(114);
     const VFIO_DEVICE_DETACH_IOMMUFD_PT: u64 = vfio(120);
+    const IOMMU_IOAS_IOVA_RANGES: u64 = vfio(0x84);
     const IOMMU_IOAS_MAP: u64 = vfio(0x85);
     const IOMMU_IOAS_UNMAP: u64 = vfio(0x86);
 
@@ -296,6 +297,8 @@ mod ioctl {
         KVM_SET_USER_MEMORY_REGION,
         VFIO_IOMMU_MAP_DMA,
         VFIO_IOMMU_UNMAP_DMA,
+        // Whether the function reaches what is to be mapped.
+        IOMMU_IOAS_IOVA_RANGES,
         IOMMU_IOAS_MAP,
         IOMMU_IOAS_UNMAP,
     ];
@@ -337,7 +340,8 @@ mod ioctl {
                 0x8188_aea6,
             ];
             assert_eq!(saved, kernels);
-            assert_eq!([VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_UNMAP], [0x3b6e, 0x3b86]);
+            let vfio = [VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_IOVA_RANGES, IOMMU_IOAS_UNMAP];
+            assert_eq!(vfio, [0x3b6e, 0x3b84, 0x3b86]);
         }
     }
 }
