@@ -1,6 +1,8 @@
 //! A device that is paused, saved and restored in the middle of its work, as its driver sees it: nothing.
 
 use std::fs::File;
+use std::io::Read;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use kiai_devices::testing::Buffer::Read as R;
 use kiai_devices::testing::Buffer::Write as W;
 use kiai_devices::testing::Driver;
 use kiai_devices::testing::Machine;
+use kiai_devices::testing::Virtqueue;
 use kiai_devices::virtio::balloon::Balloon;
 use kiai_devices::virtio::block::Block;
 use kiai_devices::virtio::device::VirtioDevice;
@@ -16,6 +19,8 @@ use kiai_devices::virtio::rng::Rng;
 use kiai_devices::virtio::transport::pci::VirtioPciFunction;
 use kiai_devices::virtio::transport::state::FunctionState;
 use kiai_devices::virtio::transport::state::RestoreError;
+use kiai_devices::virtio::vsock::Vsock;
+use kiai_devices::virtio::vsock::VsockPorts;
 
 const SECTOR: usize = 512;
 const OUT: u8 = 1;
@@ -174,4 +179,77 @@ fn the_state_of_another_device_is_refused_and_nothing_stays_on_the_bus() {
     assert_eq!(other, Some(Refused::State(RestoreError::Other)));
     assert_eq!(machine.read_config(slot, 0, 4), 0xffff_ffff, "the slot is empty");
     assert!(restore(&machine, slot, Rng::new(), &state).is_ok());
+}
+
+const CID: u64 = 3;
+/// Of a packet's header (virtio 1.2 §5.10.6).
+const HEADER: u32 = 44;
+const OPERATION: u64 = 30;
+const REQUEST: u8 = 1;
+const READ_WRITE: u8 = 5;
+
+/// The answer to a request at `request`: its identifiers and ports the other way round, and room for 64 KiB.
+fn response(machine: &Machine, request: u64) -> Vec<u8> {
+    let mut header = machine.load(request, HEADER as usize);
+    header[..16].rotate_left(8);
+    header[16..24].rotate_left(4);
+    header[30] = 2;
+    header[36..40].copy_from_slice(&(1u32 << 16).to_le_bytes());
+    header
+}
+
+#[test]
+fn streams_survive_a_pause_and_a_driver_learns_that_they_did_not_survive_a_restore() {
+    let machine = Machine::new();
+    let ports = VsockPorts::new().unwrap();
+    let vsock = function(&machine, Vsock::new(CID, ports.clone()));
+    let slot = machine.insert(vsock.clone());
+    let driver = Driver::negotiate(&machine, slot, u64::MAX);
+    let [mut receive, mut transmit, mut events] = driver.queues().try_into().ok().unwrap();
+    driver.ready();
+    let (incoming, outgoing, event) = (machine.allocate(4096), machine.allocate(4096), machine.allocate(8));
+    let offer = |receive: &mut Virtqueue<'_>| {
+        receive.offer(&[W(incoming, 4096)]);
+        receive.notify();
+    };
+    events.offer(&[W(event, 4)]);
+    events.offer(&[W(event + 4, 4)]);
+    events.notify();
+
+    offer(&mut receive);
+    let mut stream = ports.connect(9).unwrap();
+    receive.wait_used();
+    assert_eq!(machine.load(incoming + OPERATION, 1), [REQUEST]);
+    machine.store(outgoing, &response(&machine, incoming));
+    transmit.request(&[R(outgoing, HEADER)]);
+    vsock.pause().unwrap();
+    stream.write_all(b"while it is paused").unwrap();
+    vsock.resume();
+    offer(&mut receive);
+    let used = receive.wait_used();
+    assert_eq!(machine.load(incoming + OPERATION, 1), [READ_WRITE]);
+    assert_eq!(machine.load(incoming + u64::from(HEADER), 18), b"while it is paused");
+    assert_eq!(used.length, HEADER + 18);
+
+    vsock.pause().unwrap();
+    let state = vsock.save().unwrap();
+    machine.segment.remove(slot);
+    assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0, "the stream ends with the device");
+    machine.store(event, &[0xff; 8]);
+    offer(&mut receive);
+    let ports = VsockPorts::new().unwrap();
+    let _asked = ports.connect(9).unwrap();
+    restore(&machine, slot, Vsock::new(CID, ports), &state).unwrap();
+    assert_eq!(events.wait_used().length, 4);
+    assert_eq!(
+        machine.load(event, 8),
+        [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET"
+    );
+    assert!(receive.take_used().is_none(), "the driver has not reset its streams yet");
+    events.offer(&[W(event, 4)]);
+    events.notify();
+    receive.wait_used();
+    assert_eq!(machine.load(incoming + OPERATION, 1), [REQUEST]);
+    driver.reset();
 }

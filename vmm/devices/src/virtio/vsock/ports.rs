@@ -100,8 +100,14 @@ impl VsockPorts {
     /// For the device: the connections asked for since the last call.
     pub(super) fn take_asked(&self) -> VecDeque<(u32, UnixStream)> {
         // Before looking: what is asked for after the look wakes again.
-        let _ = self.wake.read();
+        self.clear_wake();
         std::mem::take(&mut self.state.lock().asked)
+    }
+
+    /// For the device: it was woken, and will look.
+    pub(super) fn clear_wake(&self) {
+        // Nobody may have woken it.
+        let _ = self.wake.read();
     }
 
     pub(super) fn wake_fd(&self) -> RawFd {

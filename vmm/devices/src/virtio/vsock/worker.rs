@@ -88,7 +88,10 @@ impl Packets {
     }
 
     fn exchange(&mut self, memory: &GuestMemoryMmap, interest: &mut Interest<'_>) -> Result<(), ChainError> {
-        self.events.send(memory, &self.activation.interrupt)?;
+        if !self.events.settle(memory, &self.activation.interrupt)? {
+            return Ok(());
+        }
+        self.connections.connect(interest);
         let transmit = self.take(memory, interest)?;
         let receive = self.fill(memory, interest)?;
         let resume = transmit == Left::Full && self.connections.can_receive();
@@ -172,7 +175,6 @@ impl Packets {
 impl Handler for Packets {
     fn start(&mut self, interest: &mut Interest<'_>) -> ControlFlow<()> {
         self.connections.watch(interest);
-        self.connections.connect(interest);
         self.work(interest)
     }
 
@@ -180,7 +182,7 @@ impl Handler for Packets {
         match token {
             RECEIVE => queue::clear(&self.receive),
             TRANSMIT => queue::clear(&self.transmit),
-            PORTS => self.connections.connect(interest),
+            PORTS => self.ports.clear_wake(),
             EVENTS => self.events.clear(),
             _ => self.connections.ready(token, events, interest),
         }
