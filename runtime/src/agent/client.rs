@@ -4,6 +4,7 @@ use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use kiai_protocol::agent::AddEntropyRequest;
 use kiai_protocol::agent::AddNeighboursRequest;
 use kiai_protocol::agent::ContainerRequest;
 use kiai_protocol::agent::CreateContainerRequest;
@@ -121,6 +122,13 @@ impl Agent {
                 std::future::pending().await
             }
         }
+    }
+
+    /// Gives the guest's kernel at most 4096 bytes to draw its random numbers from, from now on.
+    pub async fn add_entropy(&self, data: Vec<u8>) -> Result<(), AgentError> {
+        let mut request = AddEntropyRequest::new();
+        request.data = data;
+        bounded("AddEntropy", self.0.add_entropy(Context::default(), &request)).await.map(drop)
     }
 
     /// Sets the guest's wall clock to the host's.

@@ -40,6 +40,7 @@ mod stats;
 mod stop;
 mod streams;
 mod task;
+mod template;
 mod terminal;
 mod unplug;
 mod update;
@@ -104,6 +105,7 @@ enum Verb {
     Images(images::Images),
     Rmi(rmi::Rmi),
     Devices(devices::Devices),
+    Template(template::Template),
     Check(check::Check),
     Version(version::Version),
     Completions(completions::Completions),
@@ -185,6 +187,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, CommandError> {
         Verb::Images(images) => images.perform(context),
         Verb::Rmi(rmi) => rmi.perform(context).await,
         Verb::Devices(devices) => devices.perform(),
+        Verb::Template(template) => template.perform(context).await,
         Verb::Check(check) => check.perform(context),
         Verb::Version(version) => version.perform(),
         Verb::Completions(completions) => completions.perform(),

@@ -50,6 +50,7 @@ pub(super) struct Sandbox {
     pub(super) kernel_parameters: Option<Vec<String>>,
     pub(super) huge_pages: Option<bool>,
     pub(super) console_log: Option<bool>,
+    pub(super) templates: Option<bool>,
     pub(super) boot_timeout_seconds: Option<u32>,
 }
 

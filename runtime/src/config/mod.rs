@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 pub use file::ConfigError;
 use file::File;
+pub use paths::TEMPLATES;
 pub use paths::state_root;
 
 /// Path of the configuration file unless `KIAI_CONFIG` is set.
@@ -40,6 +41,8 @@ pub struct Config {
     pub huge_pages: bool,
     /// Append the guest's console to `console.log` in the bundle of the pod's first container.
     pub console_log: bool,
+    /// Sandboxes go on from a template if there is one for them.
+    pub templates: bool,
     /// Maximum time in seconds until the guest's agent connects.
     pub boot_timeout_seconds: u32,
     /// The `io.kiai.` annotations that a Kubernetes pod may have, without the prefix. Users of `kiai` and `ctr` are
@@ -59,6 +62,7 @@ impl Default for Config {
             kernel_parameters: Vec::new(),
             huge_pages: false,
             console_log: false,
+            templates: true,
             boot_timeout_seconds: 60,
             pod_annotations: ["vcpus", "max-vcpus", "memory-mib", "max-memory-mib"].map(String::from).into(),
         }
@@ -96,6 +100,7 @@ impl Config {
             kernel_parameters: sandbox.kernel_parameters.unwrap_or(otherwise.kernel_parameters),
             huge_pages: sandbox.huge_pages.unwrap_or(otherwise.huge_pages),
             console_log: sandbox.console_log.unwrap_or(otherwise.console_log),
+            templates: sandbox.templates.unwrap_or(otherwise.templates),
             boot_timeout_seconds: sandbox.boot_timeout_seconds.unwrap_or(otherwise.boot_timeout_seconds),
             pod_annotations: pods.annotations.unwrap_or(otherwise.pod_annotations),
         }

@@ -45,6 +45,8 @@ pub struct SandboxPlan {
     pub shared_memory: bool,
     /// The sandbox's cgroup on the host, as the spec has it.
     pub cgroup: Option<PathBuf>,
+    /// Folder of templates that the sandbox may go on from.
+    pub templates: Option<PathBuf>,
     /// How long the guest may take until its agent connects, seconds.
     pub boot_timeout_seconds: u32,
 }
@@ -92,6 +94,7 @@ pub fn plan_sandbox(
         network: namespaces::network_path(linux.namespaces().as_deref().unwrap_or_default()),
         shared_memory: annotations.role == Role::Sandbox || mounts::wants_shm(mounts),
         cgroup: linux.cgroups_path().clone().filter(|path| !path.as_os_str().is_empty()),
+        templates: None,
         boot_timeout_seconds: config.boot_timeout_seconds,
     })
 }

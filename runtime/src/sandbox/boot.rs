@@ -1,5 +1,8 @@
 //! Booting a sandbox: from its plan to a microVM whose agent answers.
 //!
+//! A machine that goes on from a template ([`super::template`]) is told apart from others of that template first, and finds
+//! its network interfaces by a rescan of its bus; then both kinds are alike.
+//!
 //! The machine is built while the pod's network is taken over; the guest boots while the caller prepares the first
 //! container. The wait ends when the agent connects: nothing polls.
 
@@ -7,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiai_protocol::ports::AGENT_PORT;
@@ -14,6 +18,7 @@ use kiai_protocol::ports::SHARED_MOUNT;
 use kiai_protocol::ports::SHARED_TAG;
 use kiai_vmm::DeviceConfig;
 use kiai_vmm::NamedFile;
+use kiai_vmm::RestoreConfig;
 use kiai_vmm::VmConfig;
 use kiai_vmm::VmHandle;
 use kiai_vmm::vsock::VsockPorts;
@@ -23,13 +28,17 @@ use super::GrowError;
 use super::Machine;
 use super::Sandbox;
 use super::assignments::Assignments;
+use super::assignments::locator;
 use super::end::tail;
 use super::resize;
+use super::template;
+use super::template::Template;
 use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::Ready;
 use crate::agent::ReadyError;
 use crate::agent::message;
+use crate::failure::chain;
 use crate::host::Network;
 use crate::host::NetworkError;
 use crate::host::network;
@@ -113,13 +122,12 @@ pub enum SandboxBootError {
     MemorySize(#[from] kiai_vmm::MemoryRequestError),
 }
 
-/// Boots the sandbox; `shared` is the directory that its guest sees. Every step that can fail early is done before the
-/// guest runs.
+/// Boots the sandbox, or has it go on from a template; `shared` is the directory that its guest sees. Every step that can
+/// fail early is done before the guest runs.
 pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, SandboxBootError> {
     let host = |step| move |source| SandboxBootError::Host { step, source };
     let ports = VsockPorts::new().map_err(host("vsock ports"))?;
     let ready = Ready::listen(&ports)?;
-    let config = machine(&plan, shared, ports.clone())?;
 
     let namespace = plan.network.clone();
     let queues = usize::from(plan.size.vcpus);
@@ -127,44 +135,42 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
         Some(path) => network::take_over(&path, queues, None),
         None => Ok(Network::default()),
     });
-    let machine = tokio::task::spawn_blocking(|| VmHandle::build(config).map(Machine));
-    let (machine, network) = tokio::join!(machine, network);
+    let start = {
+        let (plan, ports) = (plan.clone(), ports.clone());
+        tokio::task::spawn_blocking(move || start(&plan, &shared, &ports))
+    };
+    let (started, network) = tokio::join!(start, network);
     let gone =
         |step| move |_| SandboxBootError::Host { step, source: io::Error::other("the thread panicked") };
-    let vm = machine.map_err(gone("build the microVM"))?.map_err(SandboxBootError::Build)?;
+    let (vm, origin) = started.map_err(gone("build the microVM"))??;
     let mut network = network.map_err(gone("take over the network"))??;
 
     let end = EndWatch::of(&vm.0).map_err(host("wait for the microVM"))?;
+    let mut slots = Vec::new();
     for nic in &mut network.nics {
         let taps = std::mem::take(&mut nic.taps);
         let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
-        vm.0.attach(config).map_err(|source| SandboxBootError::Nic { name: nic.name.clone(), source })?;
+        let attached = vm.0.attach(config);
+        let attached = attached.map_err(|source| SandboxBootError::Nic { name: nic.name.clone(), source })?;
+        slots.push(attached.pci_path);
     }
-    let images = format!("kernel {}, initrd {}", plan.kernel.display(), plan.initrd.display());
-    let died = |ended: super::SandboxEnd| SandboxBootError::Died {
-        images: images.clone(),
-        ending: ended.ending,
-        console: tail(&ended.console),
-    };
     // The guest plugs the rest of its memory as soon as its driver is loaded, while the agent starts.
     vm.0.request_memory(plan.size.memory_mib)?;
     if vm.0.resume().is_err() {
-        return Err(died(end.wait().await));
+        return Err(died(&plan, end.wait().await));
     }
-
-    let deadline = Duration::from_secs(plan.boot_timeout_seconds.into());
-    tokio::select! {
-        connected = ready.wait() => connected?,
-        ended = end.wait() => return Err(died(ended)),
-        () = tokio::time::sleep(deadline) => {
-            let console = tail(&vm.0.console_tail());
-            let images = images.clone();
-            return Err(SandboxBootError::Silent { images, seconds: plan.boot_timeout_seconds, console });
-        }
+    let patience = Duration::from_secs(plan.boot_timeout_seconds.into());
+    if origin == Origin::Boot {
+        wait_ready(&plan, &vm, &end, ready, patience).await?;
     }
 
     let agent = ports.connect(AGENT_PORT).and_then(Agent::new).map_err(host("connect to the agent"))?;
     let prepared = async {
+        if origin == Origin::Template {
+            // Before anything else: others go on from the same state, and have drawn the same numbers from it.
+            agent.add_entropy(fresh_entropy()?).await?;
+            find_interfaces(&agent, slots).await?;
+        }
         tokio::try_join!(
             agent.create_sandbox(request(&plan)),
             agent.set_clock(),
@@ -175,7 +181,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
     tokio::select! {
         // A guest that dies closes the connection as well, but its end has a reason and a console.
         biased;
-        ended = end.wait() => return Err(died(ended)),
+        ended = end.wait() => return Err(died(&plan, ended)),
         prepared = prepared => prepared?,
     };
     let pod = tokio::sync::Mutex::new(plan.limits);
@@ -184,23 +190,100 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
     Ok(Sandbox { agent, ports, end, bounds: plan.bounds, pod, vm, network, groups, assignments })
 }
 
-fn machine(
+/// How a machine has come to where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It is about to boot.
+    Boot,
+    /// Its agent serves already.
+    Template,
+}
+
+/// A paused machine. A template that cannot be used is reported, and the machine boots.
+fn start(
+    plan: &SandboxPlan,
+    shared: &Path,
+    ports: &Arc<VsockPorts>,
+) -> Result<(Machine, Origin), SandboxBootError> {
+    let template = plan.templates.as_ref().filter(|_| !plan.huge_pages);
+    if let Some(Template { state, memory }) = template.and_then(|templates| template::find(templates, plan)) {
+        let name = state.name.clone();
+        let console = console(plan)?;
+        let devices = devices(shared.into(), ports.clone());
+        match VmHandle::restore(RestoreConfig { state, memory, console, devices }) {
+            Ok(vm) => return Ok((Machine(vm), Origin::Template)),
+            Err(error) => tracing::warn!(error = %chain(&error), "template {name} is of no use"),
+        }
+    }
+    let vm = VmHandle::build(machine(plan, shared.into(), ports.clone())?);
+    Ok((Machine(vm.map_err(SandboxBootError::Build)?), Origin::Boot))
+}
+
+/// Returns when the agent has connected.
+pub(super) async fn wait_ready(
+    plan: &SandboxPlan,
+    vm: &Machine,
+    end: &EndWatch,
+    ready: Ready,
+    patience: Duration,
+) -> Result<(), SandboxBootError> {
+    tokio::select! {
+        connected = ready.wait() => Ok(connected?),
+        ended = end.wait() => Err(died(plan, ended)),
+        () = tokio::time::sleep(patience) => Err(SandboxBootError::Silent {
+            images: images(plan),
+            seconds: plan.boot_timeout_seconds,
+            console: tail(&vm.0.console_tail()),
+        }),
+    }
+}
+
+fn images(plan: &SandboxPlan) -> String {
+    format!("kernel {}, initrd {}", plan.kernel.display(), plan.initrd.display())
+}
+
+pub(super) fn died(plan: &SandboxPlan, ended: super::SandboxEnd) -> SandboxBootError {
+    SandboxBootError::Died { images: images(plan), ending: ended.ending, console: tail(&ended.console) }
+}
+
+/// Seeds a generator of 256 bits twice over.
+fn fresh_entropy() -> Result<Vec<u8>, SandboxBootError> {
+    let mut bytes = vec![0; 64];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| SandboxBootError::Host { step: "entropy for the guest", source: errno.into() })?;
+    Ok(bytes)
+}
+
+/// Has a guest that was booted before they were attached find its interfaces.
+async fn find_interfaces(agent: &Agent, slots: Vec<String>) -> Result<(), AgentError> {
+    if slots.is_empty() {
+        return Ok(());
+    }
+    agent.rescan_pci(slots.iter().map(|slot| locator(slot)).collect()).await
+}
+
+fn console(plan: &SandboxPlan) -> Result<Option<Box<dyn io::Write + Send>>, SandboxBootError> {
+    let Some(path) = &plan.console else { return Ok(None) };
+    let file = File::options().append(true).create(true).open(path);
+    let failed = |source| SandboxBootError::File { file: "console", path: path.clone(), source };
+    Ok(Some(Box::new(file.map_err(failed)?)))
+}
+
+/// What every machine has, in the order of the slots. Those of templates have no others.
+fn devices(shared: PathBuf, ports: Arc<VsockPorts>) -> Vec<DeviceConfig> {
+    vec![
+        DeviceConfig::Vsock { ports },
+        DeviceConfig::Fs { tag: SHARED_TAG.into(), directory: shared },
+        DeviceConfig::Rng,
+        DeviceConfig::Balloon,
+    ]
+}
+
+pub(super) fn machine(
     plan: &SandboxPlan,
     shared: PathBuf,
-    ports: std::sync::Arc<VsockPorts>,
+    ports: Arc<VsockPorts>,
 ) -> Result<VmConfig, SandboxBootError> {
-    let console = match &plan.console {
-        None => None,
-        Some(path) => {
-            let file = File::options().append(true).create(true).open(path);
-            let file = file.map_err(|source| SandboxBootError::File {
-                file: "console",
-                path: path.clone(),
-                source,
-            })?;
-            Some(Box::new(file) as Box<dyn io::Write + Send>)
-        }
-    };
     Ok(VmConfig {
         vcpus: plan.size.vcpus,
         max_vcpus: plan.bounds.most_vcpus,
@@ -210,13 +293,8 @@ fn machine(
         kernel: open("kernel", &plan.kernel)?,
         initrd: Some(open("initrd", &plan.initrd)?),
         command_line: plan.kernel_parameters.clone(),
-        console,
-        devices: vec![
-            DeviceConfig::Vsock { ports },
-            DeviceConfig::Fs { tag: SHARED_TAG.into(), directory: shared },
-            DeviceConfig::Rng,
-            DeviceConfig::Balloon,
-        ],
+        console: console(plan)?,
+        devices: devices(shared, ports),
     })
 }
 

@@ -13,6 +13,7 @@ mod os;
 mod reclaim;
 mod resize;
 mod shared;
+pub mod template;
 mod vfio;
 
 #[cfg(test)]

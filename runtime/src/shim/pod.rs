@@ -17,6 +17,8 @@ use crate::agent::message::MemoryFreed;
 use crate::agent::message::next_event_response::Event;
 use crate::cdi;
 use crate::config::Config;
+use crate::config::TEMPLATES;
+use crate::config::state_root;
 use crate::container;
 use crate::container::Container;
 use crate::container::CreateError;
@@ -153,6 +155,7 @@ impl Pod {
             if config.console_log && plan.console.is_none() {
                 plan.console = Some(self.bundle.join(CONSOLE_LOG));
             }
+            plan.templates = config.templates.then(|| state_root().join(TEMPLATES));
             let sandbox = Arc::new(sandbox::boot(plan, shared.view().into()).await?);
             self.attend(&sandbox);
             Ok(sandbox)
