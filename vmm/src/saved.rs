@@ -30,6 +30,8 @@ pub(crate) struct MachineState {
     pub(crate) max_memory_mib: u32,
     pub(crate) max_vcpus: u8,
     pub(crate) clock: kvm_clock_data,
+    /// The host's time stamp counter.
+    pub(crate) tsc: u64,
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) ioapic: IoApicState,
     pub(crate) serial: SerialState,

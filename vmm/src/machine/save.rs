@@ -213,6 +213,7 @@ impl Machine {
             max_memory_mib: self.sizes.max_memory_mib,
             max_vcpus: self.sizes.max_vcpus,
             clock: self.vm.get_clock().map_err(KvmError::at("get the clock"))?,
+            tsc: vcpu::host_tsc(),
             vcpus: self.vcpus.save()?,
             ioapic: self.fixed.ioapic.save(),
             serial: self.fixed.serial.save(),
@@ -274,8 +275,13 @@ impl Machine {
             return Err(RestoreError::State { name: state.name, source: StateError::Contents });
         }
         let maker = parts.maker(&kvm)?;
-        let vcpus = vcpu::Vcpus::restore(maker, parts.control.clone(), parts.buses.clone(), &saved.vcpus)
-            .map_err(BootError::from)?;
+        let vcpus = vcpu::Vcpus::restore(
+            maker,
+            parts.control.clone(),
+            parts.buses.clone(),
+            (&saved.vcpus, saved.tsc),
+        )
+        .map_err(BootError::from)?;
         let mut machine = parts.assemble(vcpus);
         machine.is_new = false;
         machine.restore_devices(&saved, devices, &image, layout.plugged)?;

@@ -248,6 +248,7 @@ mod ioctl {
     const KVM_GET_XSAVE: u64 = request(READ, size_of::<kvm_bindings::kvm_xsave>(), KVM, 0xa4);
     const KVM_GET_XCRS: u64 = request(READ, size_of::<kvm_bindings::kvm_xcrs>(), KVM, 0xa6);
     const KVM_KVMCLOCK_CTRL: u64 = request(NONE, 0, KVM, 0xad);
+    const KVM_GET_DEVICE_ATTR: u64 = request(WRITE, size_of::<kvm_bindings::kvm_device_attr>(), KVM, 0xe2);
     const KVM_SET_DEVICE_ATTR: u64 = request(WRITE, size_of::<kvm_bindings::kvm_device_attr>(), KVM, 0xe1);
 
     /// Those of VFIO and iommufd have no direction and no size.
@@ -279,6 +280,7 @@ mod ioctl {
         KVM_GET_TSC_KHZ,
         KVM_GET_XSAVE,
         KVM_GET_XCRS,
+        KVM_GET_DEVICE_ATTR,
         // What moves with a BAR or a message.
         KVM_IOEVENTFD,
         KVM_IRQFD,
@@ -327,6 +329,7 @@ mod ioctl {
                 KVM_GET_TSC_KHZ,
                 KVM_GET_XSAVE,
                 KVM_GET_XCRS,
+                KVM_GET_DEVICE_ATTR,
             ];
             let kernels = [
                 0x8138_ae83,
@@ -338,6 +341,7 @@ mod ioctl {
                 0xaea3,
                 0x9000_aea4,
                 0x8188_aea6,
+                0x4018_aee2,
             ];
             assert_eq!(saved, kernels);
             let vfio = [VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_IOVA_RANGES, IOMMU_IOAS_UNMAP];

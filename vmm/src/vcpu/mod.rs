@@ -23,6 +23,7 @@ pub(crate) use run::Buses;
 pub(crate) use setup::Maker;
 pub use setup::SetupError;
 pub(crate) use state::VcpuState;
+pub(crate) use state::host_tsc;
 pub use vcpus::VcpuError;
 pub(crate) use vcpus::Vcpus;
 

@@ -89,7 +89,7 @@ impl Maker {
     }
 
     /// A vCPU that goes on where one was saved.
-    pub(super) fn make_saved(&self, state: &VcpuState) -> Result<VcpuFd, SetupError> {
+    pub(super) fn make_saved(&self, state: &VcpuState, elapsed: u64) -> Result<VcpuFd, SetupError> {
         let topology = state.topology;
         let id = topology.id;
         if let Some(leaf) = cpuid::difference(&state.cpuid, &self.cpuid(topology)) {
@@ -97,7 +97,7 @@ impl Maker {
         }
         let error = |source| SetupError::Kvm { id, source };
         let vcpu = self.create_with(topology, &state.cpuid).map_err(error)?;
-        state.put(&vcpu).map_err(error)?;
+        state.put(&vcpu, elapsed).map_err(error)?;
         Ok(vcpu)
     }
 

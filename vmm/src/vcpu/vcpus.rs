@@ -21,6 +21,7 @@ use super::run::Question;
 use super::setup::Maker;
 use super::setup::SetupError;
 use super::state::VcpuState;
+use super::state::host_tsc;
 use super::state::saved_msrs;
 use crate::boot::Entry;
 use crate::handle::Ending;
@@ -108,19 +109,21 @@ impl Vcpus {
         Ok(())
     }
 
-    /// Those that were saved, about to go on, do as `control` says.
+    /// Those that were saved when the host's counter was at `tsc`, about to go on, do as `control` says.
     pub(crate) fn restore(
         maker: Maker,
         control: Arc<Control>,
         buses: Buses,
-        states: &[VcpuState],
+        (states, tsc): (&[VcpuState], u64),
     ) -> Result<Self, VcpuError> {
+        // The same for all: their counters are to agree.
+        let elapsed = host_tsc().wrapping_sub(tsc);
         let vcpus = Self { maker, control, buses, threads: Mutex::default() };
         for (id, state) in (0..).zip(states) {
             if state.topology != vcpus.maker.topology(id) {
                 return Err(VcpuError::None(id));
             }
-            let vcpu = vcpus.maker.make_saved(state)?;
+            let vcpu = vcpus.maker.make_saved(state, elapsed)?;
             let thread = vcpus.spawn(id, vcpu)?;
             vcpus.threads.lock().push(thread);
         }
