@@ -50,6 +50,18 @@ impl Kiai {
         Kiai { state, root: root.to_owned() }
     }
 
+    /// Where what does not outlive a boot is kept.
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// All that shims of containers that are there have logged.
+    pub fn shim_logs(&self) -> String {
+        let mut found = Vec::new();
+        find(self.state.path(), "shim.log", &mut found);
+        found.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
+    }
+
     /// Where images and writable layers are kept.
     pub fn root(&self) -> &Path {
         &self.root

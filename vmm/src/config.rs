@@ -36,12 +36,25 @@ pub struct VmConfig {
     pub devices: Vec<DeviceConfig>,
 }
 
+/// How a restored machine comes by the contents of its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Copied before it runs, into memory of the largest pages there are: every byte is its own, and it runs at full speed
+    /// from the first instruction.
+    Copied,
+    /// Mapped: what it does not write to it shares with others of the same file, for one exit a page of 4 KiB that it
+    /// touches.
+    Mapped,
+}
+
 /// A microVM that was saved ([`crate::VmHandle::save`]), to go on in this process.
 pub struct RestoreConfig {
     /// Its state.
     pub state: NamedFile,
-    /// Its memory, which is mapped: the file must stay as it is for as long as any machine goes on from it.
+    /// Its memory. One that is mapped must stay as it is for as long as any machine goes on from it.
     pub memory: NamedFile,
+    /// What is done with it.
+    pub contents: Contents,
     /// As in [`VmConfig`].
     pub console: Option<Box<dyn Write + Send>>,
     /// The devices it had, in the order of their slots; the files, directories and taps are the caller's choice.

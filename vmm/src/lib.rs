@@ -28,6 +28,7 @@ mod vcpu;
 
 pub use boot::LoadError;
 pub use config::ConfigError;
+pub use config::Contents;
 pub use config::DeviceConfig;
 pub use config::NamedFile;
 pub use config::OpenFunction;

@@ -160,7 +160,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the guest rescan its bus; returns once every device of `expect` has its node.
+    /// Has the guest rescan its bus; returns once every device of `expect` has its node. Network interfaces have none.
     pub async fn rescan_pci(&self, expect: Vec<DeviceLocator>) -> Result<(), AgentError> {
         let mut request = RescanPciRequest::new();
         request.expect = expect;

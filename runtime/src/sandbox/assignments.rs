@@ -191,7 +191,7 @@ async fn release(bus: &impl Bus, path: &str) -> Result<(), AgentError> {
     }
 }
 
-pub(super) fn locator(pci_path: &str) -> message::DeviceLocator {
+fn locator(pci_path: &str) -> message::DeviceLocator {
     let mut locator = message::DeviceLocator::new();
     locator.set_pci_path(pci_path.to_owned());
     locator

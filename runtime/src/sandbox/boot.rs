@@ -16,6 +16,7 @@ use std::time::Duration;
 use kiai_protocol::ports::AGENT_PORT;
 use kiai_protocol::ports::SHARED_MOUNT;
 use kiai_protocol::ports::SHARED_TAG;
+use kiai_vmm::Contents;
 use kiai_vmm::DeviceConfig;
 use kiai_vmm::NamedFile;
 use kiai_vmm::RestoreConfig;
@@ -28,7 +29,6 @@ use super::GrowError;
 use super::Machine;
 use super::Sandbox;
 use super::assignments::Assignments;
-use super::assignments::locator;
 use super::end::tail;
 use super::resize;
 use super::template;
@@ -146,13 +146,10 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
     let mut network = network.map_err(gone("take over the network"))??;
 
     let end = EndWatch::of(&vm.0).map_err(host("wait for the microVM"))?;
-    let mut slots = Vec::new();
     for nic in &mut network.nics {
         let taps = std::mem::take(&mut nic.taps);
         let config = DeviceConfig::Net { taps, mac: nic.mac, mtu: nic.mtu };
-        let attached = vm.0.attach(config);
-        let attached = attached.map_err(|source| SandboxBootError::Nic { name: nic.name.clone(), source })?;
-        slots.push(attached.pci_path);
+        vm.0.attach(config).map_err(|source| SandboxBootError::Nic { name: nic.name.clone(), source })?;
     }
     // The guest plugs the rest of its memory as soon as its driver is loaded, while the agent starts.
     vm.0.request_memory(plan.size.memory_mib)?;
@@ -169,7 +166,10 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
         if origin == Origin::Template {
             // Before anything else: others go on from the same state, and have drawn the same numbers from it.
             agent.add_entropy(fresh_entropy()?).await?;
-            find_interfaces(&agent, slots).await?;
+            if !network.nics.is_empty() {
+                // It has been booted before they were attached.
+                agent.rescan_pci(Vec::new()).await?;
+            }
         }
         tokio::try_join!(
             agent.create_sandbox(request(&plan)),
@@ -210,8 +210,12 @@ fn start(
         let name = state.name.clone();
         let console = console(plan)?;
         let devices = devices(shared.into(), ports.clone());
-        match VmHandle::restore(RestoreConfig { state, memory, console, devices }) {
-            Ok(vm) => return Ok((Machine(vm), Origin::Template)),
+        let contents = Contents::Mapped;
+        match VmHandle::restore(RestoreConfig { state, memory, contents, console, devices }) {
+            Ok(vm) => {
+                tracing::debug!("the sandbox goes on from template {name}");
+                return Ok((Machine(vm), Origin::Template));
+            }
             Err(error) => tracing::warn!(error = %chain(&error), "template {name} is of no use"),
         }
     }
@@ -252,14 +256,6 @@ fn fresh_entropy() -> Result<Vec<u8>, SandboxBootError> {
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| SandboxBootError::Host { step: "entropy for the guest", source: errno.into() })?;
     Ok(bytes)
-}
-
-/// Has a guest that was booted before they were attached find its interfaces.
-async fn find_interfaces(agent: &Agent, slots: Vec<String>) -> Result<(), AgentError> {
-    if slots.is_empty() {
-        return Ok(());
-    }
-    agent.rescan_pci(slots.iter().map(|slot| locator(slot)).collect()).await
 }
 
 fn console(plan: &SandboxPlan) -> Result<Option<Box<dyn io::Write + Send>>, SandboxBootError> {

@@ -19,6 +19,7 @@ mod resize;
 mod resources;
 mod run;
 mod streams;
+mod templates;
 mod together;
 mod vfio;
 mod volumes;

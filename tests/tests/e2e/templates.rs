@@ -91,7 +91,7 @@ fn a_template_that_is_of_no_use_is_told_and_the_pod_boots() {
         assert!(kiai.shim_logs().contains("does not belong to the state"), "{}", kiai.shim_logs());
         kiai.ok(&["rm", "booted"]);
         let refused = kiai.call(&["template", "rm", "../containers"]);
-        refused.failure(1);
+        refused.failure(125);
         assert!(refused.stderr.contains("no such template"), "{refused}");
         kiai.ok(&["template", "prune"]);
         assert_eq!(kiai.ok(&["template", "ls", "--format", "json"]).matches("current").count(), 1);

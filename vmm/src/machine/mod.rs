@@ -63,7 +63,7 @@ pub(crate) struct Machine {
     /// Of the balloon that was attached last, if one was.
     balloon: Mutex<Option<BalloonControl>>,
     vm: Arc<VmFd>,
-    /// It was not restored: where guest RAM has no page, there are zeroes.
+    /// Where the memory that it booted with has no page, there are zeroes.
     is_new: bool,
     /// Last: everything above may point into it.
     _boot_ram: Arc<Reservation>,

@@ -31,6 +31,7 @@ use super::attach::Slot;
 use super::builder::Parts;
 use super::builder::Sizes;
 use super::builder::with_kvm;
+use crate::config::Contents;
 use crate::config::DeviceConfig;
 use crate::config::RestoreConfig;
 use crate::console::Console;
@@ -241,7 +242,7 @@ impl Machine {
     }
 
     pub(crate) fn restore(config: RestoreConfig) -> Result<Self, RestoreError> {
-        let RestoreConfig { state, memory: image, console, devices } = config;
+        let RestoreConfig { state, memory: image, contents, console, devices } = config;
         let file = |name: &str| {
             let name = name.to_owned();
             move |source| RestoreError::File { name, source }
@@ -265,7 +266,7 @@ impl Machine {
             return Err(RestoreError::Devices { found: devices.len(), wanted: ours });
         }
         let image = Arc::new(image.file);
-        let ((kvm, vm), ram) = with_kvm(|| memory::restore(sizes.memory_mib, image.clone()))?;
+        let ((kvm, vm), ram) = with_kvm(|| memory::restore(sizes.memory_mib, image.clone(), contents))?;
         let ram = ram.map_err(BootError::from)?;
         let console = Console::new(console);
         let parts = Parts::new(vm.clone(), sizes, ram, console, Some(&saved.serial))?;
@@ -283,7 +284,7 @@ impl Machine {
         )
         .map_err(BootError::from)?;
         let mut machine = parts.assemble(vcpus);
-        machine.is_new = false;
+        machine.is_new = contents == Contents::Copied;
         machine.restore_devices(&saved, devices, &image, layout.plugged)?;
         Ok(machine)
     }

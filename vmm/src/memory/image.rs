@@ -5,9 +5,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
+use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryMmap;
+use vm_memory::GuestMemoryRegion;
+use vm_memory::MemoryRegionAddress;
+use vm_memory::ReadVolatile;
+use vm_memory::VolatileSlice;
 
 const PAGE: usize = 4096;
 /// Bytes read from the guest at a time.
@@ -56,6 +63,49 @@ pub(crate) fn write(memory: &GuestMemoryMmap, parts: &[Part], file: &File, lengt
     Ok(())
 }
 
+/// Copies what `file` has of the memory that the guest booted with into `memory`, which is all zeroes.
+pub(crate) fn read(memory: &GuestMemoryMmap, file: &File) -> io::Result<()> {
+    let mut offset = 0;
+    for region in memory.iter() {
+        let end = offset + region.len();
+        let mut at = offset;
+        while let Some((start, stop)) = next_data(file, at, end)? {
+            let length = usize::try_from(stop - start).map_err(io::Error::other)?;
+            let into = region.get_slice(MemoryRegionAddress(start - offset), length);
+            read_into(file, start, &into.map_err(io::Error::other)?)?;
+            at = stop;
+        }
+        offset = end;
+    }
+    Ok(())
+}
+
+/// The first run of bytes that are there in `from..end`.
+fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
+    let seek = |from| match rustix::fs::seek(file, from) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    let Some(start) = seek(SeekFrom::Data(from))?.filter(|&start| start < end) else { return Ok(None) };
+    let stop = seek(SeekFrom::Hole(start))?.unwrap_or(end).min(end);
+    Ok(Some((start, stop)))
+}
+
+fn read_into(mut file: &File, at: u64, into: &VolatileSlice<'_>) -> io::Result<()> {
+    io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
+    let mut done = 0;
+    while done < into.len() {
+        let mut rest = into.offset(done).map_err(io::Error::other)?;
+        match file.read_volatile(&mut rest) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
+}
+
 /// Writes the pages of `piece` that are not all zeroes, neighbours by one call.
 fn write_pages(piece: &[u8], file: &File, offset: u64) -> io::Result<()> {
     let has_contents = |page: &[u8]| page.iter().any(|&byte| byte != 0);
@@ -74,10 +124,12 @@ fn write_pages(piece: &[u8], file: &File, offset: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
 
     use vm_memory::GuestAddressSpace;
 
     use super::*;
+    use crate::config::Contents;
     use crate::memory;
 
     const MIB: u64 = 1 << 20;
@@ -101,7 +153,13 @@ mod tests {
         write(&ram, &parts, &file, 64 * MIB).unwrap();
         assert_eq!((file.metadata().unwrap().len(), file.metadata().unwrap().blocks()), (64 * MIB, 3 * 8));
 
-        let (again, _reservation) = memory::restore(64, file.try_clone().unwrap().into()).unwrap();
+        let shared: Arc<File> = file.try_clone().unwrap().into();
+        let (copied, _reservation) = memory::restore(64, shared.clone(), Contents::Copied).unwrap();
+        let copied = copied.memory();
+        let byte = |at| copied.read_obj::<u8>(GuestAddress(at)).unwrap();
+        assert_eq!([0, PAGE as u64 - 1, 20 * MIB + 5, 64 * MIB - 1, 9].map(byte), [1, 2, 3, 4, 0]);
+
+        let (again, _reservation) = memory::restore(64, shared, Contents::Mapped).unwrap();
         let again = again.memory();
         let byte = |at| again.read_obj::<u8>(GuestAddress(at)).unwrap();
         assert_eq!([0, PAGE as u64 - 1, 20 * MIB + 5, 64 * MIB - 1].map(byte), [1, 2, 3, 4]);

@@ -25,6 +25,7 @@ pub(crate) use image::write as write_image;
 pub(crate) use ram::Ram;
 pub(crate) use ram::Subscription;
 
+use crate::config::Contents;
 use crate::layout;
 
 /// Why guest RAM could not be had.
@@ -66,9 +67,22 @@ pub(crate) fn allocate(mib: u32, huge_pages: bool) -> Result<(GuestMemory, Reser
     })
 }
 
-/// The same, with the contents that `file` has. Whatever is written stays in this process; `file` must stay as it is.
-pub(crate) fn restore(mib: u32, file: Arc<File>) -> Result<(GuestMemory, Reservation), MemoryError> {
-    place(mib, &Backing::Saved(file))
+/// The same, with the contents that `file` has: copied, or mapped, and then `file` must stay as it is. Whatever is written
+/// stays in this process.
+pub(crate) fn restore(
+    mib: u32,
+    file: Arc<File>,
+    contents: Contents,
+) -> Result<(GuestMemory, Reservation), MemoryError> {
+    match contents {
+        Contents::Mapped => place(mib, &Backing::Saved(file)),
+        Contents::Copied => {
+            let (memory, reservation) = place(mib, &Backing::Process)?;
+            image::read(&vm_memory::GuestAddressSpace::memory(&memory), &file)
+                .map_err(|source| MemoryError::Backing { mib, huge_pages: false, source })?;
+            Ok((memory, reservation))
+        }
+    }
 }
 
 fn place(mib: u32, backing: &Backing) -> Result<(GuestMemory, Reservation), MemoryError> {
