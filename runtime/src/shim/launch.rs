@@ -108,10 +108,14 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> RpcResult<()> {
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::from(told))
         .stderr(Stdio::from(log));
-    let child = command.spawn().map_err(failed)?;
+    let mut child = command.spawn().map_err(failed)?;
     // The command holds copies of the pipe's ends: once they are closed, a shim that dies ends the read.
     drop(command);
-    fs::write(bundle.join(PID_FILE), child.id().to_string()).map_err(failed)?;
+    if let Err(e) = fs::write(bundle.join(PID_FILE), child.id().to_string()) {
+        // Nobody would find it.
+        let _ = child.kill().and_then(|()| child.wait());
+        return Err(failed(e));
+    }
     let mut word = String::new();
     let read = says.by_ref().take(64 << 10).read_to_string(&mut word);
     // Not waited for: the shim outlives this process, and init reaps it.

@@ -38,6 +38,8 @@ pub const SHIM_NAME: &str = "containerd-shim-kiai-v2";
 const ADDRESS_FILE: &str = "address";
 const PID_FILE: &str = "shim.pid";
 const LOG_FILE: &str = "shim.log";
+/// Marks that the shim is ending: it still answers, and needs its bundle for a moment.
+const ENDING_FILE: &str = "shim.ending";
 
 /// Runs the binary as the shim; `arguments` are those after the program's name.
 pub fn main(arguments: &[String]) -> ExitCode {

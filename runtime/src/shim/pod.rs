@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::sync::watch;
 
+use super::ENDING_FILE;
 use super::afterwards::Afterwards;
 use super::events::Events;
 use crate::agent::AgentError;
@@ -212,18 +213,29 @@ impl Pod {
         Ok(removed)
     }
 
-    /// Ends this process if no container is left; with `now`, in any case.
+    /// Ends this process if no container is left; with `now`, in any case. Clients ask for it after each container of a
+    /// pod, and again.
     pub(super) fn shut_down(&self, now: bool) {
         if now {
             self.containers.close();
         }
         if now || self.containers.close_if_empty() {
+            // Before the answer, after which containerd runs `delete`.
+            self.mark_ending();
             self.stop.send_replace(true);
+        }
+    }
+
+    fn mark_ending(&self) {
+        let path = self.bundle.join(ENDING_FILE);
+        if let Err(error) = std::fs::write(&path, "") {
+            tracing::warn!(path = %path.display(), %error, "cannot be written");
         }
     }
 
     /// Shuts the sandbox down, which ends its processes; returns once their ends are reported.
     pub(super) async fn end(&self) {
+        self.mark_ending();
         self.containers.close();
         let Some(sandbox) = self.sandbox.get() else { return };
         sandbox.shut_down().await;
@@ -249,7 +261,11 @@ mod tests {
             };
             // A container that could not be created keeps no pod alive.
             assert!(matches!(create("early").await, CreateError::Spec { .. }));
-            pod.shut_down(now);
+            assert!(!folder.path().join(ENDING_FILE).exists());
+            for _ in 0..3 {
+                pod.shut_down(now);
+            }
+            assert!(folder.path().join(ENDING_FILE).exists(), "a `delete` waits for the end");
             pod.stopped().await;
             let error = create("late").await;
             assert_eq!(error.to_string(), "container late: the pod is shutting down");

@@ -43,6 +43,13 @@ pub(crate) const UNPLUG: &str = "kiai/unplug.v1";
 
 struct TaskService(Arc<Pod>);
 
+/// The processes of a container for Pids, whose numbers are of the host like those of every other answer: each process
+/// of the guest is there, and the process of the host that runs it is this one. A number of the guest's would name
+/// some other process of the host.
+fn processes(count: usize) -> Vec<api::ProcessInfo> {
+    std::iter::repeat_with(|| api::ProcessInfo { pid: pid(), ..Default::default() }).take(count).collect()
+}
+
 fn decode<T: serde::de::DeserializeOwned>(part: &'static str, json: &[u8]) -> ttrpc::Result<T> {
     serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { part, reason: e.to_string() }))
 }
@@ -203,8 +210,7 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let pids = self.0.container(&request.id).map_err(refused)?.pids().await.map_err(refused)?;
-        let processes = pids.into_iter().map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
-        Ok(api::PidsResponse { processes, ..Default::default() })
+        Ok(api::PidsResponse { processes: processes(pids.len()), ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
@@ -260,5 +266,17 @@ impl Task for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         self.0.shut_down(request.now);
         Ok(api::Empty::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_process_of_a_container_has_the_pid_of_its_task() {
+        let pids: Vec<u32> = processes(2).iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [std::process::id(); 2]);
+        assert!(processes(0).is_empty());
     }
 }
