@@ -13,6 +13,8 @@ use std::time::SystemTime;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
+use super::EVENTS_VARIABLE;
+
 /// How long containerd may take for one event.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -29,11 +31,13 @@ enum Word {
 impl Events {
     /// Publishes to containerd's ttrpc socket, which is in `TTRPC_ADDRESS`; the CLI sets none.
     pub(super) fn new(namespace: &str) -> Self {
-        let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
+        let address = std::env::var(EVENTS_VARIABLE).ok().filter(|address| !address.is_empty());
         let sender = address.map(|address| {
             // Unbounded, because each process of the pod causes a handful of events only.
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(forward(address, receiver));
+            // A path, or its URI.
+            let path = address.strip_prefix("unix://").unwrap_or(&address).to_owned();
+            tokio::spawn(forward(path, receiver));
             sender
         });
         Self(sender, namespace.to_owned())

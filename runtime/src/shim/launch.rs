@@ -20,6 +20,7 @@ use sha2::Digest;
 use sha2::Sha256;
 
 use super::ADDRESS_FILE;
+use super::EVENTS_VARIABLE;
 use super::LOG_FILE;
 use super::PID_FILE;
 use super::SHIM_NAME;
@@ -43,8 +44,12 @@ pub struct LaunchOptions {
     pub bundle: PathBuf,
     /// containerd's socket; none for the CLI.
     pub address: Option<PathBuf>,
+    /// containerd's socket for events, if the environment does not have it.
+    pub events: Option<String>,
     /// The shim logs debug messages.
     pub debug: bool,
+    /// The configuration of the pod's runtime class; none for the default one.
+    pub config: Option<PathBuf>,
     /// Ports of the host that the shim holds while it lives.
     pub ports: Vec<PortMapping>,
     /// Arguments with which the shim runs this program once its first container has ended; none for a container in the
@@ -93,8 +98,14 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> RpcResult<()> {
     if let Some(address) = &options.address {
         command.arg("-address").arg(address);
     }
+    if let Some(events) = &options.events {
+        command.env(EVENTS_VARIABLE, events);
+    }
     if options.debug {
         command.arg("-debug");
+    }
+    if let Some(config) = &options.config {
+        command.arg("-config").arg(config);
     }
     for port in &options.ports {
         command.args(["-hold", &port.to_string()]);

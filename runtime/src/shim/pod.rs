@@ -46,6 +46,8 @@ pub(super) struct Pod {
     pub(super) events: Events,
     /// The first container's bundle, in which the shared directory is.
     bundle: PathBuf,
+    /// The configuration of its runtime class.
+    config: Option<PathBuf>,
     shared: Mutex<Option<Arc<SharedDirectory>>>,
     /// Booted by the first create, for which the others wait.
     sandbox: OnceCell<Arc<Sandbox>>,
@@ -60,10 +62,16 @@ pub(super) struct Pod {
 const CONSOLE_LOG: &str = "console.log";
 
 impl Pod {
-    pub(super) fn new(namespace: &str, bundle: PathBuf, afterwards: Option<Afterwards>) -> Arc<Self> {
+    pub(super) fn new(
+        namespace: &str,
+        bundle: PathBuf,
+        config: Option<PathBuf>,
+        afterwards: Option<Afterwards>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             events: Events::new(namespace),
             bundle,
+            config,
             shared: Mutex::default(),
             sandbox: OnceCell::new(),
             containers: Table::default(),
@@ -119,7 +127,7 @@ impl Pod {
         let path = options.bundle.join("config.json");
         let spec = Spec::load(&path).map_err(|source| CreateError::Spec { path, source })?;
         let spec = cdi::apply_annotations(spec, cdi::Registry::read)?;
-        let config = Config::load()?;
+        let config = Config::load_class(self.config.as_deref())?;
         let all = spec.annotations().clone().unwrap_or_default();
         let annotations = Annotations::parse(&all, &config.pod_annotations)?;
         let facts = facts::gather(&spec);
@@ -253,7 +261,7 @@ mod tests {
     async fn a_create_after_the_end_was_decided_is_refused_by_name() {
         for now in [false, true] {
             let folder = tempfile::tempdir().unwrap();
-            let pod = Pod::new("test", folder.path().into(), None);
+            let pod = Pod::new("test", folder.path().into(), None, None);
             let create = async |id: &str| {
                 let bundle = folder.path().join("none");
                 let options = CreateOptions { id: id.into(), bundle, ..CreateOptions::default() };

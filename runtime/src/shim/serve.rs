@@ -95,7 +95,8 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
         .build()
         .map_err(|e| RpcError::host("tokio runtime", &e))?;
     let result = runtime.block_on(async {
-        let pod = Pod::new(&arguments.namespace, prepared.bundle, prepared.afterwards);
+        let config = arguments.config.clone();
+        let pod = Pod::new(&arguments.namespace, prepared.bundle, config, prepared.afterwards);
         let (open, mut closed) = mpsc::channel(1);
         let listener =
             connections::listen(listener, open).map_err(|e| RpcError::host("listening socket", &e))?;

@@ -9,8 +9,10 @@ use oci_spec::runtime::Spec;
 
 use super::ADDRESS_FILE;
 use super::arguments::Arguments;
+use super::bootstrap::Bootstrap;
 use super::launch;
 use super::launch::LaunchOptions;
+use super::options::ConfigSource;
 use crate::failure::RpcError;
 use crate::failure::RpcResult;
 use crate::failure::chain;
@@ -18,11 +20,9 @@ use crate::plan::Annotations;
 use crate::plan::Role;
 use crate::plan::check_id;
 
-/// The version of the Task service that containerd 2 asks for.
-const BOOTSTRAP_VERSION: u32 = 3;
-
 pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
     let bundle = arguments.bundle()?;
+    let bootstrap = Bootstrap::read(&arguments.id, &arguments.namespace)?;
     let address = match sandbox_of(&bundle)? {
         // Another container of a pod: its shim runs, and containerd has the bundles in one directory.
         Some(sandbox) => {
@@ -35,34 +35,21 @@ pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
             address
         }
         None => {
+            let config = bootstrap.options.as_ref().map(ConfigSource::of).transpose()?.flatten();
             let socket = launch::launch(&LaunchOptions {
                 id: arguments.id.clone(),
                 namespace: arguments.namespace.clone(),
-                bundle,
                 address: Some(arguments.address.clone().into()),
-                debug: arguments.debug,
-                ports: Vec::new(),
-                afterwards: Vec::new(),
+                events: bootstrap.events.clone(),
+                debug: arguments.debug || bootstrap.debug,
+                config: config.map(|config| config.into_file(&bundle)).transpose()?,
+                bundle,
+                ..LaunchOptions::default()
             })?;
             launch::address(&socket)
         }
     };
-    let newest = std::env::var("MAX_SHIM_VERSION").ok().and_then(|version| version.parse().ok());
-    io::stdout()
-        .write_all(answer(&address, newest).as_bytes())
-        .map_err(|e| RpcError::host("print the address", &e))
-}
-
-/// The answer for containerd: JSON for containerd 2, which sends its newest version; a bare address for older ones,
-/// which use v2.
-fn answer(address: &str, newest: Option<u32>) -> String {
-    match newest {
-        Some(newest) if newest >= BOOTSTRAP_VERSION => {
-            serde_json::json!({ "version": BOOTSTRAP_VERSION, "address": address, "protocol": "ttrpc" })
-                .to_string()
-        }
-        _ => address.to_owned(),
-    }
+    io::stdout().write_all(&bootstrap.answer(&address)).map_err(|e| RpcError::host("print the address", &e))
 }
 
 /// The sandbox that a bundle's container belongs to, if it is not its own.
@@ -85,14 +72,6 @@ fn sandbox_of(bundle: &Path) -> RpcResult<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_containerd_gets_the_answer_it_reads() {
-        assert_eq!(answer("unix:///s", None), "unix:///s");
-        assert_eq!(answer("unix:///s", Some(2)), "unix:///s");
-        let json: serde_json::Value = serde_json::from_str(&answer("unix:///s", Some(3))).unwrap();
-        assert_eq!((json["version"].as_u64(), json["address"].as_str()), (Some(3), Some("unix:///s")));
-    }
 
     #[test]
     fn a_container_of_a_pod_names_its_sandbox() {
