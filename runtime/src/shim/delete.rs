@@ -7,6 +7,7 @@ use std::io;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -19,6 +20,7 @@ use rustix::process::Pid;
 use rustix::process::PidfdFlags;
 
 use super::ADDRESS_FILE;
+use super::CGROUP_FILE;
 use super::ENDING_FILE;
 use super::PID_FILE;
 use super::SHIM_NAME;
@@ -49,13 +51,14 @@ pub fn delete(bundle: &Path, id: &str) -> RpcResult<()> {
             // Gone already, or never made.
             let _ = fs::remove_file(socket);
         }
-        if let Ok(spec) = Spec::load(bundle.join("config.json"))
-            && let Some(path) = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref())
-        {
-            cgroup::remove(&cgroup::relative_path(path));
+        let spec = Spec::load(bundle.join("config.json")).ok();
+        let path = spec.and_then(|spec| spec.linux().as_ref()?.cgroups_path().clone());
+        let path = path.or_else(|| fs::read_to_string(bundle.join(CGROUP_FILE)).ok().map(PathBuf::from));
+        if let Some(path) = path {
+            cgroup::remove(&cgroup::relative_path(&path));
         }
     }
-    for name in [ADDRESS_FILE, PID_FILE] {
+    for name in [ADDRESS_FILE, PID_FILE, CGROUP_FILE] {
         let _ = fs::remove_file(bundle.join(name));
     }
     Ok(())

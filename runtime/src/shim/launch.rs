@@ -147,7 +147,7 @@ pub(super) fn address(socket: &Path) -> String {
 }
 
 /// The path of the shim's socket, which is short whatever the names are: it has at most 107 bytes.
-fn socket_path(options: &LaunchOptions) -> PathBuf {
+pub(super) fn socket_path(options: &LaunchOptions) -> PathBuf {
     // Two containerds, or two state directories, may use the same names.
     let whose = options.address.as_deref().unwrap_or(&options.bundle);
     let name = format!("{}/{}/{}", whose.display(), options.namespace, options.id);

@@ -2,7 +2,8 @@
 //!
 //! `arguments`, `launch`, `start`, `serve`, `delete`, `info` are the binary's actions, `bootstrap` and `options` what
 //! containerd tells a new shim; `pod` is the sandbox with its
-//! containers, `task` the service (decodes, calls, encodes), `report` and `events` publish events to containerd,
+//! containers, `task` and `sandbox_service` the services (decode, call, encode), `pod_sandbox` and `pod_config` the sandbox of
+//! the latter, `report` and `events` publish events to containerd,
 //! `afterwards` releases a container that runs in the background. containerd's `core/runtime/v2/README.md`.
 
 mod afterwards;
@@ -15,7 +16,10 @@ mod info;
 mod launch;
 mod options;
 mod pod;
+mod pod_config;
+mod pod_sandbox;
 mod report;
+mod sandbox_service;
 mod serve;
 mod start;
 mod task;
@@ -51,6 +55,8 @@ const PID_FILE: &str = "shim.pid";
 const LOG_FILE: &str = "shim.log";
 /// Marks that the shim is ending: it still answers, and needs its bundle for a moment.
 const ENDING_FILE: &str = "shim.ending";
+/// The path of the sandbox's cgroup, if no config.json has it.
+const CGROUP_FILE: &str = "cgroup";
 
 /// Runs the binary as the shim; `arguments` are those after the program's name.
 pub fn main(arguments: &[String]) -> ExitCode {

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use oci_spec::runtime::Spec;
 use parking_lot::Mutex;
@@ -13,6 +14,8 @@ use tokio::sync::watch;
 use super::ENDING_FILE;
 use super::afterwards::Afterwards;
 use super::events::Events;
+use super::pod_config;
+use super::pod_sandbox::PodSandbox;
 use crate::agent::AgentError;
 use crate::agent::message::MemoryFreed;
 use crate::agent::message::next_event_response::Event;
@@ -30,10 +33,12 @@ use crate::container::Table;
 use crate::container::TaskError;
 use crate::failure::chain;
 use crate::host::MountError;
+use crate::host::cgroup;
 use crate::host::facts;
 use crate::plan::Annotations;
 use crate::plan::HostFacts;
 use crate::plan::Role;
+use crate::plan::SandboxPlan;
 use crate::plan::check_id;
 use crate::plan::plan_container;
 use crate::plan::plan_sandbox;
@@ -44,13 +49,19 @@ use crate::sandbox::SharedDirectory;
 /// The pod of this process.
 pub(super) struct Pod {
     pub(super) events: Events,
+    /// The id with which the shim was started: that of its sandbox.
+    pub(super) id: String,
     /// The first container's bundle, in which the shared directory is.
-    bundle: PathBuf,
+    pub(super) bundle: PathBuf,
     /// The configuration of its runtime class.
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
+    /// The cgroup that this process has joined.
+    pub(super) cgroup: Mutex<Option<cgroup::Joined>>,
+    /// The sandbox, if it was created by the Sandbox service.
+    pub(super) own: OnceLock<Arc<PodSandbox>>,
     shared: Mutex<Option<Arc<SharedDirectory>>>,
-    /// Booted by the first create, for which the others wait.
-    sandbox: OnceCell<Arc<Sandbox>>,
+    /// Booted by the first create, for which the others wait, or by the Sandbox service.
+    pub(super) sandbox: OnceCell<Arc<Sandbox>>,
     /// Closed once the process is to end.
     containers: Table<Container>,
     /// Taken when the first container is created.
@@ -63,6 +74,7 @@ const CONSOLE_LOG: &str = "console.log";
 
 impl Pod {
     pub(super) fn new(
+        id: &str,
         namespace: &str,
         bundle: PathBuf,
         config: Option<PathBuf>,
@@ -70,8 +82,11 @@ impl Pod {
     ) -> Arc<Self> {
         Arc::new(Self {
             events: Events::new(namespace),
+            id: id.to_owned(),
             bundle,
             config,
+            cgroup: Mutex::default(),
+            own: OnceLock::new(),
             shared: Mutex::default(),
             sandbox: OnceCell::new(),
             containers: Table::default(),
@@ -125,7 +140,10 @@ impl Pod {
         reporter: Reporter,
     ) -> Result<Arc<Container>, CreateError> {
         let path = options.bundle.join("config.json");
-        let spec = Spec::load(&path).map_err(|source| CreateError::Spec { path, source })?;
+        let mut spec = Spec::load(&path).map_err(|source| CreateError::Spec { path, source })?;
+        if let Some(own) = self.own.get() {
+            pod_config::add_mounts(&mut spec, &own.files);
+        }
         let spec = cdi::apply_annotations(spec, cdi::Registry::read)?;
         let config = Config::load_class(self.config.as_deref())?;
         let all = spec.annotations().clone().unwrap_or_default();
@@ -138,7 +156,7 @@ impl Pod {
         container::create(options, plan, shared.path(), sandbox, reporter).await
     }
 
-    fn shared(&self) -> Result<Arc<SharedDirectory>, MountError> {
+    pub(super) fn shared(&self) -> Result<Arc<SharedDirectory>, MountError> {
         let mut shared = self.shared.lock();
         match &*shared {
             Some(shared) => Ok(shared.clone()),
@@ -158,19 +176,36 @@ impl Pod {
             if let Role::Container { sandbox_id } = &annotations.role {
                 return Err(CreateError::NoSandbox(sandbox_id.clone()));
             }
-            let mut plan = plan_sandbox(id, spec, annotations, config, facts)?;
-            if config.console_log && plan.console.is_none() {
-                plan.console = Some(self.bundle.join(CONSOLE_LOG));
-            }
-            let sandbox = Arc::new(sandbox::boot(plan, shared.view().into()).await?);
-            self.attend(&sandbox);
-            Ok(sandbox)
+            let plan = plan_sandbox(id, spec, annotations, config, facts)?;
+            self.boot(self.with_console(plan, config), shared).await
         };
         let sandbox = self.sandbox.get_or_try_init(|| boot).await?;
         if sandbox.end.ended().is_some() {
             return Err(TaskError::SandboxEnded.into());
         }
         Ok(sandbox.clone())
+    }
+
+    /// The plan with a file for the guest's console, if the configuration asks for it.
+    pub(super) fn with_console(&self, mut plan: SandboxPlan, config: &Config) -> SandboxPlan {
+        if config.console_log && plan.console.is_none() {
+            plan.console = Some(self.bundle.join(CONSOLE_LOG));
+        }
+        plan
+    }
+
+    pub(super) async fn boot(
+        self: &Arc<Self>,
+        plan: SandboxPlan,
+        shared: &SharedDirectory,
+    ) -> Result<Arc<Sandbox>, CreateError> {
+        let sandbox = Arc::new(sandbox::boot(plan, shared.view().into()).await?);
+        self.attend(&sandbox);
+        Ok(sandbox)
+    }
+
+    pub(super) fn containers(&self) -> Vec<Arc<Container>> {
+        self.containers.all()
     }
 
     /// Starts to handle the guest's events, that a container ran out of memory or memory was freed, and its end.
@@ -222,8 +257,11 @@ impl Pod {
     }
 
     /// Ends this process if no container is left; with `now`, in any case. Clients ask for it after each container of a
-    /// pod, and again.
+    /// pod, and again. A sandbox of the Sandbox service outlives its containers.
     pub(super) fn shut_down(&self, now: bool) {
+        if !now && self.own.get().is_some() {
+            return;
+        }
         if now {
             self.containers.close();
         }
@@ -245,6 +283,14 @@ impl Pod {
     pub(super) async fn end(&self) {
         self.mark_ending();
         self.containers.close();
+        self.end_containers().await;
+        if let Some(own) = self.own.get() {
+            own.end(0);
+        }
+    }
+
+    /// Shuts the sandbox down, if it was booted; returns once the ends of its processes are reported.
+    pub(super) async fn end_containers(&self) {
         let Some(sandbox) = self.sandbox.get() else { return };
         sandbox.shut_down().await;
         for container in self.containers.all() {
@@ -261,7 +307,7 @@ mod tests {
     async fn a_create_after_the_end_was_decided_is_refused_by_name() {
         for now in [false, true] {
             let folder = tempfile::tempdir().unwrap();
-            let pod = Pod::new("test", folder.path().into(), None, None);
+            let pod = Pod::new("pod", "test", folder.path().into(), None, None);
             let create = async |id: &str| {
                 let bundle = folder.path().join("none");
                 let options = CreateOptions { id: id.into(), bundle, ..CreateOptions::default() };

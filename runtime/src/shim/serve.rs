@@ -94,9 +94,12 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
         .enable_all()
         .build()
         .map_err(|e| RpcError::host("tokio runtime", &e))?;
+    let entered = runtime.enter();
+    let (id, namespace, config) = (&arguments.id, &arguments.namespace, arguments.config.clone());
+    let pod = Pod::new(id, namespace, prepared.bundle, config, prepared.afterwards);
+    drop(entered);
+    *pod.cgroup.lock() = prepared.cgroup;
     let result = runtime.block_on(async {
-        let config = arguments.config.clone();
-        let pod = Pod::new(&arguments.namespace, prepared.bundle, config, prepared.afterwards);
         let (open, mut closed) = mpsc::channel(1);
         let listener =
             connections::listen(listener, open).map_err(|e| RpcError::host("listening socket", &e))?;
@@ -129,10 +132,12 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
     if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
         let _ = fs::remove_file(path);
     }
+    let cgroup = pod.cgroup.lock().take();
+    drop(pod);
     // Dropping the tasks drops the last reference to the VM. KVM has a thread in this process's cgroup as long as the
     // VM exists, and a cgroup with a thread cannot be removed.
     runtime.shutdown_timeout(LAST_WORDS);
-    if let Some(cgroup) = prepared.cgroup {
+    if let Some(cgroup) = cgroup {
         cgroup.leave();
     }
     result

@@ -26,10 +26,7 @@ pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
     let address = match sandbox_of(&bundle)? {
         // Another container of a pod: its shim runs, and containerd has the bundles in one directory.
         Some(sandbox) => {
-            let theirs = bundle.with_file_name(&sandbox).join(ADDRESS_FILE);
-            let address = fs::read_to_string(&theirs).map_err(|e| {
-                RpcError::precondition(format!("sandbox {sandbox} is not running: {}: {e}", theirs.display()))
-            })?;
+            let address = address_of(&sandbox, &bundle, arguments)?;
             let ours = bundle.join(ADDRESS_FILE);
             fs::write(&ours, &address).map_err(|e| RpcError::host(ours.display(), &e))?;
             address
@@ -52,9 +49,32 @@ pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
     io::stdout().write_all(&bootstrap.answer(&address)).map_err(|e| RpcError::host("print the address", &e))
 }
 
-/// The sandbox that a bundle's container belongs to, if it is not its own.
+/// The address of a sandbox's shim. Its bundle is beside that of its containers, unless the Sandbox service made it:
+/// then the socket is where `launch` puts it.
+fn address_of(sandbox: &str, bundle: &Path, arguments: &Arguments) -> RpcResult<String> {
+    let beside = bundle.with_file_name(sandbox).join(ADDRESS_FILE);
+    fs::read_to_string(&beside).or_else(|e| {
+        let options = LaunchOptions {
+            id: sandbox.into(),
+            namespace: arguments.namespace.clone(),
+            address: Some(arguments.address.clone().into()),
+            ..LaunchOptions::default()
+        };
+        let socket = launch::socket_path(&options);
+        if socket.exists() {
+            return Ok(launch::address(&socket));
+        }
+        let message = format!("sandbox {sandbox} is not running: {}: {e}", beside.display());
+        Err(RpcError::precondition(message))
+    })
+}
+
+/// The sandbox that a bundle's container belongs to, if it is not its own. A bundle without a spec is that of a sandbox.
 fn sandbox_of(bundle: &Path) -> RpcResult<Option<String>> {
     let path = bundle.join("config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
     let spec =
         Spec::load(&path).map_err(|e| RpcError::invalid(format!("{}: {}", path.display(), chain(&e))))?;
     let all = spec.annotations().clone().unwrap_or_default();
@@ -80,6 +100,7 @@ mod tests {
             let text = format!(r#"{{"ociVersion":"1.0.2","annotations":{annotations}}}"#);
             fs::write(bundle.path().join("config.json"), text).unwrap();
         };
+        assert_eq!(sandbox_of(bundle.path()).unwrap(), None, "a sandbox of the Sandbox service");
         write("{}");
         assert_eq!(sandbox_of(bundle.path()).unwrap(), None);
         write(r#"{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"pod1"}"#);

@@ -19,6 +19,7 @@ use super::pod::Pod;
 use super::report::pid;
 use super::report::reporter;
 use super::report::timestamp;
+use super::sandbox_service;
 use crate::agent::stats;
 use crate::container::CreateOptions;
 use crate::container::ProcessState;
@@ -27,11 +28,13 @@ use crate::container::io::Uris;
 use crate::failure::RpcError;
 use crate::host::rootfs::FsMount;
 
-/// The methods by service name, for both versions: v3 has the methods of v2.
+/// The methods by service name, for both versions of the Task service (v3 has the methods of v2) and for the Sandbox
+/// service.
 pub(super) fn services(pod: &Arc<Pod>) -> HashMap<String, TtrpcService> {
     let task = || create_task(Arc::new(TaskService(pod.clone())));
     let mut all = task();
     all.extend(task().into_iter().map(|(name, methods)| (name.replace(".v2.", ".v3."), methods)));
+    all.extend(sandbox_service::services(pod));
     all
 }
 
@@ -56,7 +59,7 @@ fn decode<T: serde::de::DeserializeOwned>(part: &'static str, json: &[u8]) -> tt
 
 /// Runs a request to its end even if the client disconnects: ttrpc drops the handler of a closed connection, and a
 /// container must not be left half created.
-async fn finish<T: Send + 'static, E: Into<RpcError> + Send + 'static>(
+pub(super) async fn finish<T: Send + 'static, E: Into<RpcError> + Send + 'static>(
     work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {

@@ -14,6 +14,8 @@ mod generated {
 pub(super) use generated::Any;
 pub(super) use generated::BootstrapParams;
 pub(super) use generated::BootstrapResult;
+pub(super) use generated::DnsConfig;
+pub(super) use generated::PodSandboxConfig;
 pub(super) use generated::RuntimeOptions;
 
 /// Whether a type URL names this message: clients write the name alone, or behind a host.
