@@ -26,9 +26,12 @@ use super::PID_FILE;
 use super::SHIM_NAME;
 use super::arguments::Arguments;
 use super::events::timestamp;
+use crate::container::Hooks;
 use crate::failure::RpcError;
 use crate::failure::RpcResult;
 use crate::host::cgroup;
+use crate::plan;
+use crate::plan::HostHooks;
 use crate::plan::check_id;
 
 /// Exit status of a task whose shim died: that of a killed process.
@@ -52,6 +55,9 @@ pub fn delete(bundle: &Path, id: &str) -> RpcResult<()> {
             let _ = fs::remove_file(socket);
         }
         let spec = Spec::load(bundle.join("config.json")).ok();
+        if let Some(spec) = &spec {
+            poststop(bundle, id, spec);
+        }
         let path = spec.and_then(|spec| spec.linux().as_ref()?.cgroups_path().clone());
         let path = path.or_else(|| fs::read_to_string(bundle.join(CGROUP_FILE)).ok().map(PathBuf::from));
         if let Some(path) = path {
@@ -62,6 +68,14 @@ pub fn delete(bundle: &Path, id: &str) -> RpcResult<()> {
         let _ = fs::remove_file(bundle.join(name));
     }
     Ok(())
+}
+
+/// Runs the hooks that a killed shim did not run.
+fn poststop(bundle: &Path, id: &str, spec: &Spec) {
+    let all = HostHooks { poststop: plan::poststop(spec), ..HostHooks::default() };
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let (version, id, bundle) = (spec.version().clone(), id.into(), bundle.into());
+    Hooks { all, version, id, bundle, annotations }.stop();
 }
 
 /// containerd calls this whenever its connection to a shim is closed, so at each normal end as well, while the shim is

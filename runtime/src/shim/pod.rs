@@ -25,6 +25,7 @@ use crate::container;
 use crate::container::Container;
 use crate::container::CreateError;
 use crate::container::CreateOptions;
+use crate::container::Hooks;
 use crate::container::NoEntry;
 use crate::container::Process;
 use crate::container::Removed;
@@ -55,6 +56,7 @@ pub(super) struct Pod {
     pub(super) bundle: PathBuf,
     /// The configuration of its runtime class.
     pub(super) config: Option<PathBuf>,
+    own_network: bool,
     /// The cgroup that this process has joined.
     pub(super) cgroup: Mutex<Option<cgroup::Joined>>,
     /// The sandbox, if it was created by the Sandbox service.
@@ -69,22 +71,36 @@ pub(super) struct Pod {
     stop: watch::Sender<bool>,
 }
 
+/// The options of a new pod.
+#[derive(Default)]
+pub(super) struct PodOptions {
+    /// The id with which the shim was started.
+    pub(super) id: String,
+    /// containerd's namespace, or the CLI's.
+    pub(super) namespace: String,
+    pub(super) bundle: PathBuf,
+    /// The configuration of its runtime class.
+    pub(super) config: Option<PathBuf>,
+    /// This process is in a network namespace that was made for the pod.
+    pub(super) own_network: bool,
+    pub(super) afterwards: Option<Afterwards>,
+}
+
+/// Path of the network namespace that was made for the pod.
+const OWN_NETWORK: &str = "/proc/self/ns/net";
+
 /// File in the bundle for the guest's console, if the configuration asks for it.
 const CONSOLE_LOG: &str = "console.log";
 
 impl Pod {
-    pub(super) fn new(
-        id: &str,
-        namespace: &str,
-        bundle: PathBuf,
-        config: Option<PathBuf>,
-        afterwards: Option<Afterwards>,
-    ) -> Arc<Self> {
+    pub(super) fn new(options: PodOptions) -> Arc<Self> {
+        let PodOptions { id, namespace, bundle, config, own_network, afterwards } = options;
         Arc::new(Self {
-            events: Events::new(namespace),
-            id: id.to_owned(),
+            events: Events::new(&namespace),
+            id,
             bundle,
             config,
+            own_network,
             cgroup: Mutex::default(),
             own: OnceLock::new(),
             shared: Mutex::default(),
@@ -136,7 +152,7 @@ impl Pod {
 
     async fn make(
         self: &Arc<Self>,
-        options: CreateOptions,
+        mut options: CreateOptions,
         reporter: Reporter,
     ) -> Result<Arc<Container>, CreateError> {
         let path = options.bundle.join("config.json");
@@ -150,10 +166,26 @@ impl Pod {
         let annotations = Annotations::parse(&all, &config.pod_annotations)?;
         let facts = facts::gather(&spec);
         let plan = plan_container(&options.id, &spec, &annotations, &facts)?;
-        let shared = self.shared()?;
-        let id = options.id.clone();
-        let sandbox = self.sandbox(&id, (&spec, &annotations, &facts), &config, &shared);
-        container::create(options, plan, shared.path(), sandbox, reporter).await
+        let hooks = Hooks {
+            all: plan.hooks.clone(),
+            version: spec.version().clone(),
+            id: options.id.clone(),
+            bundle: options.bundle.clone(),
+            annotations: all,
+        };
+        options.hooks = hooks.clone();
+        let create = async {
+            hooks.create().await?;
+            let shared = self.shared()?;
+            let id = options.id.clone();
+            let sandbox = self.sandbox(&id, (&spec, &annotations, &facts), &config, &shared);
+            container::create(options, plan, shared.path(), sandbox, reporter).await
+        };
+        let created = create.await;
+        if created.is_err() {
+            hooks.stopped().await;
+        }
+        created
     }
 
     pub(super) fn shared(&self) -> Result<Arc<SharedDirectory>, MountError> {
@@ -177,7 +209,7 @@ impl Pod {
                 return Err(CreateError::NoSandbox(sandbox_id.clone()));
             }
             let plan = plan_sandbox(id, spec, annotations, config, facts)?;
-            self.boot(self.with_console(plan, config), shared).await
+            self.boot(self.completed(plan, config), shared).await
         };
         let sandbox = self.sandbox.get_or_try_init(|| boot).await?;
         if sandbox.end.ended().is_some() {
@@ -186,8 +218,12 @@ impl Pod {
         Ok(sandbox.clone())
     }
 
-    /// The plan with a file for the guest's console, if the configuration asks for it.
-    pub(super) fn with_console(&self, mut plan: SandboxPlan, config: &Config) -> SandboxPlan {
+    /// The plan with what belongs to this process: a file for the guest's console, if the configuration asks for it,
+    /// and the network namespace that was made for the pod.
+    pub(super) fn completed(&self, mut plan: SandboxPlan, config: &Config) -> SandboxPlan {
+        if self.own_network {
+            plan.network = Some(OWN_NETWORK.into());
+        }
         if config.console_log && plan.console.is_none() {
             plan.console = Some(self.bundle.join(CONSOLE_LOG));
         }
@@ -307,7 +343,7 @@ mod tests {
     async fn a_create_after_the_end_was_decided_is_refused_by_name() {
         for now in [false, true] {
             let folder = tempfile::tempdir().unwrap();
-            let pod = Pod::new("pod", "test", folder.path().into(), None, None);
+            let pod = Pod::new(PodOptions { bundle: folder.path().into(), ..PodOptions::default() });
             let create = async |id: &str| {
                 let bundle = folder.path().join("none");
                 let options = CreateOptions { id: id.into(), bundle, ..CreateOptions::default() };

@@ -125,7 +125,7 @@ impl Pod {
         let annotations = Annotations::parse(&all, &settings.pod_annotations).map_err(refuse)?;
         let facts = facts::gather(&spec);
         let plan = plan_sandbox(id, &spec, &annotations, &settings, &facts).map_err(refuse)?;
-        let plan = self.with_console(plan, &settings);
+        let plan = self.completed(plan, &settings);
         let files = self.bundle.join(FILES);
         pod_config::write_files(&files, config)?;
         if let Some(path) = &plan.cgroup {
@@ -256,6 +256,7 @@ fn add(total: &mut StatsContainerResponse, one: StatsContainerResponse) {
 mod tests {
     use super::*;
     use crate::agent::message::IoStats;
+    use crate::shim::pod::PodOptions;
 
     #[test]
     fn a_pods_statistics_are_the_sum_of_its_containers() {
@@ -276,7 +277,8 @@ mod tests {
 
     fn pod() -> (tempfile::TempDir, Arc<Pod>) {
         let folder = tempfile::tempdir().unwrap();
-        let pod = Pod::new("pod1", "test", folder.path().into(), None, None);
+        let bundle = folder.path().into();
+        let pod = Pod::new(PodOptions { id: "pod1".into(), bundle, ..PodOptions::default() });
         (folder, pod)
     }
 

@@ -175,6 +175,7 @@ impl Sandbox for SandboxService {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shim::pod::PodOptions;
 
     #[test]
     fn options_are_the_cris_or_refused_by_name() {
@@ -196,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn the_service_has_the_name_and_the_methods_that_containerd_calls() {
         let folder = tempfile::tempdir().unwrap();
-        let pod = Pod::new("pod1", "test", folder.path().into(), None, None);
+        let pod = Pod::new(PodOptions { bundle: folder.path().into(), ..PodOptions::default() });
         let services = services(&pod);
         let methods = &services["containerd.runtime.sandbox.v1.Sandbox"].methods;
         for method in [

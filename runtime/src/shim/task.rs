@@ -101,6 +101,7 @@ impl Task for TaskService {
                 stderr: request.stderr.clone(),
             },
             terminal: request.terminal,
+            ..CreateOptions::default()
         };
         let io = events::TaskIO {
             stdin: request.stdin,
