@@ -30,9 +30,11 @@ pub(super) enum ConfigSource {
 impl ConfigSource {
     /// Reads options; none of them means the default configuration.
     pub(super) fn of(options: &Any) -> RpcResult<Option<Self>> {
-        if is_type(&options.type_url, "containerd.runc.v1.Options") {
-            // Clients send these to any runtime; they say how to call runc.
-            tracing::info!("options for runc are not for this runtime");
+        // Clients that have nothing to say send the first; the second they send to any runtime, to say how to call runc.
+        if ["google.protobuf.Empty", "containerd.runc.v1.Options"]
+            .iter()
+            .any(|n| is_type(&options.type_url, n))
+        {
             return Ok(None);
         }
         if !is_type(&options.type_url, "runtimeoptions.v1.Options") {
@@ -118,5 +120,6 @@ mod tests {
             assert!(error.contains(named) && error.starts_with("runtime options"), "{error}");
         }
         assert_eq!(source("containerd.runc.v1.Options", b"\xff").unwrap(), None, "for another runtime");
+        assert_eq!(source("google.protobuf.Empty", b"").unwrap(), None);
     }
 }

@@ -33,6 +33,24 @@ const FILES: [(&str, &str); 3] =
 
 const SHM: &str = "/dev/shm";
 
+/// The spec of a client that is not the CRI, as that of a sandbox. It describes no container, so hooks, which are those
+/// of a container, are refused.
+pub(super) fn of_bundle(id: &str, mut spec: Spec) -> RpcResult<Spec> {
+    if spec.hooks().is_some() {
+        return Err(RpcError::unimplemented(format!("sandbox {id}: hooks of a sandbox are not supported")));
+    }
+    spec.set_annotations(Some(annotations(id, spec.annotations().clone().unwrap_or_default())));
+    Ok(spec)
+}
+
+/// Annotations with those that say that this is the sandbox; a client's own for that are dropped.
+fn annotations(id: &str, mut all: HashMap<String, String>) -> HashMap<String, String> {
+    all.retain(|name, _| !name.starts_with(CRI_PREFIX));
+    all.insert(format!("{CRI_PREFIX}container-type"), "sandbox".into());
+    all.insert(format!("{CRI_PREFIX}sandbox-id"), id.into());
+    all
+}
+
 /// The spec from which the sandbox is planned; `network` is the path of the pod's network namespace.
 pub(super) fn spec(id: &str, config: &PodSandboxConfig, network: &str) -> RpcResult<Spec> {
     let linux = config.linux.get_or_default();
@@ -46,11 +64,7 @@ pub(super) fn spec(id: &str, config: &PodSandboxConfig, network: &str) -> RpcRes
     let mut spec = Spec::default();
     spec.set_process(None).set_root(None).set_mounts(None);
     spec.set_hostname(Some(config.hostname.clone()));
-    let mut annotations: HashMap<String, String> = config.annotations.clone();
-    annotations.retain(|name, _| !name.starts_with(CRI_PREFIX));
-    annotations.insert(format!("{CRI_PREFIX}container-type"), "sandbox".into());
-    annotations.insert(format!("{CRI_PREFIX}sandbox-id"), id.into());
-    spec.set_annotations(Some(annotations));
+    spec.set_annotations(Some(annotations(id, config.annotations.clone())));
 
     let mut namespaces = Vec::new();
     if !network.is_empty() {
@@ -83,13 +97,13 @@ fn cgroups_path(parent: &str, id: &str) -> Option<PathBuf> {
 }
 
 /// Writes the files of the pod that its containers see.
-pub(super) fn write_files(directory: &Path, config: &PodSandboxConfig) -> RpcResult<()> {
+pub(super) fn write_files(directory: &Path, hostname: &str, dns: &DnsConfig) -> RpcResult<()> {
     fs::create_dir_all(directory).map_err(|e| RpcError::host(directory.display(), &e))?;
-    let resolv_conf = match resolv_conf(config.dns_config.get_or_default()) {
+    let resolv_conf = match resolv_conf(dns) {
         Some(text) => text,
         None => of_host("/etc/resolv.conf")?,
     };
-    let hostname = format!("{}\n", config.hostname);
+    let hostname = format!("{hostname}\n");
     for ((name, _), text) in FILES.iter().zip([of_host("/etc/hosts")?, hostname, resolv_conf]) {
         let path = directory.join(name);
         fs::write(&path, text).map_err(|e| RpcError::host(path.display(), &e))?;
@@ -187,6 +201,17 @@ mod tests {
     }
 
     #[test]
+    fn another_clients_spec_is_that_of_a_sandbox() {
+        let bundle = Spec::default();
+        let spec = of_bundle("pod1", bundle.clone()).unwrap();
+        let all = spec.annotations().clone().unwrap();
+        assert_eq!(all[&format!("{CRI_PREFIX}container-type")], "sandbox");
+        assert_eq!(spec.linux(), bundle.linux());
+        let hooked: Spec = serde_json::from_str(r#"{"ociVersion":"1.0.2","hooks":{}}"#).unwrap();
+        assert!(of_bundle("pod1", hooked).unwrap_err().to_string().contains("pod1"));
+    }
+
+    #[test]
     fn the_hosts_namespaces_are_refused_by_name() {
         for (field, name) in [(1, "network"), (2, "pid"), (3, "ipc")] {
             let bytes = [0x42, 6, 0x12, 4, 0x0a, 2, field << 3, 2];
@@ -207,7 +232,7 @@ mod tests {
     #[test]
     fn a_container_gets_the_pods_files_unless_it_has_its_own() {
         let directory = tempfile::tempdir().unwrap();
-        write_files(directory.path(), &config()).unwrap();
+        write_files(directory.path(), "host", config().dns_config.get_or_default()).unwrap();
         let text = |name| fs::read_to_string(directory.path().join(name)).unwrap();
         assert_eq!(text("resolv.conf"), "search svc\nnameserver 10.96.0.1\noptions n:5\n");
         assert_eq!(text("hostname"), "host\n");

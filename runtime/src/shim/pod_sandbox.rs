@@ -10,6 +10,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use oci_spec::runtime::Spec;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -22,9 +23,11 @@ use crate::config::Config;
 use crate::container::Exit;
 use crate::failure::RpcError;
 use crate::failure::RpcResult;
+use crate::failure::chain;
 use crate::host::cgroup;
 use crate::host::facts;
 use crate::plan::Annotations;
+use crate::plan::PlanError;
 use crate::plan::SandboxPlan;
 use crate::plan::plan_sandbox;
 
@@ -107,7 +110,12 @@ impl Pod {
     }
 
     /// Creates the sandbox: plans it, joins its cgroup, and writes the files of its containers.
-    pub(super) fn create_sandbox(&self, id: &str, config: &PodSandboxConfig, network: &str) -> RpcResult<()> {
+    pub(super) fn create_sandbox(
+        &self,
+        id: &str,
+        config: Option<&PodSandboxConfig>,
+        network: &str,
+    ) -> RpcResult<()> {
         // Locked until the sandbox is there, so that a second request finds it.
         let mut joined = self.cgroup.lock();
         if id != self.id {
@@ -117,21 +125,36 @@ impl Pod {
         if self.own.get().is_some() {
             return Err(exists());
         }
-        let spec = pod_config::spec(id, config, network)?;
-        let settings = Config::load_class(self.config.as_deref())
-            .map_err(|e| RpcError::precondition(crate::failure::chain(&e)))?;
-        let all = spec.annotations().clone().unwrap_or_default();
-        let refuse = |e: crate::plan::PlanError| RpcError::invalid(format!("sandbox {id}: {e}"));
-        let annotations = Annotations::parse(&all, &settings.pod_annotations).map_err(refuse)?;
-        let facts = facts::gather(&spec);
-        let plan = plan_sandbox(id, &spec, &annotations, &settings, &facts).map_err(refuse)?;
-        let plan = self.completed(plan, &settings);
+        let plan = self.plan_own(id, config, network)?;
+        let dns = config.map(|config| config.dns_config.get_or_default().clone()).unwrap_or_default();
         let files = self.bundle.join(FILES);
-        pod_config::write_files(&files, config)?;
-        if let Some(path) = &plan.cgroup {
+        pod_config::write_files(&files, &plan.hostname, &dns)?;
+        if let Some(path) = plan.cgroup.as_ref().filter(|_| joined.is_none()) {
             *joined = Some(self.join_cgroup(path)?);
         }
         self.own.set(Arc::new(PodSandbox::new(plan, files))).map_err(|_| exists())
+    }
+
+    fn plan_own(&self, id: &str, config: Option<&PodSandboxConfig>, network: &str) -> RpcResult<SandboxPlan> {
+        let spec = self.sandbox_spec(id, config, network)?;
+        let settings =
+            Config::load_class(self.config.as_deref()).map_err(|e| RpcError::precondition(chain(&e)))?;
+        let all = spec.annotations().clone().unwrap_or_default();
+        let refuse = |e: PlanError| RpcError::invalid(format!("sandbox {id}: {e}"));
+        let annotations = Annotations::parse(&all, &settings.pod_annotations).map_err(refuse)?;
+        let facts = facts::gather(&spec);
+        let plan = plan_sandbox(id, &spec, &annotations, &settings, &facts).map_err(refuse)?;
+        Ok(self.completed(plan, &settings))
+    }
+
+    /// The spec of the sandbox: made of the CRI's configuration, or that of the bundle, which other clients write.
+    fn sandbox_spec(&self, id: &str, config: Option<&PodSandboxConfig>, network: &str) -> RpcResult<Spec> {
+        let path = self.bundle.join("config.json");
+        if config.is_some() || !path.exists() {
+            return pod_config::spec(id, config.unwrap_or(&PodSandboxConfig::default()), network);
+        }
+        let invalid = |e| RpcError::invalid(format!("{}: {}", path.display(), chain(&e)));
+        pod_config::of_bundle(id, Spec::load(&path).map_err(invalid)?)
     }
 
     /// Joins the sandbox's cgroup, which a later `delete` finds by a file of the bundle if this process is killed.
@@ -285,8 +308,7 @@ mod tests {
     #[tokio::test]
     async fn requests_for_another_sandbox_are_refused_by_name() {
         let (_folder, pod) = pod();
-        let config = PodSandboxConfig::default();
-        let error = pod.create_sandbox("pod2", &config, "").unwrap_err().to_string();
+        let error = pod.create_sandbox("pod2", None, "").unwrap_err().to_string();
         assert!(error.contains("pod2") && error.contains("pod1"), "{error}");
         for error in [
             pod.start_sandbox("pod1").await.map(drop).unwrap_err(),
@@ -300,8 +322,8 @@ mod tests {
     #[tokio::test]
     async fn a_sandbox_keeps_its_shim_until_it_is_shut_down() {
         let (folder, pod) = pod();
-        pod.create_sandbox("pod1", &PodSandboxConfig::default(), "").unwrap();
-        assert!(pod.create_sandbox("pod1", &PodSandboxConfig::default(), "").is_err());
+        pod.create_sandbox("pod1", None, "").unwrap();
+        assert!(pod.create_sandbox("pod1", None, "").is_err());
         // The Task service's Shutdown after a container.
         pod.shut_down(false);
         assert!(!folder.path().join(super::super::ENDING_FILE).exists());
@@ -313,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn a_stopped_sandbox_has_ended_and_does_not_start() {
         let (_folder, pod) = pod();
-        pod.create_sandbox("pod1", &PodSandboxConfig::default(), "").unwrap();
+        pod.create_sandbox("pod1", None, "").unwrap();
         let own = pod.own_sandbox("pod1").unwrap();
         assert_eq!(own.state(), SandboxState::Created);
         pod.stop_sandbox("pod1").await.unwrap();

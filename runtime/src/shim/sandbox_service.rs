@@ -35,10 +35,8 @@ pub(super) fn services(pod: &Arc<Pod>) -> HashMap<String, TtrpcService> {
 struct SandboxService(Arc<Pod>);
 
 /// The pod's configuration; a client other than the CRI may have none.
-fn config(options: Option<Any>) -> RpcResult<PodSandboxConfig> {
-    let Some(options) = options.filter(|options| !options.type_url.is_empty()) else {
-        return Ok(PodSandboxConfig::default());
-    };
+fn config(options: Option<Any>) -> RpcResult<Option<PodSandboxConfig>> {
+    let Some(options) = options.filter(|options| !options.type_url.is_empty()) else { return Ok(None) };
     if !is_type(&options.type_url, "runtime.v1.PodSandboxConfig") {
         return Err(RpcError::invalid(format!(
             "options of type {:?}: expected runtime.v1.PodSandboxConfig",
@@ -46,6 +44,7 @@ fn config(options: Option<Any>) -> RpcResult<PodSandboxConfig> {
         )));
     }
     PodSandboxConfig::parse_from_bytes(&options.value)
+        .map(Some)
         .map_err(|e| RpcError::invalid(format!("options: runtime.v1.PodSandboxConfig: {e}")))
 }
 
@@ -62,7 +61,7 @@ impl Sandbox for SandboxService {
         let config = config(request.options.into_option())?;
         let pod = self.0.clone();
         let (id, network) = (request.sandbox_id, request.netns_path);
-        finish(async move { pod.create_sandbox(&id, &config, &network) }).await?;
+        finish(async move { pod.create_sandbox(&id, config.as_ref(), &network) }).await?;
         Ok(api::CreateSandboxResponse::new())
     }
 
@@ -182,8 +181,8 @@ mod tests {
         let any = |type_url: &str, value: &[u8]| {
             Some(Any { type_url: type_url.into(), value: value.into(), ..Default::default() })
         };
-        assert_eq!(config(None).unwrap(), PodSandboxConfig::default());
-        let named = config(any("runtime.v1.PodSandboxConfig", b"\x12\x04host")).unwrap();
+        assert_eq!(config(None).unwrap(), None);
+        let named = config(any("runtime.v1.PodSandboxConfig", b"\x12\x04host")).unwrap().unwrap();
         assert_eq!(named.hostname, "host");
         for (options, word) in [
             (any("runtime.v1alpha2.PodSandboxConfig", b""), "v1alpha2"),
