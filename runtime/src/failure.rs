@@ -237,7 +237,7 @@ impl Coded for StdioError {
     fn code(&self) -> Code {
         match self {
             Self::Uri { .. } => Code::INVALID_ARGUMENT,
-            Self::Open { source, .. } => of_io(source),
+            Self::Open { source, .. } | Self::Logger { source, .. } => of_io(source),
             Self::Secret(_) | Self::Connect { .. } => Code::INTERNAL,
         }
     }

@@ -141,7 +141,7 @@ async fn ask(
     sandbox: &Sandbox,
     devices: Vec<message::DeviceAssignment>,
 ) -> Result<Streams, CreateError> {
-    let (mut streams, stdio) = Streams::open(&options.uris, options.terminal)?;
+    let (mut streams, stdio) = Streams::open(&options.uris, options.terminal, &options.id).await?;
 
     let mut request = CreateContainerRequest::new();
     request.container_id.clone_from(&options.id);

@@ -172,7 +172,8 @@ impl Container {
     async fn run(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
         let sandbox = self.guest()?;
-        let (mut streams, stdio) = Streams::open(&process.uris, process.terminal)?;
+        let (mut streams, stdio) =
+            Streams::open(&process.uris, process.terminal, &process.id.exec_id).await?;
         let mut request = ExecProcessRequest::new();
         request.container_id.clone_from(&self.id);
         request.exec_id.clone_from(&process.id.exec_id);

@@ -52,6 +52,8 @@ pub(super) struct Pod {
     pub(super) events: Events,
     /// The id with which the shim was started: that of its sandbox.
     pub(super) id: String,
+    /// containerd's namespace, or the CLI's.
+    pub(super) namespace: String,
     /// The first container's bundle, in which the shared directory is.
     pub(super) bundle: PathBuf,
     /// The configuration of its runtime class.
@@ -98,6 +100,7 @@ impl Pod {
         Arc::new(Self {
             events: Events::new(&namespace),
             id,
+            namespace,
             bundle,
             config,
             own_network,

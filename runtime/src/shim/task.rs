@@ -99,6 +99,7 @@ impl Task for TaskService {
                 stdin: request.stdin.clone(),
                 stdout: request.stdout.clone(),
                 stderr: request.stderr.clone(),
+                namespace: self.0.namespace.clone(),
             },
             terminal: request.terminal,
             ..CreateOptions::default()
@@ -188,7 +189,12 @@ impl Task for TaskService {
 
     async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
         let container = self.0.container(&request.id).map_err(refused)?;
-        let uris = Uris { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+        let uris = Uris {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            namespace: self.0.namespace.clone(),
+        };
         let spec = request.spec.into_option().map(|any| any.value).unwrap_or_default();
         container.exec(&request.exec_id, uris, request.terminal, &spec).map_err(refused)?;
         Ok(api::Empty::new())
