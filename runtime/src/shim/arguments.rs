@@ -34,6 +34,8 @@ pub(super) struct Arguments {
     pub(super) debug: bool,
     /// The configuration of the pod's runtime class.
     pub(super) config: Option<PathBuf>,
+    /// containerd's program.
+    pub(super) caller: Option<PathBuf>,
     /// Ports of the host to hold. Only the CLI sets them.
     pub(super) ports: Vec<PortMapping>,
     pub(super) action: Action,
@@ -50,6 +52,7 @@ impl Arguments {
             bundle: None,
             debug: false,
             config: None,
+            caller: None,
             ports: Vec::new(),
             action: Action::Start,
             afterwards: Vec::new(),
@@ -95,8 +98,10 @@ impl Arguments {
                     let port = value()?.parse().map_err(|e| RpcError::invalid(format!("flag -hold: {e}")))?;
                     parsed.ports.push(port);
                 }
-                // Ignored: events go over ttrpc, and the shim chooses the socket's path.
-                "publish-binary" | "socket" | "debug-socket" => drop(value()?),
+                // It is not run: events go over ttrpc.
+                "publish-binary" => parsed.caller = Some(value()?.into()),
+                // Ignored: the shim chooses the socket's path.
+                "socket" | "debug-socket" => drop(value()?),
                 _ => return Err(RpcError::invalid(format!("unknown flag -{name}"))),
             }
         }
@@ -138,6 +143,7 @@ mod tests {
             bundle: None,
             debug: true,
             config: None,
+            caller: Some("/bin/c".into()),
             ports: Vec::new(),
             action: Action::Start,
             afterwards: Vec::new(),

@@ -3,16 +3,19 @@
 //! | containerd | standard input of `start` | `MAX_SHIM_VERSION` | answer |
 //! |---|---|---|---|
 //! | 1.6 | runtime options, or nothing | – | the address |
-//! | 1.7, 2.0 to 2.2 | the same | 2 | JSON, version 2 (1.7 refuses 3, and nothing tells the others apart) |
+//! | 1.7 | the same | 2 | JSON, version 2 |
+//! | 2.0 to 2.2 | the same | 2 | JSON, version 3 if its program is known (`caller`), else 2 |
 //! | from 2.3 | `BootstrapParams` | 2 | `BootstrapResult`, version 3 |
 //!
 //! The version is that of the Task service; this shim serves 2 and 3. containerd's `docs/runtime-v2.md`.
 
 use std::io;
 use std::io::Read;
+use std::path::Path;
 
 use protobuf::Message;
 
+use super::caller;
 use super::wire::Any;
 use super::wire::BootstrapParams;
 use super::wire::BootstrapResult;
@@ -49,10 +52,16 @@ pub(super) struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// Reads standard input to its end; the version is that of the environment.
-    pub(super) fn read(id: &str, namespace: &str) -> RpcResult<Self> {
+    /// Reads standard input to its end; the version is that of the environment, or of the caller's program.
+    pub(super) fn read(id: &str, namespace: &str, caller: Option<&Path>) -> RpcResult<Self> {
         let input = input()?;
-        let newest = std::env::var("MAX_SHIM_VERSION").ok().and_then(|version| version.parse().ok());
+        let newest: Option<u32> =
+            std::env::var("MAX_SHIM_VERSION").ok().and_then(|version| version.parse().ok());
+        // All say 2; what they use is another matter.
+        let newest = newest.map(|version| match caller {
+            Some(program) if caller::is_containerd_2(program) => version.max(NEWEST),
+            _ => version,
+        });
         Self::parse(&input, id, namespace, newest)
     }
 

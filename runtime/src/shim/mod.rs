@@ -9,6 +9,7 @@
 mod afterwards;
 mod arguments;
 mod bootstrap;
+mod caller;
 mod connections;
 mod delete;
 mod events;

@@ -22,7 +22,7 @@ use crate::plan::check_id;
 
 pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
     let bundle = arguments.bundle()?;
-    let bootstrap = Bootstrap::read(&arguments.id, &arguments.namespace)?;
+    let bootstrap = Bootstrap::read(&arguments.id, &arguments.namespace, arguments.caller.as_deref())?;
     let address = match sandbox_of(&bundle)? {
         // Another container of a pod: its shim runs, and containerd has the bundles in one directory.
         Some(sandbox) => {
