@@ -14,6 +14,7 @@ use crate::agent::AgentError;
 use crate::cdi::CdiError;
 use crate::cdi::RegistryError;
 use crate::container::CreateError;
+use crate::container::HookError;
 use crate::container::TaskError;
 use crate::container::io::StdioError;
 use crate::host::MountError;
@@ -113,6 +114,7 @@ impl Coded for CreateError {
             Self::Mount(error) => error.code(),
             Self::Assign(error) => error.code(),
             Self::Stdio(error) => error.code(),
+            Self::Hook(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Task(error) => error.code(),
         }
@@ -139,6 +141,7 @@ impl Coded for TaskError {
             Self::Malformed { .. } => Code::INVALID_ARGUMENT,
             Self::Panicked(_) => Code::INTERNAL,
             Self::Stdio(error) => error.code(),
+            Self::Hook(error) => error.code(),
             Self::Agent(error) => error.code(),
             Self::Resize(error) => error.code(),
             Self::Plan(error) => error.code(),
@@ -146,6 +149,15 @@ impl Coded for TaskError {
             Self::Mount(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::Assign(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for HookError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Run { source, .. } => of_io(source),
+            Self::Failed { .. } | Self::Slow { .. } => Code::INTERNAL,
         }
     }
 }
@@ -225,7 +237,7 @@ impl Coded for StdioError {
     fn code(&self) -> Code {
         match self {
             Self::Uri { .. } => Code::INVALID_ARGUMENT,
-            Self::Open { source, .. } => of_io(source),
+            Self::Open { source, .. } | Self::Logger { source, .. } => of_io(source),
             Self::Secret(_) | Self::Connect { .. } => Code::INTERNAL,
         }
     }

@@ -301,6 +301,7 @@ impl Making<'_> {
             debug: self.context.debug,
             ports: self.ports.clone(),
             afterwards,
+            ..LaunchOptions::default()
         })
         .context("cannot start the shim")?;
         let shim = shim_process(&bundle)?;

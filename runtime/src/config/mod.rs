@@ -1,6 +1,6 @@
 //! The administrator's configuration of every sandbox: one file and a few environment variables.
 //!
-//! `/etc/kiai/kiai.toml` (or the file that `KIAI_CONFIG` names) is read first; `KIAI_KERNEL` and `KIAI_INITRD` override
+//! `/etc/kiai/kiai.toml` (or the file that `KIAI_CONFIG` names, or the one of a pod's runtime class) is read first; `KIAI_KERNEL` and `KIAI_INITRD` override
 //! it. Annotations of a pod override both; module `plan` reads them. An unknown key is an error that names it.
 
 mod file;
@@ -72,10 +72,16 @@ impl Default for Config {
 impl Config {
     /// Reads the file and the environment. A missing file counts as empty, unless `KIAI_CONFIG` names it.
     pub fn load() -> Result<Self, ConfigError> {
+        Self::load_class(None)
+    }
+
+    /// The same for a pod of a runtime class, whose own file takes the place of the other.
+    pub fn load_class(class: Option<&Path>) -> Result<Self, ConfigError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let file = match variable("KIAI_CONFIG") {
-            Some(path) => File::read(Path::new(&path))?,
-            None => File::read_if_present(Path::new(DEFAULT_FILE))?,
+        let file = match (class, variable("KIAI_CONFIG")) {
+            (Some(path), _) => File::read(path)?,
+            (None, Some(path)) => File::read(Path::new(&path))?,
+            (None, None) => File::read_if_present(Path::new(DEFAULT_FILE))?,
         };
         let mut config = Self::resolve(file);
         if let Some(kernel) = variable("KIAI_KERNEL") {
@@ -123,6 +129,16 @@ mod tests {
         let config = Config::resolve(File::parse(Path::new("kiai.toml"), text).unwrap());
         assert_eq!((config.vcpus, config.memory_mib, config.kernel), (4, 512, "/k".into()));
         assert!(config.pod_annotations.is_empty());
+    }
+
+    #[test]
+    fn the_file_of_a_runtime_class_is_read_and_must_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("class.toml");
+        let missing = Config::load_class(Some(&path)).unwrap_err().to_string();
+        assert!(missing.contains("class.toml"), "{missing}");
+        std::fs::write(&path, "[sandbox]\nvcpus = 3\n").unwrap();
+        assert_eq!(Config::load_class(Some(&path)).unwrap().vcpus, 3);
     }
 
     #[test]

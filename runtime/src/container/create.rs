@@ -8,6 +8,8 @@ use std::sync::Arc;
 use kiai_protocol::agent::CreateContainerRequest;
 
 use super::Container;
+use super::HookError;
+use super::Hooks;
 use super::Process;
 use super::Report;
 use super::Reporter;
@@ -45,6 +47,8 @@ pub struct CreateOptions {
     pub uris: Uris,
     /// Its process has a terminal.
     pub terminal: bool,
+    /// Its hooks that run on the host.
+    pub hooks: Hooks,
 }
 
 /// Why a container was not created; nothing of it is left.
@@ -83,6 +87,9 @@ pub enum CreateError {
     /// A standard stream cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// A prestart or createRuntime hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The agent failed to create the container.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -111,7 +118,8 @@ pub async fn create(
             let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let applied =
                 resources.map_or_else(Applied::default, |resources| Applied::default().with(resources));
-            let started = (applied, plan.spec.process().clone().unwrap_or_default());
+            let process = plan.spec.process().clone().unwrap_or_default();
+            let started = (applied, process, options.hooks);
             let container =
                 Container::new(options.id, options.bundle, sandbox, init, assigned, started, reporter);
             let container = Arc::new(container);
@@ -133,7 +141,7 @@ async fn ask(
     sandbox: &Sandbox,
     devices: Vec<message::DeviceAssignment>,
 ) -> Result<Streams, CreateError> {
-    let (mut streams, stdio) = Streams::open(&options.uris, options.terminal)?;
+    let (mut streams, stdio) = Streams::open(&options.uris, options.terminal, &options.id).await?;
 
     let mut request = CreateContainerRequest::new();
     request.container_id.clone_from(&options.id);

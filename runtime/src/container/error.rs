@@ -8,6 +8,7 @@ use crate::plan::PlanError;
 use crate::sandbox::AssignError;
 use crate::sandbox::ResizeError;
 
+use super::HookError;
 use super::io::StdioError;
 
 /// Why a request was not carried out; nothing changed.
@@ -54,6 +55,9 @@ pub enum TaskError {
     /// A standard stream cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// A poststart hook failed; the container was killed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The agent refused, or did not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),

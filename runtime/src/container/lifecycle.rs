@@ -13,14 +13,16 @@ use super::ProcessState;
 use super::os::AsyncMutex;
 use super::os::watch;
 
-/// Exit status of a process that was killed with its container, or was removed before it was started.
-const KILLED: u32 = 137;
+/// Exit status of a process that was killed with its container.
+pub(super) const KILLED: u32 = 137;
 
 /// The state of one process.
 pub(super) struct Lifecycle {
     state: watch::Sender<ProcessState>,
     /// Locked for a turn. True once the process was removed.
     removed: AsyncMutex<bool>,
+    /// Exit status if the process is removed and was never started.
+    never_started: u32,
 }
 
 /// Why a state did not change.
@@ -42,9 +44,11 @@ pub(super) enum NotRemoved {
 }
 
 impl Lifecycle {
-    /// The lifecycle of a process that was created.
-    pub(super) fn new() -> Self {
-        Self { state: watch::channel(ProcessState::Created).0, removed: AsyncMutex::new(false) }
+    /// The lifecycle of a process that was created. `never_started` is its exit status if it is removed before it was
+    /// started.
+    pub(super) fn new(never_started: u32) -> Self {
+        let state = watch::channel(ProcessState::Created).0;
+        Self { state, removed: AsyncMutex::new(false), never_started }
     }
 
     pub(super) fn state(&self) -> ProcessState {
@@ -93,7 +97,7 @@ impl Lifecycle {
         let exit = match state {
             ProcessState::Running | ProcessState::Paused => return Err(NotRemoved::State(state)),
             ProcessState::Stopped(exit) => exit,
-            ProcessState::Created => Exit::now(KILLED),
+            ProcessState::Created => Exit::now(self.never_started),
         };
         work(state).await;
         report(exit);

@@ -1,12 +1,13 @@
 //! One container of a sandbox: its creation, and the requests it serves until it is removed.
 //!
 //! `create` creates a container; `process` is its init or a process run in it later, `lifecycle` the states of each
-//! process, `table` the containers and processes by id; `plug` plugs volumes, devices and interfaces, by the plans of
+//! process, `table` the containers and processes by id; `hooks` programs of the host that a spec names; `plug` plugs volumes, devices and interfaces, by the plans of
 //! `plug_plan`. Knows no message of containerd: `shim` decodes requests, and publishes each [`Report`].
 
 mod create;
 pub mod devices;
 mod error;
+mod hooks;
 pub mod io;
 mod lifecycle;
 mod limits;
@@ -25,6 +26,8 @@ pub use create::CreateError;
 pub use create::CreateOptions;
 pub use create::create;
 pub use error::TaskError;
+pub use hooks::HookError;
+pub use hooks::Hooks;
 pub use plug::UnplugOptions;
 pub use plug_plan::PlugOptions;
 pub use plug_plan::PlugVolume;

@@ -10,6 +10,7 @@ use super::TaskError;
 use super::io::Streams;
 use super::io::Uris;
 use super::io::Written;
+use super::lifecycle::KILLED;
 use super::lifecycle::Lifecycle;
 use super::lifecycle::Unchanged;
 
@@ -78,7 +79,10 @@ impl Process {
         let mut id = ProcessRequest::new();
         id.container_id = container_id.into();
         id.exec_id = exec_id.into();
-        Self { id, uris, terminal, lifecycle: Lifecycle::new(), streams: Mutex::default() }
+        // An init that is removed is killed while it waits for its start; a process that was only registered never
+        // was, and clients take another status than 0 for its failure.
+        let never_started = if exec_id.is_empty() { KILLED } else { 0 };
+        Self { id, uris, terminal, lifecycle: Lifecycle::new(never_started), streams: Mutex::default() }
     }
 
     /// Its name in messages: "container c" or "container c: process e".
@@ -144,6 +148,20 @@ impl Process {
             }
             Unchanged::State(state) => self.wrong_state(request, state),
             Unchanged::Guest(error) => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_never_started_has_not_failed_and_an_init_was_killed() {
+        for (exec_id, status) in [("exec", 0), ("", 137)] {
+            let process = Process::new("container", exec_id, Uris::default(), false);
+            let exit = process.lifecycle.remove(async |_| (), |_| ()).await.unwrap();
+            assert_eq!((exit.status, process.wait().await.status), (status, status), "{exec_id:?}");
         }
     }
 }

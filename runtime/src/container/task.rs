@@ -13,6 +13,7 @@ use oci_spec::runtime::Process as ProcessSpec;
 use parking_lot::Mutex;
 
 use super::Exit;
+use super::Hooks;
 use super::Process;
 use super::ProcessState;
 use super::Report;
@@ -52,6 +53,7 @@ pub struct Container {
     pub init: Arc<Process>,
     /// The OCI `process` object of its init.
     pub(super) process: ProcessSpec,
+    hooks: Hooks,
     sandbox: Arc<Sandbox>,
     /// Processes run in it later. Closed once the container is being removed.
     execs: Table<Exec>,
@@ -86,7 +88,7 @@ impl Container {
         sandbox: Arc<Sandbox>,
         init: Process,
         assigned: (ContainerMounts, Assignment),
-        (applied, process): (Applied, ProcessSpec),
+        (applied, process, hooks): (Applied, ProcessSpec, Hooks),
         reporter: Reporter,
     ) -> Self {
         Self {
@@ -95,6 +97,7 @@ impl Container {
             init: Arc::new(init),
             sandbox,
             process,
+            hooks,
             execs: Table::default(),
             assigned: Mutex::new(Some(assigned)),
             plugged: tokio::sync::Mutex::new(Some(Plugged::default())),
@@ -144,7 +147,8 @@ impl Container {
         if exec_id.is_empty() {
             let ask = async { Ok(self.guest()?.agent.start_container(&self.id).await?) };
             let started = self.init.lifecycle.change(states, ask, || self.report(Report::Started)).await;
-            return started.map_err(|why| self.init.unchanged("start", why));
+            started.map_err(|why| self.init.unchanged("start", why))?;
+            return self.run_hooks().await;
         }
         let exec = self.find(exec_id)?;
         let tell = || {
@@ -155,11 +159,21 @@ impl Container {
         started.map_err(|why| exec.process.unchanged("start", why))
     }
 
+    /// Runs the hooks of a started container. One that fails ends the container (runtime.md#lifecycle).
+    async fn run_hooks(&self) -> Result<(), TaskError> {
+        let Err(failed) = self.hooks.started().await else { return Ok(()) };
+        if let Err(error) = self.kill("", SIGKILL, true).await {
+            tracing::warn!(container = self.id, error = %crate::failure::chain(&error), "kill");
+        }
+        Err(failed.into())
+    }
+
     /// Has the agent run a registered process.
     async fn run(&self, exec: &Exec) -> Result<(), TaskError> {
         let process = &exec.process;
         let sandbox = self.guest()?;
-        let (mut streams, stdio) = Streams::open(&process.uris, process.terminal)?;
+        let (mut streams, stdio) =
+            Streams::open(&process.uris, process.terminal, &process.id.exec_id).await?;
         let mut request = ExecProcessRequest::new();
         request.container_id.clone_from(&self.id);
         request.exec_id.clone_from(&process.id.exec_id);
@@ -293,6 +307,7 @@ impl Container {
             NotRemoved::Gone => TaskError::NoContainer(self.id.clone()),
         })?;
         self.init.drop_streams();
+        self.hooks.stopped().await;
         Ok(Removed { exit })
     }
 

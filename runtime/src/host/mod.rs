@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod facts;
 pub mod mount;
+pub mod namespaces;
 pub mod network;
 mod overlay;
 pub mod pci;

@@ -8,7 +8,6 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -34,6 +33,7 @@ use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::route::RouteType;
 use rtnetlink::RouteMessageBuilder;
 
+use super::namespaces;
 use super::redirect::redirect;
 use super::tap;
 
@@ -152,9 +152,8 @@ pub enum NetworkError {
 pub fn take_over(path: &Path, queues: usize, named: Option<&[String]>) -> Result<Network, NetworkError> {
     let failed = |source| NetworkError::Namespace { path: path.into(), source };
     let namespace = File::open(path).map_err(failed)?;
-    let own = std::fs::metadata("/proc/self/ns/net").map_err(failed)?;
     let wanted = namespace.metadata().map_err(failed)?;
-    if (own.dev(), own.ino()) == (wanted.dev(), wanted.ino()) {
+    if namespaces::is_hosts_network(&wanted).map_err(failed)? {
         return Err(NetworkError::Host(path.into()));
     }
     let work = move || {

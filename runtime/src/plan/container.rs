@@ -5,11 +5,13 @@ use oci_spec::runtime::Spec;
 use super::Annotations;
 use super::Disk;
 use super::HostFacts;
+use super::HostHooks;
 use super::PassthroughFunction;
 use super::PlanError;
 use super::Role;
 use super::Volume;
 use super::devices;
+use super::hooks;
 use super::mounts;
 use super::namespaces;
 
@@ -26,6 +28,8 @@ pub struct ContainerPlan {
     pub functions: Vec<PassthroughFunction>,
     /// The container gets a node of every device of the guest, besides those of its spec.
     pub all_devices: bool,
+    /// Hooks that run on the host.
+    pub hooks: HostHooks,
     /// The process has a terminal.
     pub terminal: bool,
     /// Rows and columns of the terminal; 0 leaves the kernel's default.
@@ -47,7 +51,6 @@ pub fn plan_container(
     facts: &HostFacts,
 ) -> Result<ContainerPlan, PlanError> {
     check_id(container_id)?;
-    check_hooks(spec)?;
     let process = spec.process().as_ref().ok_or(PlanError::Missing("process"))?;
     let terminal = process.terminal().unwrap_or(false);
     let size = |figure: u64| u32::try_from(figure).unwrap_or(0);
@@ -55,6 +58,7 @@ pub fn plan_container(
         process.console_size().map_or((0, 0), |console| (size(console.height()), size(console.width())));
 
     let mut spec = spec.clone();
+    let hooks = hooks::plan_hooks(&mut spec)?;
     let mut all = spec.mounts().clone().unwrap_or_default();
     let volumes = mounts::plan_mounts(container_id, &mut all, facts)?;
     spec.set_mounts(Some(all));
@@ -74,25 +78,7 @@ pub fn plan_container(
         spec.set_hostname(None);
     }
     let all_devices = annotations.all_devices;
-    Ok(ContainerPlan { spec, volumes, disks, functions, all_devices, terminal, terminal_size })
-}
-
-/// Refuses hooks: they are programs of the host that expect the container's namespaces and process on the host.
-/// startContainer hooks are allowed, because they are programs of the container and run in it
-/// (config.md#startContainer).
-fn check_hooks(spec: &Spec) -> Result<(), PlanError> {
-    let Some(hooks) = spec.hooks() else { return Ok(()) };
-    let all = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    match all.iter().find(|(_, hooks)| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty())) {
-        Some((name, _)) => Err(PlanError::Hooks(name)),
-        None => Ok(()),
-    }
+    Ok(ContainerPlan { spec, volumes, disks, functions, all_devices, hooks, terminal, terminal_size })
 }
 
 #[cfg(test)]
@@ -124,11 +110,11 @@ mod tests {
     }
 
     #[test]
-    fn hooks_are_refused_by_name() {
+    fn hooks_of_the_host_do_not_reach_the_agent() {
         let text = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":["x"],"user":{"uid":0,"gid":0}},
             "linux":{},"hooks":{"poststart":[{"path":"/bin/true"}]}}"#;
         let spec: Spec = serde_json::from_str(text).unwrap();
-        let error = plan_container("c", &spec, &Annotations::default(), &HostFacts::default()).unwrap_err();
-        assert_eq!(error, PlanError::Hooks("poststart"));
+        let plan = plan_container("c", &spec, &Annotations::default(), &HostFacts::default()).unwrap();
+        assert_eq!((plan.hooks.poststart.len(), plan.spec.hooks()), (1, &None));
     }
 }

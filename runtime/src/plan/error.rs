@@ -71,9 +71,19 @@ pub enum PlanError {
         /// The namespace's path.
         path: PathBuf,
     },
-    /// OCI hooks that would run on the host.
+    /// OCI hooks that would be programs of the host in the container's namespaces.
     #[error("{0} hooks are not supported: they are programs of the host, which cannot reach into a microVM")]
     Hooks(&'static str),
+    /// A hook that breaks the OCI runtime-spec.
+    #[error("{kind} hook {path}: {reason}")]
+    Hook {
+        /// The list it is in.
+        kind: &'static str,
+        /// Its program.
+        path: PathBuf,
+        /// What is wrong with it, as a verb phrase.
+        reason: &'static str,
+    },
     /// More memory or vCPUs than the microVM can have.
     #[error("{0}")]
     TooBig(String),

@@ -5,9 +5,33 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::LinuxNamespace;
 use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::Spec;
 
 use super::PlanError;
 use super::Role;
+use super::hooks;
+
+/// The network namespace on the host of a pod's sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// None: the spec has none, or neither its path nor hooks that fill a new one.
+    None,
+    /// It is at this path.
+    At(PathBuf),
+    /// A new one, which hooks fill.
+    New,
+}
+
+/// The network namespace for the sandbox of a spec.
+pub fn network_namespace(spec: &Spec) -> NetworkNamespace {
+    let all = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let own = all.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    match network_path(all) {
+        Some(path) => NetworkNamespace::At(path),
+        None if own && hooks::need_network(spec) => NetworkNamespace::New,
+        None => NetworkNamespace::None,
+    }
+}
 
 /// The path of the network namespace with the sandbox's interfaces, if the spec has one.
 pub(super) fn network_path(namespaces: &[LinuxNamespace]) -> Option<PathBuf> {
@@ -70,6 +94,24 @@ mod tests {
         assert_eq!(network_path(&all), Some("/run/netns/x".into()));
         assert_eq!(network_path(&all[1..]), None);
         assert_eq!(plan_namespaces(&all, &Role::Single).unwrap(), [namespace(LinuxNamespaceType::Pid, "")]);
+    }
+
+    #[test]
+    fn hooks_get_a_network_namespace_if_nobody_has_made_one() {
+        let spec = |namespaces: &str, hooks: &str| -> Spec {
+            let linux = format!(r#"{{"namespaces":[{namespaces}]}}"#);
+            let text = format!(r#"{{"ociVersion":"1.0.2","linux":{linux},"hooks":{hooks}}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        let hooks = r#"{"createRuntime":[{"path":"/x"}]}"#;
+        for (namespaces, hooks, expected) in [
+            (r#"{"type":"network"}"#, hooks, NetworkNamespace::New),
+            (r#"{"type":"network"}"#, "{}", NetworkNamespace::None),
+            (r#"{"type":"pid"}"#, hooks, NetworkNamespace::None),
+            (r#"{"type":"network","path":"/n"}"#, hooks, NetworkNamespace::At("/n".into())),
+        ] {
+            assert_eq!(network_namespace(&spec(namespaces, hooks)), expected, "{namespaces} {hooks}");
+        }
     }
 
     #[test]

@@ -45,6 +45,12 @@ impl Sandbox {
         Err(DeadGuest)
     }
 
+    /// Whether the machine runs and the guest gives a sign of life.
+    pub async fn is_alive(&self) -> bool {
+        let sign = tokio::time::timeout(QUIET, self.agent.is_alive());
+        self.end.ended().is_none() && sign.await.is_ok()
+    }
+
     async fn stop(&self) {
         self.end.expect();
         let vm = self.vm.0.clone();

@@ -9,6 +9,8 @@ use std::io;
 use std::process::Command;
 use std::process::Stdio;
 
+use crate::host::namespaces;
+
 /// The program to start when the shim ends.
 pub(super) struct Afterwards {
     words: Vec<String>,
@@ -32,7 +34,8 @@ impl Afterwards {
         let started = std::env::current_exe().and_then(|program| {
             let mut command = Command::new(program);
             command.args(&self.words).stdin(Stdio::from(self.mounts)).stdout(Stdio::null());
-            command.current_dir("/").spawn()
+            // CNI plugins look at the host's network.
+            namespaces::spawn(command.current_dir("/"))
         });
         if let Err(error) = started {
             tracing::error!(%error, "the container cannot be released now; the next `kiai ps` releases it");

@@ -14,6 +14,10 @@ pub(super) enum Action {
     Start,
     /// Clear up after a shim that is gone, and print how its task ended.
     Delete,
+    /// Say what this runtime can do.
+    Info,
+    /// Say which version this is.
+    Version,
     /// Serve the Task service. Not part of containerd's interface: `launch` runs it.
     Serve,
 }
@@ -28,6 +32,10 @@ pub(super) struct Arguments {
     /// The bundle; without the flag, the working directory.
     bundle: Option<PathBuf>,
     pub(super) debug: bool,
+    /// The configuration of the pod's runtime class.
+    pub(super) config: Option<PathBuf>,
+    /// containerd's program.
+    pub(super) caller: Option<PathBuf>,
     /// Ports of the host to hold. Only the CLI sets them.
     pub(super) ports: Vec<PortMapping>,
     pub(super) action: Action,
@@ -43,11 +51,13 @@ impl Arguments {
             address: String::new(),
             bundle: None,
             debug: false,
+            config: None,
+            caller: None,
             ports: Vec::new(),
             action: Action::Start,
             afterwards: Vec::new(),
         };
-        let mut action = None;
+        let (mut action, mut asked) = (None, None);
         let mut rest = words.iter();
         while let Some(word) = rest.next() {
             if word == "--" {
@@ -66,6 +76,14 @@ impl Arguments {
                 parsed.debug = value.as_deref() != Some("false");
                 continue;
             }
+            match name {
+                "info" => asked = Some(Action::Info),
+                "v" | "version" => asked = Some(Action::Version),
+                _ => {}
+            }
+            if matches!(name, "info" | "v" | "version") {
+                continue;
+            }
             let mut value = || {
                 let value = value.clone().or_else(|| rest.next().cloned());
                 value.ok_or_else(|| RpcError::invalid(format!("flag -{name} has no value")))
@@ -74,22 +92,26 @@ impl Arguments {
                 "namespace" => parsed.namespace = value()?,
                 "id" => parsed.id = value()?,
                 "address" => parsed.address = value()?,
+                "config" => parsed.config = Some(value()?.into()),
                 "bundle" => parsed.bundle = Some(value()?.into()),
                 "hold" => {
                     let port = value()?.parse().map_err(|e| RpcError::invalid(format!("flag -hold: {e}")))?;
                     parsed.ports.push(port);
                 }
-                // Ignored: events go over ttrpc, and the shim chooses the socket's path.
-                "publish-binary" | "socket" => drop(value()?),
+                // It is not run: events go over ttrpc.
+                "publish-binary" => parsed.caller = Some(value()?.into()),
+                // Ignored: the shim chooses the socket's path.
+                "socket" | "debug-socket" => drop(value()?),
                 _ => return Err(RpcError::invalid(format!("unknown flag -{name}"))),
             }
         }
-        parsed.action = match action {
-            Some("start") => Action::Start,
-            Some("delete") => Action::Delete,
-            Some("serve") => Action::Serve,
-            Some(other) => return Err(RpcError::invalid(format!("unknown action {other:?}"))),
-            None => return Err(RpcError::invalid("no action: start or delete")),
+        parsed.action = match (asked, action) {
+            (Some(asked), _) => asked,
+            (None, Some("start")) => Action::Start,
+            (None, Some("delete")) => Action::Delete,
+            (None, Some("serve")) => Action::Serve,
+            (None, Some(other)) => return Err(RpcError::invalid(format!("unknown action {other:?}"))),
+            (None, None) => return Err(RpcError::invalid("no action: start or delete")),
         };
         Ok(parsed)
     }
@@ -120,6 +142,8 @@ mod tests {
             address: "/run/c.sock".into(),
             bundle: None,
             debug: true,
+            config: None,
+            caller: Some("/bin/c".into()),
             ports: Vec::new(),
             action: Action::Start,
             afterwards: Vec::new(),
@@ -129,6 +153,9 @@ mod tests {
         assert_eq!((serve.action, serve.afterwards.join(" ")), (Action::Serve, "release --debug x".into()));
         assert_eq!(serve.ports, ["8080:80".parse().unwrap()]);
         assert!(!serve.debug, "those words are not the shim's");
+        assert_eq!(parse("-info").unwrap().action, Action::Info);
+        assert_eq!(parse("--version").unwrap().action, Action::Version);
+        assert_eq!(parse("-config /k.toml -id x serve").unwrap().config, Some("/k.toml".into()));
         let delete = parse("-namespace n -id x -bundle /b delete").unwrap();
         assert_eq!((delete.action, delete.bundle().unwrap()), (Action::Delete, "/b".into()));
     }

@@ -13,6 +13,8 @@ use std::time::SystemTime;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
+use super::EVENTS_VARIABLE;
+
 /// How long containerd may take for one event.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -29,11 +31,13 @@ enum Word {
 impl Events {
     /// Publishes to containerd's ttrpc socket, which is in `TTRPC_ADDRESS`; the CLI sets none.
     pub(super) fn new(namespace: &str) -> Self {
-        let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
+        let address = std::env::var(EVENTS_VARIABLE).ok().filter(|address| !address.is_empty());
         let sender = address.map(|address| {
             // Unbounded, because each process of the pod causes a handful of events only.
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(forward(address, receiver));
+            // A path, or its URI.
+            let path = address.strip_prefix("unix://").unwrap_or(&address).to_owned();
+            tokio::spawn(forward(path, receiver));
             sender
         });
         Self(sender, namespace.to_owned())
@@ -65,30 +69,40 @@ impl Events {
 async fn forward(address: String, mut words: mpsc::UnboundedReceiver<Word>) {
     let mut client: Option<EventsClient> = None;
     while let Some(word) = words.recv().await {
-        let envelope = match word {
-            Word::Event(envelope) => envelope,
-            Word::Flush(flushed) => {
-                let _ = flushed.send(());
-                continue;
-            }
-        };
-        let topic = envelope.topic.clone();
-        if client.is_none() {
+        match word {
+            Word::Event(envelope) => publish(&address, &mut client, envelope).await,
+            Word::Flush(flushed) => drop(flushed.send(())),
+        }
+    }
+}
+
+/// Publishes an event. A connection of before may be broken, as containerd was started anew: then it is tried again
+/// on a new one.
+async fn publish(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) {
+    let topic = envelope.topic.clone();
+    let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
+    loop {
+        let fresh = client.is_none();
+        if fresh {
             match Client::connect(&format!("unix://{address}")).await {
-                Ok(connection) => client = Some(EventsClient::new(connection)),
-                Err(e) => {
-                    tracing::warn!("event {topic}: {address}: {e}");
-                    continue;
-                }
+                Ok(connection) => *client = Some(EventsClient::new(connection)),
+                Err(e) => return tracing::warn!("event {topic}: {address}: {e}"),
             }
         }
-        let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
+        let Some(connected) = client.as_ref() else { return };
         let context = ttrpc::context::with_duration(DEADLINE);
-        if let Some(connected) = &client
-            && let Err(e) = connected.forward(context, &request).await
-        {
-            tracing::warn!("event {topic}: {e}");
-            client = None;
+        match connected.forward(context, &request).await {
+            Ok(_) => return,
+            // containerd has refused it, or is slow (`Others`) and may have it.
+            Err(error @ (ttrpc::Error::RpcStatus(_) | ttrpc::Error::Others(_))) => {
+                return tracing::warn!("event {topic}: {error}");
+            }
+            Err(error) => {
+                *client = None;
+                if fresh {
+                    return tracing::warn!("event {topic}: {error}");
+                }
+            }
         }
     }
 }
@@ -113,4 +127,53 @@ pub(super) fn timestamp(time: SystemTime) -> Timestamp {
 
 fn descriptor_of<M: MessageFull>(_: &M) -> containerd_shim_protos::protobuf::reflect::MessageDescriptor {
     M::descriptor()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use containerd_shim_protos::api::Empty;
+    use containerd_shim_protos::shim_async::Events as EventsService;
+    use containerd_shim_protos::shim_async::create_events;
+    use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+    use containerd_shim_protos::ttrpc::asynchronous::Server;
+
+    use super::*;
+
+    struct Containerd(mpsc::UnboundedSender<String>);
+
+    #[async_trait::async_trait]
+    impl EventsService for Containerd {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            self.0.send(request.envelope.topic.clone()).unwrap();
+            Ok(Empty::new())
+        }
+    }
+
+    async fn containerd(address: &str, topics: &mpsc::UnboundedSender<String>) -> Server {
+        let _ = std::fs::remove_file(address);
+        let service: HashMap<_, _> = create_events(Arc::new(Containerd(topics.clone())));
+        let mut server = Server::new().bind(&format!("unix://{address}")).unwrap().register_service(service);
+        server.start().await.unwrap();
+        server
+    }
+
+    #[tokio::test]
+    async fn the_first_event_after_a_restart_of_containerd_is_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = folder.path().join("events").display().to_string();
+        let (topics, mut published) = mpsc::unbounded_channel();
+        let event = |topic: &str| Envelope { topic: topic.into(), ..Default::default() };
+        let mut client = None;
+        let mut first = containerd(&address, &topics).await;
+        publish(&address, &mut client, event("before")).await;
+        first.shutdown().await.unwrap();
+        drop(first);
+        let _second = containerd(&address, &topics).await;
+        publish(&address, &mut client, event("after")).await;
+        assert_eq!(published.recv().await.as_deref(), Some("before"));
+        assert_eq!(published.try_recv().as_deref(), Ok("after"));
+    }
 }

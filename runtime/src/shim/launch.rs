@@ -20,6 +20,7 @@ use sha2::Digest;
 use sha2::Sha256;
 
 use super::ADDRESS_FILE;
+use super::EVENTS_VARIABLE;
 use super::LOG_FILE;
 use super::PID_FILE;
 use super::SHIM_NAME;
@@ -43,8 +44,12 @@ pub struct LaunchOptions {
     pub bundle: PathBuf,
     /// containerd's socket; none for the CLI.
     pub address: Option<PathBuf>,
+    /// containerd's socket for events, if the environment does not have it.
+    pub events: Option<String>,
     /// The shim logs debug messages.
     pub debug: bool,
+    /// The configuration of the pod's runtime class; none for the default one.
+    pub config: Option<PathBuf>,
     /// Ports of the host that the shim holds while it lives.
     pub ports: Vec<PortMapping>,
     /// Arguments with which the shim runs this program once its first container has ended; none for a container in the
@@ -93,8 +98,14 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> RpcResult<()> {
     if let Some(address) = &options.address {
         command.arg("-address").arg(address);
     }
+    if let Some(events) = &options.events {
+        command.env(EVENTS_VARIABLE, events);
+    }
     if options.debug {
         command.arg("-debug");
+    }
+    if let Some(config) = &options.config {
+        command.arg("-config").arg(config);
     }
     for port in &options.ports {
         command.args(["-hold", &port.to_string()]);
@@ -108,10 +119,14 @@ fn spawn(options: &LaunchOptions, listener: UnixListener) -> RpcResult<()> {
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::from(told))
         .stderr(Stdio::from(log));
-    let child = command.spawn().map_err(failed)?;
+    let mut child = command.spawn().map_err(failed)?;
     // The command holds copies of the pipe's ends: once they are closed, a shim that dies ends the read.
     drop(command);
-    fs::write(bundle.join(PID_FILE), child.id().to_string()).map_err(failed)?;
+    if let Err(e) = fs::write(bundle.join(PID_FILE), child.id().to_string()) {
+        // Nobody would find it.
+        let _ = child.kill().and_then(|()| child.wait());
+        return Err(failed(e));
+    }
     let mut word = String::new();
     let read = says.by_ref().take(64 << 10).read_to_string(&mut word);
     // Not waited for: the shim outlives this process, and init reaps it.
@@ -132,7 +147,7 @@ pub(super) fn address(socket: &Path) -> String {
 }
 
 /// The path of the shim's socket, which is short whatever the names are: it has at most 107 bytes.
-fn socket_path(options: &LaunchOptions) -> PathBuf {
+pub(super) fn socket_path(options: &LaunchOptions) -> PathBuf {
     // Two containerds, or two state directories, may use the same names.
     let whose = options.address.as_deref().unwrap_or(&options.bundle);
     let name = format!("{}/{}/{}", whose.display(), options.namespace, options.id);

@@ -20,15 +20,19 @@ use super::arguments::Arguments;
 use super::connections;
 use super::launch::SERVING;
 use super::pod::Pod;
+use super::pod::PodOptions;
 use super::task;
 use crate::failure::RpcError;
 use crate::failure::RpcResult;
 use crate::failure::chain;
 use crate::host::cgroup;
 use crate::host::mount;
+use crate::host::namespaces;
 use crate::host::process;
 use crate::network::held;
 use crate::network::held::Held;
+use crate::plan;
+use crate::plan::NetworkNamespace;
 
 /// How long the last answers and events may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -64,6 +68,8 @@ struct Prepared {
     /// Held until the process ends.
     _ports: Held,
     afterwards: Option<Afterwards>,
+    /// The process is in a network namespace that was made for the pod.
+    own_network: bool,
     cgroup: Option<cgroup::Joined>,
 }
 
@@ -74,17 +80,40 @@ fn prepare(arguments: &Arguments) -> RpcResult<Prepared> {
     log(arguments.debug);
     let afterwards =
         Afterwards::of(&arguments.afterwards).map_err(|e| RpcError::host("mount namespace", &e))?;
+    namespaces::remember().map_err(|e| RpcError::host("namespaces of the host", &e))?;
     // A namespace belongs to a thread, and threads that it starts inherit it.
     mount::enter_own_namespace().map_err(|e| RpcError::host("mount namespace", &e))?;
     process::protect_from_oom();
     let ports = held::hold(&arguments.ports).map_err(|e| RpcError::already_exists(chain(&e)))?;
     let bundle = arguments.bundle()?;
     // If the spec cannot be read, the first create refuses it.
-    let cgroup = Spec::load(bundle.join("config.json")).ok().and_then(|spec| {
+    let spec = Spec::load(bundle.join("config.json")).ok();
+    // After the ports, which are of the host.
+    let own_network = spec.as_ref().map_or(Ok(false), enter_network)?;
+    let cgroup = spec.and_then(|spec| {
         let path = spec.linux().as_ref()?.cgroups_path().clone()?;
         (!path.as_os_str().is_empty()).then(|| cgroup::join(&cgroup::relative_path(&path)))
     });
-    Ok(Prepared { bundle, _ports: ports, afterwards, cgroup })
+    Ok(Prepared { bundle, _ports: ports, afterwards, own_network, cgroup })
+}
+
+/// Enters the pod's network namespace: clients and hooks look for the pod's interfaces by the pid of its task. Returns
+/// whether it was made for the pod.
+fn enter_network(spec: &Spec) -> RpcResult<bool> {
+    match plan::network_namespace(spec) {
+        NetworkNamespace::None => Ok(false),
+        NetworkNamespace::At(path) => {
+            if let Err(error) = namespaces::enter_network(&path) {
+                // The first create names it, unless it is there by then.
+                tracing::warn!(path = %path.display(), %error, "enter network namespace");
+            }
+            Ok(false)
+        }
+        NetworkNamespace::New => {
+            namespaces::enter_new_network().map_err(|e| RpcError::host("network namespace", &e))?;
+            Ok(true)
+        }
+    }
 }
 
 fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: &mut File) -> RpcResult<()> {
@@ -94,8 +123,18 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
         .enable_all()
         .build()
         .map_err(|e| RpcError::host("tokio runtime", &e))?;
+    let entered = runtime.enter();
+    let pod = Pod::new(PodOptions {
+        id: arguments.id.clone(),
+        namespace: arguments.namespace.clone(),
+        bundle: prepared.bundle,
+        config: arguments.config.clone(),
+        own_network: prepared.own_network,
+        afterwards: prepared.afterwards,
+    });
+    drop(entered);
+    *pod.cgroup.lock() = prepared.cgroup;
     let result = runtime.block_on(async {
-        let pod = Pod::new(&arguments.namespace, prepared.bundle, prepared.afterwards);
         let (open, mut closed) = mpsc::channel(1);
         let listener =
             connections::listen(listener, open).map_err(|e| RpcError::host("listening socket", &e))?;
@@ -128,10 +167,12 @@ fn run(arguments: &Arguments, listener: UnixListener, prepared: Prepared, told: 
     if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
         let _ = fs::remove_file(path);
     }
+    let cgroup = pod.cgroup.lock().take();
+    drop(pod);
     // Dropping the tasks drops the last reference to the VM. KVM has a thread in this process's cgroup as long as the
     // VM exists, and a cgroup with a thread cannot be removed.
     runtime.shutdown_timeout(LAST_WORDS);
-    if let Some(cgroup) = prepared.cgroup {
+    if let Some(cgroup) = cgroup {
         cgroup.leave();
     }
     result

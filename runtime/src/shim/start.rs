@@ -9,8 +9,10 @@ use oci_spec::runtime::Spec;
 
 use super::ADDRESS_FILE;
 use super::arguments::Arguments;
+use super::bootstrap::Bootstrap;
 use super::launch;
 use super::launch::LaunchOptions;
+use super::options::ConfigSource;
 use crate::failure::RpcError;
 use crate::failure::RpcResult;
 use crate::failure::chain;
@@ -18,56 +20,61 @@ use crate::plan::Annotations;
 use crate::plan::Role;
 use crate::plan::check_id;
 
-/// The version of the Task service that containerd 2 asks for.
-const BOOTSTRAP_VERSION: u32 = 3;
-
 pub(super) fn start(arguments: &Arguments) -> RpcResult<()> {
     let bundle = arguments.bundle()?;
+    let bootstrap = Bootstrap::read(&arguments.id, &arguments.namespace, arguments.caller.as_deref())?;
     let address = match sandbox_of(&bundle)? {
         // Another container of a pod: its shim runs, and containerd has the bundles in one directory.
         Some(sandbox) => {
-            let theirs = bundle.with_file_name(&sandbox).join(ADDRESS_FILE);
-            let address = fs::read_to_string(&theirs).map_err(|e| {
-                RpcError::precondition(format!("sandbox {sandbox} is not running: {}: {e}", theirs.display()))
-            })?;
+            let address = address_of(&sandbox, &bundle, arguments)?;
             let ours = bundle.join(ADDRESS_FILE);
             fs::write(&ours, &address).map_err(|e| RpcError::host(ours.display(), &e))?;
             address
         }
         None => {
+            let config = bootstrap.options.as_ref().map(ConfigSource::of).transpose()?.flatten();
             let socket = launch::launch(&LaunchOptions {
                 id: arguments.id.clone(),
                 namespace: arguments.namespace.clone(),
-                bundle,
                 address: Some(arguments.address.clone().into()),
-                debug: arguments.debug,
-                ports: Vec::new(),
-                afterwards: Vec::new(),
+                events: bootstrap.events.clone(),
+                debug: arguments.debug || bootstrap.debug,
+                config: config.map(|config| config.into_file(&bundle)).transpose()?,
+                bundle,
+                ..LaunchOptions::default()
             })?;
             launch::address(&socket)
         }
     };
-    let newest = std::env::var("MAX_SHIM_VERSION").ok().and_then(|version| version.parse().ok());
-    io::stdout()
-        .write_all(answer(&address, newest).as_bytes())
-        .map_err(|e| RpcError::host("print the address", &e))
+    io::stdout().write_all(&bootstrap.answer(&address)).map_err(|e| RpcError::host("print the address", &e))
 }
 
-/// The answer for containerd: JSON for containerd 2, which sends its newest version; a bare address for older ones,
-/// which use v2.
-fn answer(address: &str, newest: Option<u32>) -> String {
-    match newest {
-        Some(newest) if newest >= BOOTSTRAP_VERSION => {
-            serde_json::json!({ "version": BOOTSTRAP_VERSION, "address": address, "protocol": "ttrpc" })
-                .to_string()
+/// The address of a sandbox's shim. Its bundle is beside that of its containers, unless the Sandbox service made it:
+/// then the socket is where `launch` puts it.
+fn address_of(sandbox: &str, bundle: &Path, arguments: &Arguments) -> RpcResult<String> {
+    let beside = bundle.with_file_name(sandbox).join(ADDRESS_FILE);
+    fs::read_to_string(&beside).or_else(|e| {
+        let options = LaunchOptions {
+            id: sandbox.into(),
+            namespace: arguments.namespace.clone(),
+            address: Some(arguments.address.clone().into()),
+            ..LaunchOptions::default()
+        };
+        let socket = launch::socket_path(&options);
+        if socket.exists() {
+            return Ok(launch::address(&socket));
         }
-        _ => address.to_owned(),
-    }
+        let message = format!("sandbox {sandbox} is not running: {}: {e}", beside.display());
+        Err(RpcError::precondition(message))
+    })
 }
 
-/// The sandbox that a bundle's container belongs to, if it is not its own.
+/// The sandbox that a bundle's container belongs to, if it is not its own. A bundle without a spec is that of a sandbox.
 fn sandbox_of(bundle: &Path) -> RpcResult<Option<String>> {
     let path = bundle.join("config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
     let spec =
         Spec::load(&path).map_err(|e| RpcError::invalid(format!("{}: {}", path.display(), chain(&e))))?;
     let all = spec.annotations().clone().unwrap_or_default();
@@ -87,20 +94,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_containerd_gets_the_answer_it_reads() {
-        assert_eq!(answer("unix:///s", None), "unix:///s");
-        assert_eq!(answer("unix:///s", Some(2)), "unix:///s");
-        let json: serde_json::Value = serde_json::from_str(&answer("unix:///s", Some(3))).unwrap();
-        assert_eq!((json["version"].as_u64(), json["address"].as_str()), (Some(3), Some("unix:///s")));
-    }
-
-    #[test]
     fn a_container_of_a_pod_names_its_sandbox() {
         let bundle = tempfile::tempdir().unwrap();
         let write = |annotations: &str| {
             let text = format!(r#"{{"ociVersion":"1.0.2","annotations":{annotations}}}"#);
             fs::write(bundle.path().join("config.json"), text).unwrap();
         };
+        assert_eq!(sandbox_of(bundle.path()).unwrap(), None, "a sandbox of the Sandbox service");
         write("{}");
         assert_eq!(sandbox_of(bundle.path()).unwrap(), None);
         write(r#"{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"pod1"}"#);

@@ -19,6 +19,7 @@ use super::pod::Pod;
 use super::report::pid;
 use super::report::reporter;
 use super::report::timestamp;
+use super::sandbox_service;
 use crate::agent::stats;
 use crate::container::CreateOptions;
 use crate::container::ProcessState;
@@ -27,11 +28,13 @@ use crate::container::io::Uris;
 use crate::failure::RpcError;
 use crate::host::rootfs::FsMount;
 
-/// The methods by service name, for both versions: v3 has the methods of v2.
+/// The methods by service name, for both versions of the Task service (v3 has the methods of v2) and for the Sandbox
+/// service.
 pub(super) fn services(pod: &Arc<Pod>) -> HashMap<String, TtrpcService> {
     let task = || create_task(Arc::new(TaskService(pod.clone())));
     let mut all = task();
     all.extend(task().into_iter().map(|(name, methods)| (name.replace(".v2.", ".v3."), methods)));
+    all.extend(sandbox_service::services(pod));
     all
 }
 
@@ -43,13 +46,20 @@ pub(crate) const UNPLUG: &str = "kiai/unplug.v1";
 
 struct TaskService(Arc<Pod>);
 
+/// The processes of a container for Pids, whose numbers are of the host like those of every other answer: each process
+/// of the guest is there, and the process of the host that runs it is this one. A number of the guest's would name
+/// some other process of the host.
+fn processes(count: usize) -> Vec<api::ProcessInfo> {
+    std::iter::repeat_with(|| api::ProcessInfo { pid: pid(), ..Default::default() }).take(count).collect()
+}
+
 fn decode<T: serde::de::DeserializeOwned>(part: &'static str, json: &[u8]) -> ttrpc::Result<T> {
     serde_json::from_slice(json).map_err(|e| refused(TaskError::Malformed { part, reason: e.to_string() }))
 }
 
 /// Runs a request to its end even if the client disconnects: ttrpc drops the handler of a closed connection, and a
 /// container must not be left half created.
-async fn finish<T: Send + 'static, E: Into<RpcError> + Send + 'static>(
+pub(super) async fn finish<T: Send + 'static, E: Into<RpcError> + Send + 'static>(
     work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
@@ -89,8 +99,10 @@ impl Task for TaskService {
                 stdin: request.stdin.clone(),
                 stdout: request.stdout.clone(),
                 stderr: request.stderr.clone(),
+                namespace: self.0.namespace.clone(),
             },
             terminal: request.terminal,
+            ..CreateOptions::default()
         };
         let io = events::TaskIO {
             stdin: request.stdin,
@@ -177,7 +189,12 @@ impl Task for TaskService {
 
     async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
         let container = self.0.container(&request.id).map_err(refused)?;
-        let uris = Uris { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+        let uris = Uris {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            namespace: self.0.namespace.clone(),
+        };
         let spec = request.spec.into_option().map(|any| any.value).unwrap_or_default();
         container.exec(&request.exec_id, uris, request.terminal, &spec).map_err(refused)?;
         Ok(api::Empty::new())
@@ -203,8 +220,7 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let pids = self.0.container(&request.id).map_err(refused)?.pids().await.map_err(refused)?;
-        let processes = pids.into_iter().map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
-        Ok(api::PidsResponse { processes, ..Default::default() })
+        Ok(api::PidsResponse { processes: processes(pids.len()), ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
@@ -260,5 +276,17 @@ impl Task for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         self.0.shut_down(request.now);
         Ok(api::Empty::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_process_of_a_container_has_the_pid_of_its_task() {
+        let pids: Vec<u32> = processes(2).iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [std::process::id(); 2]);
+        assert!(processes(0).is_empty());
     }
 }

@@ -8,6 +8,7 @@ use kiai_interleave::shuttle::future;
 
 use super::Exit;
 use super::ProcessState;
+use super::lifecycle::KILLED;
 use super::lifecycle::Lifecycle;
 use super::lifecycle::NotRemoved;
 
@@ -40,7 +41,7 @@ struct World {
 impl World {
     fn new() -> Arc<Self> {
         let (inside, events) = (Mutex::new(Inside::Created), Mutex::default());
-        Arc::new(Self { lifecycle: Lifecycle::new(), inside, events })
+        Arc::new(Self { lifecycle: Lifecycle::new(KILLED), inside, events })
     }
 
     fn report(&self, event: Event) {

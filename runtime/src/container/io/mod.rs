@@ -7,12 +7,15 @@
 mod copy;
 mod fifo;
 mod log;
+mod logger;
 mod sink;
 mod streams;
 #[cfg(test)]
 mod tests;
 mod uri;
 
+pub use logger::LOGGER_NAME;
+pub use logger::become_logger;
 pub use streams::Streams;
 pub use streams::Written;
 pub use uri::StdioUri;
@@ -27,7 +30,9 @@ use crate::agent::StreamError;
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// Not a form we know.
-    #[error("{stream} {uri:?}: expected a path, file:///path or kiai-log:///path")]
+    #[error(
+        "{stream} {uri:?}: expected a path, file:///PATH, binary:///PROGRAM?NAME=VALUE or kiai-log:///PATH"
+    )]
     Uri {
         /// stdin, stdout or stderr.
         stream: &'static str,
@@ -40,6 +45,17 @@ pub enum StdioError {
         /// stdin, stdout or stderr.
         stream: &'static str,
         /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A logging program cannot be started, or is not ready in time.
+    #[error("{stream}: logging program {path}")]
+    Logger {
+        /// stdout or stderr.
+        stream: &'static str,
+        /// The program.
         path: PathBuf,
         /// The reason.
         #[source]

@@ -16,7 +16,7 @@ use super::log::LogSink;
 pub(super) enum Sink {
     /// To be read and dropped.
     None,
-    /// A client reads it.
+    /// A client or its logging program reads it.
     Fifo(pipe::Sender),
     /// Appended as it comes.
     File(tokio::fs::File),
@@ -43,6 +43,8 @@ impl Sink {
             StdioUri::Log(path) => {
                 Ok((Self::Log(LogSink::new(append(path, true).map_err(failed(path))?, stream)), None))
             }
+            // Its pipe is opened when the program is started.
+            StdioUri::Program { .. } => Ok((Self::None, None)),
         }
     }
 
@@ -67,6 +69,9 @@ impl Sink {
 
 fn append(path: &Path, create: bool) -> io::Result<tokio::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
+    if let Some(parent) = path.parent().filter(|_| create) {
+        std::fs::create_dir_all(parent)?;
+    }
     let mut options = std::fs::File::options();
     options.append(true).create(create).mode(0o640);
     Ok(options.open(path)?.into())

@@ -1,6 +1,8 @@
 //! The streams of one process: opened on the host before the agent is called, connected once it has built the process,
 //! drained at its end.
 
+use std::collections::BTreeMap;
+use std::io::PipeWriter;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -24,6 +26,9 @@ use super::copy;
 use super::copy::Meter;
 use super::fifo;
 use super::fifo::Kept;
+use super::logger;
+use super::logger::Logger;
+use super::logger::Owner;
 use super::sink::Sink;
 use crate::agent::new_secret;
 use crate::agent::open_stream;
@@ -73,12 +78,33 @@ pub struct Streams {
     /// Our writer on the input fifo.
     writer: Mutex<Option<Kept>>,
     progress: Arc<AtomicU64>,
+    /// Of each logging program; closing them tells that the output has ended.
+    loggers: Vec<PipeWriter>,
+}
+
+/// Starts the logging programs of the outputs: one for each URI, by URI.
+async fn loggers<'a>(
+    outputs: &[(StandardStream, &'a String)],
+    owner: Owner<'_>,
+) -> Result<BTreeMap<&'a str, Logger>, StdioError> {
+    let mut loggers = BTreeMap::new();
+    for &(stream, uri) in outputs {
+        let stream = stream_name(stream);
+        if let StdioUri::Program { path, arguments } = StdioUri::parse(stream, uri)?
+            && !loggers.contains_key(uri.as_str())
+        {
+            let started = logger::start(&path, &arguments, owner).await;
+            let started = started.map_err(|source| StdioError::Logger { stream, path, source })?;
+            loggers.insert(uri.as_str(), started);
+        }
+    }
+    Ok(loggers)
 }
 
 impl Streams {
-    /// Opens the files of the URIs; the returned `Stdio` tells the agent which streams there will be. With a terminal
+    /// Opens the files of the URIs, and starts their logging programs, which are told `id`; the returned `Stdio` tells the agent which streams there will be. With a terminal
     /// there is no stderr.
-    pub fn open(uris: &Uris, terminal: bool) -> Result<(Self, Stdio), StdioError> {
+    pub async fn open(uris: &Uris, terminal: bool, id: &str) -> Result<(Self, Stdio), StdioError> {
         let mut streams = Self {
             secret: new_secret().map_err(StdioError::Secret)?,
             unconnected: Vec::new(),
@@ -87,14 +113,22 @@ impl Streams {
             readers: Mutex::default(),
             writer: Mutex::default(),
             progress: Arc::default(),
+            loggers: Vec::new(),
         };
         let mut stdio = Stdio::new();
         stdio.secret = streams.secret.0.into();
         stdio.stdin = streams.open_input(&StdioUri::parse("stdin", &uris.stdin)?)?;
-        stdio.stdout = streams.open_output(StandardStream::Stdout, &uris.stdout)?;
-        if !terminal {
-            stdio.stderr = streams.open_output(StandardStream::Stderr, &uris.stderr)?;
+        let outputs = [(StandardStream::Stdout, &uris.stdout), (StandardStream::Stderr, &uris.stderr)];
+        let outputs = if terminal { &outputs[..1] } else { &outputs[..] };
+        let owner = Owner { id, namespace: &uris.namespace };
+        let mut loggers = loggers(outputs, owner).await?;
+        for &(stream, uri) in outputs {
+            let logger = loggers.get_mut(uri.as_str());
+            let opened = streams.open_output(stream, uri, logger)?;
+            let named = if stream == StandardStream::Stderr { &mut stdio.stderr } else { &mut stdio.stdout };
+            *named = opened;
         }
+        streams.loggers = loggers.into_values().map(|logger| logger.over).collect();
         Ok((streams, stdio))
     }
 
@@ -128,9 +162,21 @@ impl Streams {
         Ok(true)
     }
 
-    fn open_output(&mut self, stream: StandardStream, uri: &str) -> Result<bool, StdioError> {
+    fn open_output(
+        &mut self,
+        stream: StandardStream,
+        uri: &str,
+        logger: Option<&mut Logger>,
+    ) -> Result<bool, StdioError> {
         let name = stream_name(stream);
-        let (sink, reader) = Sink::open(name, &StdioUri::parse(name, uri)?)?;
+        let end = logger.and_then(|logger| match stream {
+            StandardStream::Stderr => logger.stderr.take(),
+            _ => logger.stdout.take(),
+        });
+        let (sink, reader) = match end {
+            Some(end) => (Sink::Fifo(end), None),
+            None => Sink::open(name, &StdioUri::parse(name, uri)?)?,
+        };
         if matches!(sink, Sink::None) {
             return Ok(false);
         }

@@ -15,6 +15,13 @@ pub enum StdioUri {
     File(PathBuf),
     /// Lines of JSON appended: {"time", "stream", "log"}.
     Log(PathBuf),
+    /// Read by a program of the client's.
+    Program {
+        /// Path of the program.
+        path: PathBuf,
+        /// Its arguments.
+        arguments: Vec<String>,
+    },
 }
 
 /// The URIs as the client gave them, for State.
@@ -26,6 +33,8 @@ pub struct Uris {
     pub stdout: String,
     /// Standard error; unused with a terminal.
     pub stderr: String,
+    /// containerd's namespace, which a logging program is told.
+    pub namespace: String,
 }
 
 impl StdioUri {
@@ -39,10 +48,44 @@ impl StdioUri {
         match scheme {
             "fifo" => Ok(Self::Path(absolute(rest)?)),
             "file" if stream != "stdin" => Ok(Self::File(absolute(rest)?)),
+            "binary" if stream != "stdin" => {
+                let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+                let path = absolute(&decoded(path, false).ok_or_else(refuse)?)?;
+                Ok(Self::Program { path, arguments: arguments(query).ok_or_else(refuse)? })
+            }
             "kiai-log" if stream != "stdin" => Ok(Self::Log(absolute(rest)?)),
             _ => Err(refuse()),
         }
     }
+}
+
+/// The arguments of a logging program: each name and each value of the query, in their order.
+fn arguments(query: &str) -> Option<Vec<String>> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let words = pairs.flat_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        [name, value]
+    });
+    words.map(|word| decoded(word, true)).collect()
+}
+
+/// A part of a URI without its escapes (RFC 3986 §2.1); in a query `+` is a space. None if an escape is malformed.
+fn decoded(text: &str, query: bool) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                let all = digits.iter().all(u8::is_ascii_hexdigit);
+                let digits = std::str::from_utf8(&digits).ok().filter(|_| all)?;
+                u8::from_str_radix(digits, 16).ok()?
+            }
+            b'+' if query => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -59,9 +102,27 @@ mod tests {
     }
 
     #[test]
+    fn a_logging_program_has_the_querys_names_and_values_as_arguments() {
+        let parse = |text| StdioUri::parse("stderr", text).unwrap();
+        let program = |path: &str, arguments: &[&str]| StdioUri::Program {
+            path: path.into(),
+            arguments: arguments.iter().map(|argument| argument.to_string()).collect(),
+        };
+        assert_eq!(parse("binary:///bin/x"), program("/bin/x", &[]));
+        let nerdctl = "binary:///usr/bin/nerdctl?_NERDCTL_INTERNAL_LOGGING=%2Fvar%2Flib";
+        assert_eq!(parse(nerdctl), program("/usr/bin/nerdctl", &["_NERDCTL_INTERNAL_LOGGING", "/var/lib"]));
+        let all = parse("binary:///a%20b+c?-c=echo+x&flag&y=%C3%A9=");
+        assert_eq!(all, program("/a b+c", &["-c", "echo x", "flag", "", "y", "é="]));
+    }
+
+    #[test]
     fn other_forms_are_refused_by_name() {
         for (stream, text) in [
-            ("stdout", "binary:///bin/x"),
+            ("stdout", "binary://x"),
+            ("stdout", "binary:///x?%2"),
+            ("stdout", "binary:///x%zz"),
+            ("stdout", "binary:///x?a=%ff"),
+            ("stdin", "binary:///x"),
             ("stdout", "file://x"),
             ("stdin", "file:///x"),
             ("stdin", "kiai-log:///x"),
