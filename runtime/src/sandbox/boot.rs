@@ -1,7 +1,8 @@
 //! Booting a sandbox: from its plan to a microVM whose agent answers.
 //!
 //! The machine is built while the pod's network is taken over; the guest boots while the caller prepares the first
-//! container. The wait ends when the agent connects: nothing polls.
+//! container. It boots on one vCPU while the others are made, which come online before a container's first process
+//! starts. The wait ends when the agent connects: nothing polls.
 
 use std::fs::File;
 use std::io;
@@ -25,6 +26,7 @@ use super::Sandbox;
 use super::assignments::Assignments;
 use super::end::tail;
 use super::resize;
+use super::resize::FirstCpus;
 use crate::agent::Agent;
 use crate::agent::AgentError;
 use crate::agent::Ready;
@@ -152,6 +154,8 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
         return Err(died(end.wait().await));
     }
 
+    let cpus = FirstCpus::create(&vm.0, plan.bounds.boot_vcpus, plan.size.vcpus);
+
     let deadline = Duration::from_secs(plan.boot_timeout_seconds.into());
     tokio::select! {
         connected = ready.wait() => connected?,
@@ -181,7 +185,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
     let pod = tokio::sync::Mutex::new(plan.limits);
     let (assignments, groups) = (Assignments::default(), super::vfio::OpenGroups::default());
     let network = (plan.network, queues);
-    Ok(Sandbox { agent, ports, end, bounds: plan.bounds, pod, vm, network, groups, assignments })
+    Ok(Sandbox { agent, ports, end, bounds: plan.bounds, pod, cpus, vm, network, groups, assignments })
 }
 
 fn machine(
@@ -202,7 +206,7 @@ fn machine(
         }
     };
     Ok(VmConfig {
-        vcpus: plan.size.vcpus,
+        vcpus: plan.bounds.boot_vcpus,
         max_vcpus: plan.bounds.most_vcpus,
         memory_mib: plan.bounds.boot_mib,
         max_memory_mib: plan.bounds.most_mib,
