@@ -129,7 +129,7 @@ pub fn online_cpus(wanted: u32) -> Result<u32> {
         return Err(Fault::InvalidArgument(format!("{wanted} CPUs cannot be online: {present} are present")));
     }
     for (rank, cpu) in present.iter().enumerate() {
-        let state = if rank < wanted as usize { "1" } else { "0" };
+        let (state, change) = if rank < wanted as usize { ("1", "online") } else { ("0", "offline") };
         let file = format!("/sys/devices/system/cpu/cpu{cpu}/online");
         match fs::read_to_string(&file) {
             // The boot CPU cannot go offline and has no such file.
@@ -137,7 +137,7 @@ pub fn online_cpus(wanted: u32) -> Result<u32> {
             Ok(now) if now.trim() == state => continue,
             _ => {}
         }
-        fs::write(&file, state).with_context(|| format!("write {state} to {file}"))?;
+        fs::write(&file, state).with_context(|| format!("CPU {cpu} does not go {change}"))?;
     }
     Ok(count(&online()))
 }

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeade
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::fault::{Fault, Result};
+use crate::sys;
 use crate::uevent::Uevents;
 
 /// How long an interface may take to appear. The host has attached it before it calls.
@@ -230,11 +233,33 @@ pub async fn add_neighbours(neighbours: &[Neighbour]) -> Result<()> {
     Ok(())
 }
 
+/// Has every interface use a queue pair for each of so many CPUs, as far as it has them; blocks. The kernel sees to
+/// that when it finds a device, and not again when CPUs go online or offline.
+pub fn use_queue_pairs(cpus: u32) {
+    let socket = match rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!("a socket for the queues of interfaces: {error}"),
+    };
+    for interface in interfaces() {
+        let name = interface.file_name().to_string_lossy().into_owned();
+        match sys::use_queue_pairs(socket.as_fd(), &name, cpus) {
+            // It has no pairs, or is gone.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV)) => {}
+            Err(error) => tracing::warn!("{name} does not use queues for {cpus} CPUs: {error}"),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// All interfaces except `lo`.
+fn interfaces() -> impl Iterator<Item = fs::DirEntry> {
+    let all = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    all.filter(|entry| entry.file_name() != "lo")
+}
+
 /// The counters of every interface except `lo`.
 pub fn statistics() -> Vec<InterfaceStats> {
-    let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let mut all: Vec<_> = interfaces
-        .filter(|entry| entry.file_name() != "lo")
+    let mut all: Vec<_> = interfaces()
         .map(|entry| {
             let directory = entry.path().join("statistics");
             let read = |name: &str| {

@@ -261,7 +261,12 @@ methods! {
     }
 
     online_cpus(server, request: OnlineCpusRequest) -> OnlineCpusResponse {
-        let online = blocking(move || guest::online_cpus(request.count)).await;
+        let online = blocking(move || {
+            let online = guest::online_cpus(request.count)?;
+            net::use_queue_pairs(online);
+            Ok(online)
+        })
+        .await;
         // Also on an error, because some CPUs may have changed.
         server.sandbox.freed_memory.look_again();
         let online = online?;

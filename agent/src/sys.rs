@@ -1,7 +1,7 @@
 //! System calls without a safe wrapper in rustix or nix. The agent's only unsafe code.
 #![expect(
     unsafe_code,
-    reason = "signals and calls by number, random(4), bpf(2), perf_event_open(2) and AsyncFd have no safe wrapper"
+    reason = "signals and calls by number, random(4), ethtool, bpf(2), perf_event_open(2) and AsyncFd have no safe wrapper"
 )]
 
 use std::fs::File;
@@ -40,6 +40,55 @@ pub(crate) fn credit_entropy(random: &File, data: &[u8]) -> std::io::Result<()> 
     // SAFETY: the descriptor is open for the call and the request takes no argument.
     unsafe { rnd_reseed_crng(random.as_raw_fd()) }?;
     Ok(())
+}
+
+/// `struct ethtool_channels` of linux/ethtool.h.
+#[repr(C)]
+#[derive(Default)]
+struct EthtoolChannels {
+    command: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_SCHANNELS: u32 = 0x3d;
+
+/// Has a network interface use as many of its queue pairs as there are CPUs. `socket` is any socket; an interface
+/// without such pairs is EOPNOTSUPP. Blocks while the device takes it up.
+pub(crate) fn use_queue_pairs(socket: BorrowedFd<'_>, interface: &str, cpus: u32) -> std::io::Result<()> {
+    let mut channels = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..EthtoolChannels::default() };
+    ethtool(socket, interface, &mut channels)?;
+    let wanted = cpus.min(channels.max_combined);
+    if wanted == 0 || wanted == channels.combined {
+        return Ok(());
+    }
+    (channels.command, channels.combined) = (ETHTOOL_SCHANNELS, wanted);
+    ethtool(socket, interface, &mut channels)
+}
+
+fn ethtool(socket: BorrowedFd<'_>, interface: &str, channels: &mut EthtoolChannels) -> std::io::Result<()> {
+    let mut name = [0; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(std::io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    let data = std::ptr::from_mut(channels).cast();
+    let mut request =
+        libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: data } };
+    // SAFETY: the descriptor is open for the call. The kernel reads the name, which ends within it, and reads and
+    // writes the structure that both commands have, to which `data` points and which outlives the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Restores the default action of SIGPIPE, which Rust programs ignore and other programs expect.

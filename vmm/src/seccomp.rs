@@ -15,17 +15,11 @@ use std::sync::OnceLock;
 use kiai_devices::platform::Role;
 use seccompiler::BpfProgram;
 use seccompiler::SeccompAction;
-use seccompiler::SeccompCmpArgLen::Dword;
-use seccompiler::SeccompCmpArgLen::Qword;
-use seccompiler::SeccompCmpOp::Eq;
-use seccompiler::SeccompCmpOp::MaskedEq;
-use seccompiler::SeccompCondition;
-use seccompiler::SeccompFilter;
-use seccompiler::SeccompRule;
 
 use lists::Call;
 
 mod lists;
+mod program;
 
 /// Kinds of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,12 +58,14 @@ impl Kind {
     fn refused(self) -> &'static [libc::c_long] {
         if self == Self::Device(Role::Files) { &[] } else { lists::REFUSED }
     }
+
+    /// A program that does `otherwise` with what is not on the list.
+    fn filter(self, otherwise: &SeccompAction) -> io::Result<BpfProgram> {
+        program::of(self.lists().into_iter().flatten(), self.refused(), otherwise)
+    }
 }
 
-/// The filters of a thread, in the order in which they are installed: the last one allows no further.
-type Filters = Vec<BpfProgram>;
-
-static FILTERS: OnceLock<BTreeMap<Kind, Filters>> = OnceLock::new();
+static FILTERS: OnceLock<BTreeMap<Kind, BpfProgram>> = OnceLock::new();
 
 /// Gets everything ready. Once a process is enough.
 pub(crate) fn prepare() -> io::Result<()> {
@@ -77,7 +73,7 @@ pub(crate) fn prepare() -> io::Result<()> {
         return Ok(());
     }
     report_violations()?;
-    let filters = Kind::all().map(|kind| Ok((kind, filters(kind, SeccompAction::Trap)?)));
+    let filters = Kind::all().map(|kind| Ok((kind, kind.filter(&SeccompAction::Trap)?)));
     let filters = filters.collect::<io::Result<_>>()?;
     FILTERS.get_or_init(|| filters);
     Ok(())
@@ -85,10 +81,10 @@ pub(crate) fn prepare() -> io::Result<()> {
 
 /// Confines the calling thread, for good.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
-    let filters = FILTERS.get().and_then(|filters| filters.get(&kind));
-    let filters = filters.ok_or_else(|| io::Error::other("the filters were not prepared"))?;
+    let filter = FILTERS.get().and_then(|filters| filters.get(&kind));
+    let filter = filter.ok_or_else(|| io::Error::other("the filters were not prepared"))?;
     leave_signals_to_others()?;
-    install(filters)
+    seccompiler::apply_filter(filter).map_err(io::Error::other)
 }
 
 /// Signals for the process are for its other threads: what a handler of the program does is on no list. Those of a
@@ -106,53 +102,6 @@ fn leave_signals_to_others() -> io::Result<()> {
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut())
     };
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
-}
-
-fn install(filters: &Filters) -> io::Result<()> {
-    filters.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(io::Error::other))
-}
-
-/// Filters that do `otherwise` with what is not on the list.
-fn filters(kind: Kind, otherwise: SeccompAction) -> io::Result<Filters> {
-    let mut filters = Vec::new();
-    let refused: BTreeMap<_, _> = kind.refused().iter().map(|&call| (call, Vec::new())).collect();
-    let mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>> = refused.clone();
-    if !refused.is_empty() {
-        // The stricter of two filters decides.
-        let refusal = SeccompAction::Errno(libc::EACCES.cast_unsigned());
-        filters.push(compile(refused, SeccompAction::Allow, refusal)?);
-    }
-    for call in kind.lists().into_iter().flatten() {
-        allowed.entry(call.number()).or_default().extend(rules(call)?);
-    }
-    filters.push(compile(allowed, otherwise, SeccompAction::Allow)?);
-    Ok(filters)
-}
-
-/// What the arguments of a call must be, as alternatives; none if they may be anything.
-fn rules(call: &Call) -> io::Result<Vec<SeccompRule>> {
-    let rule = |argument, length, operator, value| {
-        let condition = SeccompCondition::new(argument, length, operator, value).map_err(io::Error::other)?;
-        SeccompRule::new(vec![condition]).map_err(io::Error::other)
-    };
-    match *call {
-        Call::Any(_) => Ok(Vec::new()),
-        Call::OneOf(_, argument, values) => {
-            values.iter().map(|&value| rule(argument, Dword, Eq, value)).collect()
-        }
-        Call::Without(_, argument, bits) => Ok(vec![rule(argument, Qword, MaskedEq(bits), 0)?]),
-        Call::OfThisProcess(_) => Ok(vec![rule(0, Dword, Eq, std::process::id().into())?]),
-    }
-}
-
-fn compile(
-    rules: BTreeMap<libc::c_long, Vec<SeccompRule>>,
-    otherwise: SeccompAction,
-    then: SeccompAction,
-) -> io::Result<BpfProgram> {
-    let here = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let filter = SeccompFilter::new(rules, otherwise, then, here).map_err(io::Error::other)?;
-    filter.try_into().map_err(|e: seccompiler::BackendError| io::Error::other(e))
 }
 
 /// Installs the handler of SIGSYS.

@@ -145,7 +145,11 @@ impl Container {
         self.guest()?;
         let states = (ProcessState::Created, ProcessState::Running);
         if exec_id.is_empty() {
-            let ask = async { Ok(self.guest()?.agent.start_container(&self.id).await?) };
+            let ask = async {
+                let sandbox = self.guest()?;
+                sandbox.bring_cpus_online().await?;
+                Ok(sandbox.agent.start_container(&self.id).await?)
+            };
             let started = self.init.lifecycle.change(states, ask, || self.report(Report::Started)).await;
             started.map_err(|why| self.init.unchanged("start", why))?;
             return self.run_hooks().await;

@@ -70,8 +70,9 @@ pub fn plan_sandbox(
     )?;
     let size = bounds.size(limits)?;
     if annotations.kernel.is_some() {
-        // Another kernel may not support memory hotplug (CONFIG_VIRTIO_MEM=y).
+        // Another kernel may not support hotplug of memory (CONFIG_VIRTIO_MEM=y) or of CPUs (CONFIG_HOTPLUG_CPU=y).
         bounds.boot_mib = size.memory_mib;
+        bounds.boot_vcpus = size.vcpus;
     }
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -160,10 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_is_not_ours_boots_with_all_of_its_memory() {
+    fn the_guest_boots_on_one_cpu_whatever_it_is_to_have() {
+        let plan = plan(&spec(None, Some(400_000)), &Annotations::default()).unwrap();
+        assert_eq!((plan.bounds.boot_vcpus, plan.size.vcpus), (1, 4));
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_ours_boots_with_all_of_its_memory_and_cpus() {
         let annotations = Annotations { kernel: Some("/k".into()), ..Annotations::default() };
-        let plan = plan(&spec(Some(1 << 30), None), &annotations).unwrap();
+        let plan = plan(&spec(Some(1 << 30), Some(400_000)), &annotations).unwrap();
         assert_eq!((plan.bounds.boot_mib, plan.size.memory_mib), (1280, 1280));
+        assert_eq!((plan.bounds.boot_vcpus, plan.size.vcpus), (4, 4));
     }
 
     #[test]

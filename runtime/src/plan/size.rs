@@ -12,6 +12,10 @@ const MOST_MIB: u32 = 240_000;
 /// brought online later costs per-CPU memory in the guest.
 const USUAL_VCPUS: u8 = 8;
 
+/// vCPUs that a guest boots with, whatever it is to have: on several, each step of a booting kernel is told to all of
+/// them.
+const BOOT_VCPUS: u8 = 1;
+
 /// The limits of a container, or of all containers of a pod together. Zero means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
@@ -69,6 +73,8 @@ pub struct Bounds {
     pub boot_mib: u32,
     /// Its greatest memory, MiB; even.
     pub most_mib: u32,
+    /// The number of vCPUs that the guest boots with; the others come online before the first container's process.
+    pub boot_vcpus: u8,
     /// Its least number of vCPUs.
     pub least_vcpus: u8,
     /// Its greatest number of vCPUs, which are present from boot.
@@ -129,7 +135,17 @@ impl Bounds {
         // Memory that is present at boot makes the boot slower: the rest is plugged in meanwhile.
         let boot_mib = memory.min(even(base_mib.into())?);
         let most_mib = even(most_mib.into())?;
-        Ok(Self { base_mib, boot_mib, most_mib, least_vcpus, most_vcpus, pinned_mib, pinned_vcpus })
+        let boot_vcpus = BOOT_VCPUS;
+        Ok(Self {
+            base_mib,
+            boot_mib,
+            most_mib,
+            boot_vcpus,
+            least_vcpus,
+            most_vcpus,
+            pinned_mib,
+            pinned_vcpus,
+        })
     }
 }
 

@@ -4,7 +4,8 @@
 //! its network interfaces by a rescan of its bus; then both kinds are alike.
 //!
 //! The machine is built while the pod's network is taken over; the guest boots while the caller prepares the first
-//! container. The wait ends when the agent connects: nothing polls.
+//! container. It boots on one vCPU while the others are made, which come online before a container's first process
+//! starts. The wait ends when the agent connects: nothing polls.
 
 use std::fs::File;
 use std::io;
@@ -31,6 +32,7 @@ use super::Sandbox;
 use super::assignments::Assignments;
 use super::end::tail;
 use super::resize;
+use super::resize::FirstCpus;
 use super::template;
 use super::template::Template;
 use crate::agent::Agent;
@@ -156,6 +158,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
     if vm.0.resume().is_err() {
         return Err(died(&plan, end.wait().await));
     }
+    let cpus = FirstCpus::create(&vm.0, plan.bounds.boot_vcpus, plan.size.vcpus);
     let patience = Duration::from_secs(plan.boot_timeout_seconds.into());
     if origin == Origin::Boot {
         wait_ready(&plan, &vm, &end, ready, patience).await?;
@@ -187,7 +190,7 @@ pub async fn boot(plan: SandboxPlan, shared: PathBuf) -> Result<Sandbox, Sandbox
     let pod = tokio::sync::Mutex::new(plan.limits);
     let (assignments, groups) = (Assignments::default(), super::vfio::OpenGroups::default());
     let network = (plan.network, queues);
-    Ok(Sandbox { agent, ports, end, bounds: plan.bounds, pod, vm, network, groups, assignments })
+    Ok(Sandbox { agent, ports, end, bounds: plan.bounds, pod, cpus, vm, network, groups, assignments })
 }
 
 /// How a machine has come to where it is.
@@ -281,7 +284,7 @@ pub(super) fn machine(
     ports: Arc<VsockPorts>,
 ) -> Result<VmConfig, SandboxBootError> {
     Ok(VmConfig {
-        vcpus: plan.size.vcpus,
+        vcpus: plan.bounds.boot_vcpus,
         max_vcpus: plan.bounds.most_vcpus,
         memory_mib: plan.bounds.boot_mib,
         max_memory_mib: plan.bounds.most_mib,

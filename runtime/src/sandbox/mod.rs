@@ -58,6 +58,8 @@ pub struct Sandbox {
     bounds: Bounds,
     /// The limits of all its containers together; locked while they change.
     pod: tokio::sync::Mutex<Limits>,
+    /// The CPUs that the guest did not boot with.
+    cpus: resize::FirstCpus,
     vm: Machine,
     /// The pod's network namespace, and the number of queues of each interface.
     network: (Option<PathBuf>, usize),

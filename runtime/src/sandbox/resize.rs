@@ -8,6 +8,7 @@ use kiai_vmm::MemoryRequestError;
 use kiai_vmm::MemorySizes;
 use kiai_vmm::VcpuError;
 use kiai_vmm::VmHandle;
+use tokio::sync::OnceCell;
 
 use super::Sandbox;
 use crate::agent::AgentError;
@@ -48,7 +49,39 @@ pub enum ResizeError {
     Agent(#[from] AgentError),
 }
 
+/// The CPUs that the guest did not boot with and is to have when a process of a container starts.
+pub(super) struct FirstCpus {
+    boot: u8,
+    wanted: u8,
+    online: OnceCell<()>,
+}
+
+impl FirstCpus {
+    /// Has their vCPUs made, for a guest that boots meanwhile.
+    pub(super) fn create(vm: &VmHandle, boot: u8, wanted: u8) -> Self {
+        if wanted > boot {
+            let vm = vm.clone();
+            // An error comes again when they are to come online.
+            tokio::task::spawn_blocking(move || vm.create_vcpus(wanted));
+        }
+        Self { boot, wanted, online: OnceCell::new() }
+    }
+
+    async fn online(&self, machine: &impl Resizable) -> Result<(), ResizeError> {
+        if self.wanted <= self.boot {
+            return Ok(());
+        }
+        self.online.get_or_try_init(|| more_cpus(machine, self.boot, self.wanted)).await.map(drop)
+    }
+}
+
 impl Sandbox {
+    /// Brings the CPUs online that the guest did not boot with, once. To be called before a process of a container
+    /// starts, which must never see fewer.
+    pub async fn bring_cpus_online(&self) -> Result<(), ResizeError> {
+        self.cpus.online(self).await
+    }
+
     /// Changes the limits of one container from `from` to `to`. `limit(true)` sets the new limits in the guest,
     /// `limit(false)` the old ones.
     pub async fn resize<F: Future<Output = Result<(), AgentError>> + Send>(
@@ -57,6 +90,7 @@ impl Sandbox {
         to: Limits,
         limit: impl Fn(bool) -> F + Sync,
     ) -> Result<(), ResizeError> {
+        self.bring_cpus_online().await?;
         let mut pod = self.pod.lock().await;
         let after = pod.moved(from, to);
         let sizes = (self.bounds.size(*pod)?, self.bounds.size(after)?);
@@ -293,6 +327,26 @@ mod tests {
         let (ok, log) = requests(&machine, (LARGE, SMALL)).await;
         assert!(!ok);
         assert_eq!(log.join(", "), "limits, 1 CPUs, 1024 MiB, 4 vCPUs, 4 CPUs, limits back");
+    }
+
+    #[tokio::test]
+    async fn cpus_the_guest_did_not_boot_with_come_online_once_whoever_asks() {
+        let machine = FakeMachine::default();
+        let cpus = FirstCpus { boot: 1, wanted: 4, online: OnceCell::new() };
+        let (one, other) = tokio::join!(cpus.online(&machine), cpus.online(&machine));
+        assert!(one.is_ok() && other.is_ok() && cpus.online(&machine).await.is_ok());
+        assert_eq!(machine.log.lock().join(", "), "4 vCPUs, 4 CPUs");
+        let all = FirstCpus { boot: 4, wanted: 4, online: OnceCell::new() };
+        assert!(all.online(&machine).await.is_ok());
+        assert_eq!(machine.log.lock().len(), 2, "a kernel that boots on all of them");
+    }
+
+    #[tokio::test]
+    async fn a_cpu_that_does_not_come_online_is_an_error_for_each_who_asks() {
+        let machine = FakeMachine { refuses_cpus: Some(4), ..FakeMachine::default() };
+        let cpus = FirstCpus { boot: 1, wanted: 4, online: OnceCell::new() };
+        assert!(cpus.online(&machine).await.is_err() && cpus.online(&machine).await.is_err());
+        assert_eq!(machine.log.lock().join(", "), "4 vCPUs, 4 CPUs, 1 CPUs, 4 vCPUs, 4 CPUs, 1 CPUs");
     }
 
     #[tokio::test]

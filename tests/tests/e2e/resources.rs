@@ -1,5 +1,6 @@
 //! Limits: what a container may use, and what is said when it wants more.
 
+use kiai_tests::Running;
 use kiai_tests::kiai::busybox;
 use kiai_tests::scenario;
 
@@ -21,6 +22,19 @@ fn limits_are_set_in_the_guest() {
         let script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; nproc";
         let words = ["run", "--rm", "-m", "96m", "--cpus", "1.5", &busybox(), "sh", "-c", script];
         assert_eq!(kiai.ok(&words), format!("{}\n150000 100000\n2", 96 << 20));
+    });
+}
+
+#[test]
+fn the_first_process_finds_all_cpus_and_a_queue_of_the_network_for_each() {
+    scenario(|kiai| {
+        // The ceiling is what is asked for, unlike that of other scenarios.
+        let configuration = tempfile::NamedTempFile::new().unwrap();
+        let script = "nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online; \
+                      ls -d /sys/class/net/eth0/queues/tx-* | wc -l";
+        let mut command = kiai.command(&["run", "--rm", "--cpus", "4", &busybox(), "sh", "-c", script]);
+        command.env("KIAI_CONFIG", configuration.path());
+        assert_eq!(Running::start(command, None).finish().success(), "4\n4\n0-3\n4");
     });
 }
 

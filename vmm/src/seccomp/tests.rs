@@ -347,13 +347,13 @@ const FORBIDDEN: &[Forbidden] = &[
     ioctl(libc::SIOCGIFCONF, NOBODY),
 ];
 
-/// Asks for all of it on a thread of that kind whose filters answer instead of ending the process: which calls of
+/// Asks for all of it on a thread of that kind whose filter answers instead of ending the process: which calls of
 /// [`FORBIDDEN`] they let through.
 fn let_through(kind: Kind) -> Vec<usize> {
     /// No call of the kernel fails like this.
     const REFUSED: u32 = 4000;
     let asked = std::thread::spawn(move || {
-        install(&filters(kind, SeccompAction::Errno(REFUSED)).unwrap()).unwrap();
+        seccompiler::apply_filter(&kind.filter(&SeccompAction::Errno(REFUSED)).unwrap()).unwrap();
         let is_refused = |(call, [a, b, c], _): &Forbidden| {
             // SAFETY: descriptors, addresses and options are such that whatever is let through fails in the kernel or
             // changes nothing.

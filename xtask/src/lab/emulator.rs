@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::{apt, cache, step};
 
-const RECIPE: u32 = 5;
+const RECIPE: u32 = 6;
 /// The emulator, and the firmware it boots with. The libraries it links are those of the release's own QEMU, which
 /// `packages.txt` has.
 const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];

@@ -17,7 +17,7 @@ use super::{Machine, disk, emulator};
 
 /// The emulated processor. Its nested paging works under TCG; its XSAVES does not. With ERMS or FSRM, kernels copy and
 /// clear memory byte by byte, which costs an emulator eight times the steps, and the instruction clock as much.
-const CPU: &str = "EPYC-Milan,+svm,-xsaves,-erms,-fsrm";
+const CPU: &str = "EPYC-Milan,+svm,+pause-filter,+pfthreshold,-xsaves,-erms,-fsrm";
 
 /// What the machine is made from.
 pub(crate) struct Files {
