@@ -35,6 +35,18 @@ fn dockers_options_are_parsed() {
         "kiai plug web --device /dev/loop0:/dev/x:r",
         "kiai unplug web -v /b --network eth1 --network eth2 --device /dev/x",
         "kiai completions bash",
+        "kiai create -it --name web -v data:/d -p 80:80 debian sh -c ls",
+        "kiai start a b",
+        "kiai restart -t 0 a b",
+        "kiai restart --time=-1 -s INT a",
+        "kiai stop -t -1 -s QUIT a",
+        "kiai pause a b",
+        "kiai unpause a b",
+        "kiai rename a b",
+        "kiai port a",
+        "kiai port a 53/udp",
+        "kiai top a",
+        "kiai top a -o pid,comm",
     ] {
         if let Err(error) = parse(line) {
             panic!("{line}: {error}");
@@ -63,6 +75,9 @@ fn nonsense_is_refused() {
         "kiai kill -s FOO a",
         "kiai run -u a:b:c debian",
         "kiai rm",
+        "kiai start",
+        "kiai restart",
+        "kiai create -d debian",
         "kiai plug web",
         "kiai plug web -v /a",
         "kiai unplug web",
