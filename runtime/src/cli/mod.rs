@@ -10,6 +10,7 @@
 mod check;
 mod command_error;
 mod completions;
+mod cp;
 mod create;
 mod creation;
 mod device_table;
@@ -51,6 +52,7 @@ mod streams;
 mod task;
 mod terminal;
 mod top;
+mod tree;
 mod unplug;
 mod update;
 mod version;
@@ -100,6 +102,7 @@ enum Verb {
     Create(Box<create::Create>),
     Start(start::Start),
     Exec(exec::Exec),
+    Cp(cp::Cp),
     Ps(ps::Ps),
     Logs(logs::Logs),
     Stop(stop::Stop),
@@ -189,6 +192,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, CommandError> {
         Verb::Create(create) => create.perform(context).await,
         Verb::Start(start) => start.perform(context).await,
         Verb::Exec(exec) => exec.perform(context).await,
+        Verb::Cp(cp) => cp.perform(context).await,
         Verb::Ps(ps) => ps.perform(context).await,
         Verb::Logs(logs) => logs.perform(context).await,
         Verb::Stop(stop) => stop.perform(context).await,

@@ -46,6 +46,8 @@ fn dockers_options_are_parsed() {
         "kiai port a",
         "kiai port a 53/udp",
         "kiai top a",
+        "kiai cp -a a:/b c",
+        "kiai cp -L - a:/b",
         "kiai top a -o pid,comm",
     ] {
         if let Err(error) = parse(line) {

@@ -6,6 +6,7 @@
 
 // A filter of libtest is any part of a name: no module's name may be the end of another's.
 mod containerd;
+mod copying;
 mod cpu;
 mod devices;
 mod exec;
