@@ -6,6 +6,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod copy;
 pub mod failure;
 pub mod host;
 pub mod image;

@@ -42,6 +42,14 @@ impl CommandError {
         self
     }
 
+    /// The error, with the lines printed after the message as its last cause.
+    pub(super) fn into_error(self) -> anyhow::Error {
+        match self.detail {
+            Some(detail) => self.error.context(detail.trim_end().to_owned()),
+            None => self.error,
+        }
+    }
+
     /// The exit status.
     pub(super) fn status(&self) -> u8 {
         self.status

@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 use serde::Serialize;
 
 use crate::cdi;
+use crate::cli::creation;
 use crate::cli::device_table;
 use crate::cli::format;
 use crate::cli::format::Format;
@@ -107,8 +108,14 @@ impl Rehearsal<'_> {
     fn decide(&self) -> anyhow::Result<Decided> {
         let bundle = tempfile::tempdir().context("cannot make a temporary bundle")?;
         let id = self.container.name.as_deref().unwrap_or(NEW);
-        let target =
-            BundleTarget { paths: self.paths, bundle: bundle.path(), id, network: None, rehearsal: true };
+        let startup = creation::startup(id, self.process, self.container);
+        let target = BundleTarget {
+            paths: self.paths,
+            bundle: bundle.path(),
+            network: None,
+            startup: &startup,
+            rehearsal: true,
+        };
         let spec = prepare::prepare(&target, self.source, self.process, self.container, self.command)?;
         let spec = cdi::apply_annotations(spec, cdi::Registry::read)?;
         let config = Config::load()?;

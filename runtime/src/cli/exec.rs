@@ -32,6 +32,9 @@ use crate::store::rootfs;
 pub(super) struct Exec {
     #[command(flatten)]
     process: ProcessOptions,
+    /// Run in the background
+    #[arg(short, long)]
+    detach: bool,
     /// Name or id
     container: String,
     /// Command and its arguments
@@ -40,16 +43,27 @@ pub(super) struct Exec {
 }
 
 impl Exec {
+    /// A process of `command` without input, with the container's environment.
+    pub(super) fn plain(container: &str, command: Vec<String>) -> Self {
+        Self { process: ProcessOptions::default(), detach: false, container: container.to_owned(), command }
+    }
+
     pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
         let options = &self.process;
-        if options.tty && options.interactive && !options.detach && !std::io::stdin().is_terminal() {
+        if options.tty && options.interactive && !self.detach && !std::io::stdin().is_terminal() {
             return Err(CommandError::own(anyhow!("-it: standard input is not a terminal; leave out -t")));
         }
         let (container, record) = context.store.find(&self.container)?;
-        let task = running_task(&record).await?;
+        let (task, state) = serving_task(&record).await?;
+        if let State::Paused { .. } = state {
+            let name = record.name;
+            return Err(CommandError::own(anyhow!(
+                "container {name} is paused, and so would be the process: kiai unpause {name}"
+            )));
+        }
         let process = self.plan(&container, &record)?;
         let exec_id = format!("exec-{}", store::random_id()?);
-        if options.detach {
+        if self.detach {
             let uris = StreamUris { terminal: options.tty, ..StreamUris::default() };
             task.exec(&exec_id, &process, &uris).await.map_err(CommandError::of_start)?;
             task.start(&exec_id).await.map_err(CommandError::of_start)?;
@@ -125,9 +139,19 @@ impl Exec {
 /// # Errors
 /// The container is not running, or its shim does not answer.
 pub(super) async fn running_task(record: &Record) -> anyhow::Result<Task> {
+    Ok(serving_task(record).await?.0)
+}
+
+/// As [`running_task`], with the state: running or paused.
+///
+/// # Errors
+/// As there.
+pub(super) async fn serving_task(record: &Record) -> anyhow::Result<(Task, State)> {
     let state = State::of(record).await;
     match &record.status {
-        Status::Started { socket, .. } if state.is_running() => Ok(Task::connect(socket, &record.id).await?),
+        Status::Started { socket, .. } if state.is_running() => {
+            Ok((Task::connect(socket, &record.id).await?, state))
+        }
         _ => bail!("container {} is not running: it is {}", record.name, state.word()),
     }
 }

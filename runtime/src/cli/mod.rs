@@ -4,16 +4,20 @@
 //! [`CommandError`], which is printed as one line at the end of [`main`]. The statuses are docker's: the container's
 //! own, 125 if kiai failed, 126 and 127 if the program in the container could not be started.
 //!
-//! Reading order: [`run`] runs a container from start to end; [`task`] is the client of a shim, [`streams`] copies the
+//! Reading order: [`run`] runs a container from start to end; [`creation`] makes one and [`making`] starts it; [`task`] is the client of a shim, [`streams`] copies the
 //! standard streams, [`release`] frees a container's resources.
 
 mod check;
 mod command_error;
 mod completions;
+mod cp;
+mod create;
+mod creation;
 mod device_table;
 mod devices;
 mod dry_run;
 mod each;
+mod etc;
 mod exec;
 mod follow;
 mod format;
@@ -23,18 +27,24 @@ mod import;
 mod inspect;
 mod kill;
 mod logs;
+mod making;
 mod names;
 mod options;
+mod pause;
 mod plug;
+mod port;
 mod prepare;
 mod ps;
 mod pull;
 mod release;
+mod rename;
+mod restart;
 mod rm;
 mod rmi;
 mod run;
 mod session;
 mod signals;
+mod start;
 mod state;
 mod stats;
 mod stop;
@@ -42,6 +52,8 @@ mod streams;
 mod task;
 mod template;
 mod terminal;
+mod top;
+mod tree;
 mod unplug;
 mod update;
 mod version;
@@ -88,14 +100,23 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::Run>),
+    Create(Box<create::Create>),
+    Start(start::Start),
     Exec(exec::Exec),
+    Cp(cp::Cp),
     Ps(ps::Ps),
     Logs(logs::Logs),
     Stop(stop::Stop),
+    Restart(restart::Restart),
     Kill(kill::Kill),
+    Pause(pause::Pause),
+    Unpause(pause::Unpause),
     Rm(rm::Rm),
     Inspect(inspect::Inspect),
     Wait(wait::Wait),
+    Top(top::Top),
+    Port(port::Port),
+    Rename(rename::Rename),
     Stats(stats::Stats),
     Update(update::Update),
     Plug(plug::Plug),
@@ -170,14 +191,23 @@ fn perform(cli: Cli) -> Result<u8, CommandError> {
 async fn dispatch(verb: Verb, context: &Context) -> Result<u8, CommandError> {
     match verb {
         Verb::Run(run) => run.perform(context).await,
+        Verb::Create(create) => create.perform(context).await,
+        Verb::Start(start) => start.perform(context).await,
         Verb::Exec(exec) => exec.perform(context).await,
+        Verb::Cp(cp) => cp.perform(context).await,
         Verb::Ps(ps) => ps.perform(context).await,
         Verb::Logs(logs) => logs.perform(context).await,
         Verb::Stop(stop) => stop.perform(context).await,
+        Verb::Restart(restart) => restart.perform(context).await,
         Verb::Kill(kill) => kill.perform(context).await,
+        Verb::Pause(pause) => pause.perform(context).await,
+        Verb::Unpause(unpause) => unpause.perform(context).await,
         Verb::Rm(rm) => rm.perform(context).await,
         Verb::Inspect(inspect) => inspect.perform(context).await,
         Verb::Wait(wait) => wait.perform(context).await,
+        Verb::Top(top) => top.perform(context).await,
+        Verb::Port(port) => port.perform(context).await,
+        Verb::Rename(rename) => rename.perform(context).await,
         Verb::Stats(stats) => stats.perform(context).await,
         Verb::Update(update) => update.perform(context).await,
         Verb::Plug(plug) => plug.perform(context).await,

@@ -1,7 +1,12 @@
-//! The options of `kiai run`. The parsers in `spec` and `network` read their values.
+//! The options of `kiai run` and `kiai create`. The parsers in `spec` and `network` read their values.
 
 use std::path::PathBuf;
 
+use anyhow::bail;
+
+use crate::cli::Context;
+use crate::cli::image;
+use crate::cli::prepare::Source;
 use crate::network::PortMapping;
 use crate::spec::capability::CapabilityWord;
 use crate::spec::device::DeviceOption;
@@ -34,7 +39,7 @@ pub(super) enum PullOption {
 }
 
 /// Options of the process and its streams.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct ProcessOptions {
     /// Keep standard input open
     #[arg(short, long)]
@@ -42,9 +47,6 @@ pub(super) struct ProcessOptions {
     /// Give the process a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
-    /// Run in the background
-    #[arg(short, long)]
-    pub(super) detach: bool,
     /// Set an environment variable; NAME alone takes its value in this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(super) env: Vec<String>,
@@ -57,6 +59,37 @@ pub(super) struct ProcessOptions {
     /// User and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(super) user: Option<UserOption>,
+}
+
+/// The image or root directory of a new container, and its command.
+#[derive(Debug, clap::Args)]
+pub(super) struct SourceOptions {
+    /// Use this directory as the root file system instead of an image, without changing it
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+    /// When to pull the image
+    #[arg(long, value_enum, default_value = "missing")]
+    pull: PullOption,
+    /// Image (a registry reference, oci:DIR:TAG or docker-archive:FILE; none with --rootfs), then the
+    /// command and its arguments
+    #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]...")]
+    words: Vec<String>,
+}
+
+impl SourceOptions {
+    /// The source of the container, pulled if needed, and the user's command.
+    ///
+    /// # Errors
+    /// No image is named, or it cannot be had.
+    pub(super) async fn find(&self, context: &Context) -> anyhow::Result<(Source, Vec<String>)> {
+        if let Some(directory) = &self.rootfs {
+            return Ok((Source::of_directory(directory)?, self.words.clone()));
+        }
+        let Some((image, command)) = self.words.split_first() else {
+            bail!("no image: name one, or a root directory with --rootfs");
+        };
+        Ok((image::source(context, image, self.pull).await?, command.to_vec()))
+    }
 }
 
 /// Options of the container and its limits.

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -16,12 +15,11 @@ use oci_spec::runtime::Box as ConsoleSize;
 use oci_spec::runtime::BoxBuilder;
 use oci_spec::runtime::Spec;
 
+use crate::cli::etc;
 use crate::cli::options::ContainerOptions;
 use crate::cli::options::ProcessOptions;
 use crate::cli::terminal;
 use crate::host::pci;
-use crate::network::CniNetwork;
-use crate::network::dns;
 use crate::plan::PassthroughMode;
 use crate::plan::PciAddress;
 use crate::spec;
@@ -31,7 +29,6 @@ use crate::spec::device::DeviceOption;
 use crate::spec::device::HostDevice;
 use crate::spec::device::NodeOption;
 use crate::spec::env::Environment;
-use crate::spec::mounts::EtcFiles;
 use crate::spec::user::ResolvedUser;
 use crate::spec::user::UserOption;
 use crate::spec::user::resolve_user;
@@ -40,6 +37,7 @@ use crate::spec::volume::VolumeOption;
 use crate::spec::volume::VolumeSource;
 use crate::store::Paths;
 use crate::store::layers::read_file;
+use crate::store::record::StartupRecord;
 use crate::store::volumes::volume_directory;
 
 /// The greatest size of an image's `/etc/passwd` or `/etc/group`.
@@ -85,8 +83,9 @@ impl Source {
 pub(super) struct BundleTarget<'a> {
     pub(super) paths: &'a Paths,
     pub(super) bundle: &'a Path,
-    pub(super) id: &'a str,
-    pub(super) network: Option<&'a CniNetwork>,
+    /// Network namespace of the sandbox, which the start makes; none for loopback only.
+    pub(super) network: Option<PathBuf>,
+    pub(super) startup: &'a StartupRecord,
     /// No file outside of the bundle is made.
     pub(super) rehearsal: bool,
 }
@@ -102,7 +101,7 @@ pub(super) fn prepare(
     container: &ContainerOptions,
     command: &[String],
 ) -> anyhow::Result<Spec> {
-    let hostname = container.hostname.as_deref().unwrap_or(target.id);
+    let hostname = target.startup.hostname.as_str();
     let user = match (&process.user, source.config.user()) {
         (Some(user), _) => user.clone(),
         (None, Some(user)) => user.parse().context("the image's user")?,
@@ -140,8 +139,8 @@ pub(super) fn prepare(
             .iter()
             .filter_map(|device| find_device(device).transpose())
             .collect::<Result<_, _>>()?,
-        etc: write_etc(target.bundle, hostname, target.network)?,
-        network_namespace: target.network.map(|network| network.namespace.clone()),
+        etc: etc::write(target.bundle, target.startup, None)?,
+        network_namespace: target.network.clone(),
     })?;
     if let (true, Some(process)) = (process.tty, spec.process_mut()) {
         process.set_console_size(console_size());
@@ -282,38 +281,4 @@ fn existing_file(path: &Path) -> anyhow::Result<PathBuf> {
         bail!("{}: not a file", path.display());
     }
     Ok(canonical)
-}
-
-/// Writes the files that replace the image's in `/etc`.
-fn write_etc(bundle: &Path, hostname: &str, network: Option<&CniNetwork>) -> anyhow::Result<EtcFiles> {
-    let directory = bundle.join("etc");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let write = |name: &str, text: String| -> anyhow::Result<Option<PathBuf>> {
-        let path = directory.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Some(path))
-    };
-    let address: Option<IpAddr> = network.and_then(CniNetwork::address);
-    Ok(EtcFiles {
-        hostname: write("hostname", format!("{hostname}\n"))?,
-        hosts: write("hosts", dns::hosts(hostname, address))?,
-        // Without a network no server can be reached.
-        resolv_conf: write(
-            "resolv.conf",
-            network.map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf())),
-        )?,
-    })
-}
-
-/// The host's resolv.conf; with systemd-resolved's stub, the file that it stands for.
-fn host_resolv_conf() -> String {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let text = read("/etc/resolv.conf");
-    if dns::is_stub(&text) {
-        let behind = read("/run/systemd/resolve/resolv.conf");
-        if !behind.is_empty() {
-            return behind;
-        }
-    }
-    text
 }

@@ -15,6 +15,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
+use crate::cli::making;
 use crate::cli::state::State;
 use crate::cli::task::ShimError;
 use crate::cli::task::Task;
@@ -100,6 +101,23 @@ pub(super) async fn release(
     }
     let _held_to_here = lock;
     Ok(exit)
+}
+
+/// Undoes a start: ends the sandbox, releases the network and records that the container is as it was before. The
+/// caller has its lock.
+///
+/// # Errors
+/// The first step that failed; the record still has the steps that are left.
+pub(super) async fn unwind(
+    container: &ContainerDirectory,
+    record: &mut Record,
+    previous: Option<ExitRecord>,
+) -> anyhow::Result<()> {
+    end_sandbox(container, record).await?;
+    network::detach(&container.network_file()).context("cannot release the network")?;
+    record.addresses = Vec::new();
+    record.status = previous.map_or(Status::Created, Status::Exited);
+    Ok(container.write_record(record)?)
 }
 
 /// Ends the sandbox and its process, and cleans up after a killed shim. Returns the end that the shim reported.
@@ -226,7 +244,7 @@ pub(super) async fn tidy(context: &Context) -> anyhow::Result<()> {
 
 async fn tidy_one(context: &Context, container: &ContainerDirectory, record: &Record) -> anyhow::Result<()> {
     let state = State::of(record).await;
-    if !matches!(state, State::Creating | State::Lost | State::Ended { .. }) {
+    if !matches!(state, State::Creating | State::Starting | State::Lost | State::Ended { .. }) {
         return Ok(());
     }
     match container.try_lock()? {
@@ -237,11 +255,22 @@ async fn tidy_one(context: &Context, container: &ContainerDirectory, record: &Re
 
 /// Releases the container if it has ended. Its record is read again, because it may have changed before the lock was
 /// taken.
-async fn tidy_locked(context: &Context, container: &ContainerDirectory, lock: &Lock) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The container cannot be released.
+pub(super) async fn tidy_locked(
+    context: &Context,
+    container: &ContainerDirectory,
+    lock: &Lock,
+) -> anyhow::Result<()> {
     let Some(mut record) = container.record()? else { return Ok(()) };
     let seen = match State::of(&record).await {
         State::Ended { code, at } => Some(TaskExit { status: code, at }),
         State::Lost => None,
+        State::Starting => {
+            let previous = making::previous(&record.status);
+            return unwind(container, &mut record, previous).await;
+        }
         State::Creating => {
             // It was never started, so there is no end to record.
             record.auto_remove = true;

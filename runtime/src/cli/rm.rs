@@ -51,8 +51,8 @@ impl Rm {
         }
         let lock = match container.try_lock()? {
             Some(lock) => Some(lock),
-            None if state == State::Creating => {
-                bail!("container {} is being made by another command", record.name)
+            None if matches!(state, State::Creating | State::Starting) => {
+                bail!("container {} is being made or started by another command", record.name)
             }
             // Another command ends it now, and will have the lock for a short time only.
             None => container.lock()?,

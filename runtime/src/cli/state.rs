@@ -18,13 +18,20 @@ use crate::store::timestamp::Timestamp;
 pub(super) enum State {
     /// It is being made, or its `run` has died; the lock tells which.
     Creating,
+    /// It is complete and was never started.
+    Created,
+    /// It is being started again, or the command that did so has died; the lock tells which.
+    Starting,
     /// Its process runs.
     Running {
         /// When it was started.
         since: Timestamp,
     },
     /// Its processes are frozen.
-    Paused,
+    Paused {
+        /// When it was started.
+        since: Timestamp,
+    },
     /// Its process has ended; the sandbox still runs.
     Ended {
         /// Exit status, 0 to 255.
@@ -43,6 +50,8 @@ impl State {
     pub(super) async fn of(record: &Record) -> Self {
         match &record.status {
             Status::Creating => Self::Creating,
+            Status::Created => Self::Created,
+            Status::Starting { .. } => Self::Starting,
             Status::Exited(exit) => Self::Exited(exit.clone()),
             Status::Started { shim, .. } if !shim.is_alive() => Self::Lost,
             Status::Started { socket, at, shim } => {
@@ -53,7 +62,7 @@ impl State {
                 };
                 match activity {
                     Ok(Activity::Stopped(ended)) => Self::Ended { code: ended.status, at: ended.at },
-                    Ok(Activity::Paused) => Self::Paused,
+                    Ok(Activity::Paused) => Self::Paused { since },
                     Ok(Activity::Created | Activity::Running) => Self::Running { since },
                     Err(error) if error.is_not_found() => Self::Lost,
                     // The shim may have died meanwhile.
@@ -67,9 +76,9 @@ impl State {
     /// One word, as docker has it.
     pub(super) fn word(&self) -> &'static str {
         match self {
-            Self::Creating => "created",
+            Self::Creating | Self::Created | Self::Starting => "created",
             Self::Running { .. } => "running",
-            Self::Paused => "paused",
+            Self::Paused { .. } => "paused",
             Self::Ended { .. } | Self::Exited(_) => "exited",
             Self::Lost => "dead",
         }
@@ -77,16 +86,16 @@ impl State {
 
     /// Whether its shim serves requests.
     pub(super) fn is_running(&self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Paused)
+        matches!(self, Self::Running { .. } | Self::Paused { .. })
     }
 }
 
 impl fmt::Display for State {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Creating => write!(out, "Created"),
+            Self::Creating | Self::Created | Self::Starting => write!(out, "Created"),
             Self::Running { since } => write!(out, "Up {}", format::span(since.elapsed())),
-            Self::Paused => write!(out, "Paused"),
+            Self::Paused { since } => write!(out, "Up {} (Paused)", format::span(since.elapsed())),
             Self::Ended { code, at } => write!(out, "Exited ({code}) {} ago", format::span(at.elapsed())),
             Self::Lost => write!(out, "Dead"),
             Self::Exited(exit) => {

@@ -19,9 +19,12 @@ use crate::store::record::Status;
 /// Stop containers: with their stop signal, and with SIGKILL after a time-out
 #[derive(Debug, clap::Args)]
 pub(super) struct Stop {
-    /// Seconds between the stop signal and SIGKILL
-    #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
-    time: u32,
+    /// Seconds between the stop signal and SIGKILL; -1 waits for ever [default: the container's, or 10]
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
+    time: Option<i64>,
+    /// The signal to stop them with [default: the container's]
+    #[arg(short, long, value_name = "SIGNAL", value_parser = signals::parse)]
+    signal: Option<u32>,
     /// Name or id
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -29,19 +32,54 @@ pub(super) struct Stop {
 
 impl Stop {
     pub(super) async fn perform(self, context: &Context) -> Result<u8, CommandError> {
-        let patience = Duration::from_secs(self.time.into());
         each(&self.containers, async |name| {
             let (container, record) = context.store.find(name)?;
-            if State::of(&record).await == State::Creating {
-                anyhow::bail!("container {} is being made by another command", record.name);
+            let state = State::of(&record).await;
+            match state {
+                State::Creating => {
+                    anyhow::bail!("container {} is being made by another command", record.name)
+                }
+                State::Starting => {
+                    anyhow::bail!("container {} is being started by another command", record.name)
+                }
+                State::Created => return Ok(format::print(&format!("{name}\n"))?),
+                _ => {}
             }
-            let signal = signals::parse(&record.stop_signal).unwrap_or(signals::TERM);
-            let ended = end(&record, signal, patience).await?;
+            let ended = ask(&record, &state, self.signal, patience(self.time, &record)).await?;
             settle(context, &container, ended).await?;
             Ok(format::print(&format!("{name}\n"))?)
         })
         .await
     }
+}
+
+/// The stop time-out of Docker, if neither the command nor the container names one.
+const USUAL_PATIENCE: u32 = 10;
+
+/// The time between the stop signal and SIGKILL. A negative time has no end.
+pub(super) fn patience(time: Option<i64>, record: &Record) -> Duration {
+    let seconds = time.unwrap_or_else(|| record.stop_timeout.unwrap_or(USUAL_PATIENCE).into());
+    u64::try_from(seconds).map_or(Duration::MAX, Duration::from_secs)
+}
+
+/// Ends a running container's process with `signal`, or its stop signal, and after a time-out with SIGKILL. Processes
+/// that are paused are resumed, as they could not answer the signal.
+///
+/// # Errors
+/// The shim refuses.
+pub(super) async fn ask(
+    record: &Record,
+    state: &State,
+    signal: Option<u32>,
+    patience: Duration,
+) -> Result<Option<TaskExit>, ShimError> {
+    if let State::Paused { .. } = state
+        && let Status::Started { socket, .. } = &record.status
+    {
+        Task::connect(socket, &record.id).await?.resume().await?;
+    }
+    let own = || signals::parse(&record.stop_signal).unwrap_or(signals::TERM);
+    end(record, signal.unwrap_or_else(own), patience).await
 }
 
 /// Ends a container's process: with its stop signal if a time-out is given, then with SIGKILL. None if it does not run.

@@ -191,6 +191,20 @@ impl Task {
         self.client.kill(Context::default(), &request).await.map_err(call).map(drop)
     }
 
+    /// Freezes every process of the container.
+    pub(super) async fn pause(&self) -> Result<(), ShimError> {
+        let request = api::PauseRequest { id: self.id.clone(), ..Default::default() };
+        let call = ShimError::of("cannot pause the container");
+        self.client.pause(Context::default(), &request).await.map_err(call).map(drop)
+    }
+
+    /// Thaws every process of the container.
+    pub(super) async fn resume(&self) -> Result<(), ShimError> {
+        let request = api::ResumeRequest { id: self.id.clone(), ..Default::default() };
+        let call = ShimError::of("cannot unpause the container");
+        self.client.resume(Context::default(), &request).await.map_err(call).map(drop)
+    }
+
     /// Sets the size of the process's terminal.
     pub(super) async fn resize(&self, exec_id: &str, columns: u16, rows: u16) -> Result<(), ShimError> {
         let request = api::ResizePtyRequest {

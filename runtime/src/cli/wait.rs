@@ -26,9 +26,11 @@ impl Wait {
             let ended = match State::of(&record).await {
                 State::Exited(exit) => return Ok(format::print(&format!("{}\n", exit.code))?),
                 State::Ended { code, at } => Some(TaskExit { status: code, at }),
-                State::Creating => anyhow::bail!("container {} has not started", record.name),
+                State::Creating | State::Created | State::Starting => {
+                    anyhow::bail!("container {} has not started", record.name)
+                }
                 State::Lost => None,
-                State::Running { .. } | State::Paused => match &record.status {
+                State::Running { .. } | State::Paused { .. } => match &record.status {
                     Status::Started { socket, .. } => {
                         let task = Task::connect(socket, &record.id).await?;
                         match task.wait("").await {

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod facts;
+pub mod inside;
 pub mod mount;
 pub mod namespaces;
 pub mod network;

@@ -91,6 +91,13 @@ pub fn read_only_view(source: &Path, at: &Path) -> Result<Mounted, MountError> {
 /// The mount is made read-only before it is attached at `at`: it propagates to the guest's view at that moment, and a
 /// later change of flags would not.
 pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Result<Mounted, MountError> {
+    let tree = detached(source, recursive, read_only)?;
+    attach(&tree, at, MoveMountFlags::empty())?;
+    Ok(Mounted::at(at))
+}
+
+/// A copy of the mount of `source` that is not attached anywhere.
+pub(super) fn detached(source: &Path, recursive: bool, read_only: bool) -> Result<OwnedFd, MountError> {
     let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         how |= OpenTreeFlags::AT_RECURSIVE;
@@ -99,9 +106,13 @@ pub fn bind(source: &Path, at: &Path, recursive: bool, read_only: bool) -> Resul
     if read_only {
         set_read_only(&tree).map_err(failed("make read-only", source))?;
     }
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, at, flags).map_err(failed("bind to", at))?;
-    Ok(Mounted::at(at))
+    Ok(tree)
+}
+
+/// Attaches a detached mount at `at`.
+pub(super) fn attach(tree: &OwnedFd, at: &Path, flags: MoveMountFlags) -> Result<(), MountError> {
+    let flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(tree, "", rustix::fs::CWD, at, flags).map_err(failed("bind to", at))
 }
 
 /// Makes a detached tree read-only with mount_setattr(2).

@@ -17,6 +17,15 @@ pub enum Protocol {
     Udp,
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 /// A mapping of a host port to a container port. Its JSON is the `portMappings` entry of the CNI conventions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -70,11 +79,7 @@ impl fmt::Display for PortMapping {
             Some(IpAddr::V4(address)) => write!(out, "{address}:")?,
             None => {}
         }
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(out, "{}:{}/{protocol}", self.host_port, self.container_port)
+        write!(out, "{}:{}/{}", self.host_port, self.container_port, self.protocol)
     }
 }
 

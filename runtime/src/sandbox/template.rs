@@ -75,7 +75,8 @@ impl TemplateKey {
             let changed = (file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec());
             text += &format!("{} {} {} {changed:?}\n", file.dev(), file.ino(), file.len());
         }
-        let sizes = (plan.bounds.boot_mib, plan.bounds.most_mib, plan.bounds.boot_vcpus, plan.bounds.most_vcpus);
+        let sizes =
+            (plan.bounds.boot_mib, plan.bounds.most_mib, plan.bounds.boot_vcpus, plan.bounds.most_vcpus);
         text += &format!("{sizes:?} {:?}\n", plan.kernel_parameters);
         let hash = hex::encode(Sha256::digest(text));
         Ok(Self(hash[..32].to_owned()))

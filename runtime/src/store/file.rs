@@ -106,6 +106,17 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
         .map_err(|source| FileError::Damaged { path: path.to_owned(), source })
 }
 
+/// Removes a file; a missing file is no error.
+///
+/// # Errors
+/// The kernel refused.
+pub fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a directory with its content; a missing directory is no error. Links are not followed.
 ///
 /// # Errors

@@ -115,10 +115,35 @@ impl Store {
         }
     }
 
-    /// Id of the container with a name; `None` if the container does not exist any more.
+    /// Id of the container with a name; `None` if the container does not exist any more, or has another name by now.
     fn name_owner(&self, name: &str) -> Option<String> {
         let id = fs::read_link(self.paths.names().join(name)).ok()?.to_str()?.to_owned();
-        self.paths.container(&id).directory.exists().then_some(id)
+        let container = ContainerDirectory::new(self.paths.container(&id));
+        // A container without a record is being made, and a damaged record is an error of the caller's next step.
+        let owns = !matches!(container.record(), Ok(Some(record)) if record.name != name);
+        (container.directory().exists() && owns).then_some(id)
+    }
+
+    /// Gives a container another name. The caller holds its lock. If the process is killed half-way, the container has
+    /// the old name or the new one, and a link that is left over is replaced by the next container with its name.
+    ///
+    /// # Errors
+    /// [`StoreError::NameTaken`], or the record or a link cannot be written.
+    pub fn rename(
+        &self,
+        container: &ContainerDirectory,
+        record: &mut Record,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        let _namespace = Lock::exclusive(&self.paths.namespace_lock())?;
+        if let Some(id) = self.name_owner(name) {
+            return Err(StoreError::NameTaken { name: name.to_owned(), id });
+        }
+        self.claim_name(name, container.id())?;
+        let old = std::mem::replace(&mut record.name, name.to_owned());
+        container.write_record(record)?;
+        let link = self.paths.names().join(old);
+        Ok(file::remove_file(&link)?)
     }
 
     /// Links the name to the id. The caller holds the namespace lock and has checked that the name is free.

@@ -1,5 +1,6 @@
 //! The record of a container.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -44,6 +45,30 @@ pub struct Record {
     pub addresses: Vec<String>,
     /// State of the container.
     pub status: Status,
+    /// What a start needs beside the bundle; `None` in the record of an older version, whose container cannot be
+    /// started again.
+    #[serde(default)]
+    pub startup: Option<StartupRecord>,
+    /// Labels of the image and of the user.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Seconds between the stop signal and SIGKILL, if the user chose them.
+    #[serde(default)]
+    pub stop_timeout: Option<u32>,
+}
+
+/// The options of a container that take effect at each start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartupRecord {
+    /// Whether the process has a standard input that can be written to.
+    pub interactive: bool,
+    /// Host name.
+    pub hostname: String,
+    /// Name of the network; `None` for loopback only.
+    pub network: Option<String>,
+    /// Ports to publish, in the form of `-p`.
+    pub publish: Vec<String>,
 }
 
 /// The image or root directory of a container.
@@ -62,6 +87,13 @@ pub struct ImageRecord {
 pub enum Status {
     /// A command is making the container, or was killed.
     Creating,
+    /// The container is complete and was never started.
+    Created,
+    /// A command is starting the container again, or was killed: then the container is as it was before.
+    Starting {
+        /// The end of its last process; `None` if it was never started.
+        previous: Option<ExitRecord>,
+    },
     /// The shim was started.
     Started {
         /// The shim.

@@ -84,6 +84,8 @@ fn plain_path(path: &Path) -> Option<&str> {
 }
 
 fn linked_list(links: &Path, layers: &[PathBuf]) -> Result<String, FileError> {
+    // Those of an earlier start.
+    file::remove_tree(links)?;
     file::create_directories(links)?;
     let mut list = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {

@@ -36,6 +36,9 @@ fn record(id: &str, name: &str) -> Record {
         volumes: Vec::new(),
         addresses: Vec::new(),
         status: Status::Creating,
+        startup: None,
+        labels: Default::default(),
+        stop_timeout: None,
     }
 }
 
@@ -71,6 +74,23 @@ fn containers_are_found_by_name_id_and_prefix() {
     for text in ["nope", "", "../web", "."] {
         assert!(matches!(store.find(text), Err(StoreError::NoContainer(_))), "{text}");
     }
+}
+
+#[test]
+fn a_container_has_the_name_of_its_record() {
+    let (_keep, store) = store();
+    let container = make(&store, "old");
+    make(&store, "taken");
+    let mut record = container.record().unwrap().unwrap();
+    assert!(matches!(store.rename(&container, &mut record, "taken"), Err(StoreError::NameTaken { .. })));
+    store.rename(&container, &mut record, "new").unwrap();
+    assert_eq!(store.find("new").unwrap().0.id(), container.id());
+    assert!(matches!(store.find("old"), Err(StoreError::NoContainer(_))));
+    // A command that is killed between its steps leaves a second link.
+    std::os::unix::fs::symlink(container.id(), store.paths().names().join("old")).unwrap();
+    assert!(matches!(store.find("old"), Err(StoreError::NoContainer(_))));
+    make(&store, "old");
+    assert_eq!(store.find("new").unwrap().0.id(), container.id());
 }
 
 #[test]
@@ -154,6 +174,8 @@ fn many_layers_are_named_by_short_links() {
     let options = rootfs::overlay_options(&container, &few).unwrap();
     assert_eq!(options[0], "lowerdir=/layers/a:/layers/b");
     let odd: Vec<PathBuf> = vec!["/layers/a:b".into()];
+    rootfs::overlay_options(&container, &odd).unwrap();
+    // A container is started more than once.
     let options = rootfs::overlay_options(&container, &odd).unwrap();
     assert_eq!(options[0], format!("lowerdir={}/0", container.links().display()));
     assert_eq!(std::fs::read_link(container.links().join("0")).unwrap(), odd[0]);

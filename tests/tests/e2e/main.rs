@@ -6,11 +6,13 @@
 
 // A filter of libtest is any part of a name: no module's name may be the end of another's.
 mod containerd;
+mod copying;
 mod cpu;
 mod devices;
 mod exec;
 mod failures;
 mod images;
+mod lifecycle;
 mod many;
 mod network;
 mod plug;
@@ -21,5 +23,6 @@ mod run;
 mod streams;
 mod templates;
 mod together;
+mod verbs;
 mod vfio;
 mod volumes;

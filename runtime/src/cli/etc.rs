@@ -1,0 +1,55 @@
+//! The files that replace those of the image in `/etc`; they depend on the network, so each start writes them anew.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::network::CniNetwork;
+use crate::network::dns;
+use crate::spec::mounts::EtcFiles;
+use crate::store::record::StartupRecord;
+
+/// Writes the files into the bundle; without `network` those of a container whose address is not known yet.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn write(
+    bundle: &Path,
+    startup: &StartupRecord,
+    network: Option<&CniNetwork>,
+) -> anyhow::Result<EtcFiles> {
+    let directory = bundle.join("etc");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let write = |name: &str, text: String| -> anyhow::Result<Option<PathBuf>> {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Some(path))
+    };
+    let address: Option<IpAddr> = network.and_then(CniNetwork::address);
+    let hostname = &startup.hostname;
+    Ok(EtcFiles {
+        hostname: write("hostname", format!("{hostname}\n"))?,
+        hosts: write("hosts", dns::hosts(hostname, address))?,
+        // Without a network no server can be reached.
+        resolv_conf: write(
+            "resolv.conf",
+            startup.network.as_ref().map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf())),
+        )?,
+    })
+}
+
+/// The host's resolv.conf; with systemd-resolved's stub, the file that it stands for.
+fn host_resolv_conf() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let text = read("/etc/resolv.conf");
+    if dns::is_stub(&text) {
+        let behind = read("/run/systemd/resolve/resolv.conf");
+        if !behind.is_empty() {
+            return behind;
+        }
+    }
+    text
+}
