@@ -18,6 +18,7 @@ mod refusals;
 mod resize;
 mod resources;
 mod run;
+mod sandboxes;
 mod streams;
 mod together;
 mod vfio;
