@@ -15,6 +15,7 @@ mod images;
 mod lifecycle;
 mod many;
 mod network;
+mod options;
 mod plug;
 mod refusals;
 mod resize;

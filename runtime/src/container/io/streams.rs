@@ -91,9 +91,9 @@ impl Streams {
         let mut stdio = Stdio::new();
         stdio.secret = streams.secret.0.into();
         stdio.stdin = streams.open_input(&StdioUri::parse("stdin", &uris.stdin)?)?;
-        stdio.stdout = streams.open_output(StandardStream::Stdout, &uris.stdout)?;
+        stdio.stdout = streams.open_output(StandardStream::Stdout, &uris.stdout, terminal)?;
         if !terminal {
-            stdio.stderr = streams.open_output(StandardStream::Stderr, &uris.stderr)?;
+            stdio.stderr = streams.open_output(StandardStream::Stderr, &uris.stderr, terminal)?;
         }
         Ok((streams, stdio))
     }
@@ -128,9 +128,9 @@ impl Streams {
         Ok(true)
     }
 
-    fn open_output(&mut self, stream: StandardStream, uri: &str) -> Result<bool, StdioError> {
+    fn open_output(&mut self, stream: StandardStream, uri: &str, terminal: bool) -> Result<bool, StdioError> {
         let name = stream_name(stream);
-        let (sink, reader) = Sink::open(name, &StdioUri::parse(name, uri)?)?;
+        let (sink, reader) = Sink::open(name, &StdioUri::parse(name, uri)?, terminal)?;
         if matches!(sink, Sink::None) {
             return Ok(false);
         }
