@@ -7,11 +7,13 @@
 //! What it needs from outside: root, KVM, `kiai` on PATH, `KIAI_KERNEL` and `KIAI_INITRD`,
 //! `KIAI_TEST_IMAGES`, a folder with `busybox/` and `debian/` (OCI layouts), `debian.tar` (docker archive) and
 //! `busybox-rootfs/`, and `KIAI_ROOT`, an image store that has these already. `KIAI_TEST_VCPUS` says how many
-//! vCPUs a pod has that does not ask for a number. `cargo xtask test` provides all of it.
+//! vCPUs a pod has that does not ask for a number. `KIAI_TEST_CONTAINERD` is the folder of a containerd 2, without which
+//! tests of it are skipped. `cargo xtask test` provides all of it.
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a panic")]
 
 pub mod census;
 pub mod containerd;
+pub mod cri;
 mod evidence;
 pub mod fixture;
 pub mod freeze;

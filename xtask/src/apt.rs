@@ -1,5 +1,5 @@
 //! Debian packages: which are installed, installing what is missing, fetching one without installing it, from this
-//! machine's own sources or from Debian's backports.
+//! machine's own sources, from Debian's backports or from its unstable suite.
 
 use std::collections::HashSet;
 use std::fs;
@@ -88,13 +88,22 @@ impl Source {
 
     /// Newer packages built for this release. The machine's own sources and lists stay as they are.
     pub(crate) fn backports() -> Result<Self> {
-        let folder = cache::root().join("apt-backports");
+        Self::suite("apt-backports", &format!("{SUITE}-backports"))
+    }
+
+    /// The newest packages, built for no release: only some of their programs run on this one.
+    pub(crate) fn unstable() -> Result<Self> {
+        Self::suite("apt-unstable", "sid")
+    }
+
+    fn suite(folder: &str, suite: &str) -> Result<Self> {
+        let folder = cache::root().join(folder);
         for directory in ["lists/partial", "archives/partial"] {
             let directory = folder.join(directory);
             fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
         }
         let list = folder.join("sources.list");
-        fs::write(&list, format!("deb {MIRROR} {SUITE}-backports main\n"))?;
+        fs::write(&list, format!("deb {MIRROR} {suite} main\n"))?;
         let mut source = Self::machine();
         source.options.extend([
             format!("--option=Dir::Etc::SourceList={}", list.display()),

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod cache;
 mod check;
+mod containerd;
 mod cpio;
 mod dependencies;
 mod e2e;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::build::{self, SHIM};
 use crate::e2e::{self, Reviewed, Selection};
-use crate::{check, fuzz, image, kernel, rootfs, step, venue};
+use crate::{check, containerd, fuzz, image, kernel, rootfs, step, venue};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -76,5 +76,9 @@ pub(crate) fn environment(command: &mut Command, folder: &Path) -> Result<()> {
     command.env("KIAI_KERNEL", kernel::artifact()?.join("vmlinux"));
     command.env("KIAI_INITRD", rootfs::artifact()?);
     command.env("KIAI_TEST_IMAGES", image::artifact()?.folder());
+    match containerd::newest() {
+        Ok(folder) => drop(command.env(containerd::VARIABLE, folder)),
+        Err(error) => step::say(&format!("tests without containerd 2: {error:#}")),
+    }
     Ok(())
 }

@@ -4,16 +4,18 @@ use anyhow::Context as _;
 
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
+use crate::cli::container_options::ContainerOptions;
+use crate::cli::container_options::LogDriver;
 use crate::cli::creation;
 use crate::cli::creation::Creation;
 use crate::cli::format;
-use crate::cli::options::ContainerOptions;
 use crate::cli::options::ProcessOptions;
 use crate::cli::options::SourceOptions;
 use crate::store::record::Status;
 
 /// Make a container, to be started by kiai start
 #[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
 pub(super) struct Create {
     #[command(flatten)]
     process: ProcessOptions,
@@ -33,7 +35,7 @@ impl Create {
             container: &self.container,
             source: &source,
             command: &command,
-            logged: true,
+            logged: self.container.log_driver == LogDriver::File,
         };
         let mut making = creation.make()?;
         making.record.status = Status::Created;

@@ -9,11 +9,12 @@ use oci_spec::runtime::Spec;
 use serde::Serialize;
 
 use crate::cdi;
+use crate::cli::container_options::ContainerOptions;
 use crate::cli::creation;
 use crate::cli::device_table;
 use crate::cli::format;
 use crate::cli::format::Format;
-use crate::cli::options::ContainerOptions;
+use crate::cli::mounts::Mounts;
 use crate::cli::options::NetworkOption;
 use crate::cli::options::ProcessOptions;
 use crate::cli::prepare;
@@ -108,15 +109,17 @@ impl Rehearsal<'_> {
     fn decide(&self) -> anyhow::Result<Decided> {
         let bundle = tempfile::tempdir().context("cannot make a temporary bundle")?;
         let id = self.container.name.as_deref().unwrap_or(NEW);
-        let startup = creation::startup(id, self.process, self.container);
+        let startup = creation::startup(id, self.process, self.container, &self.source.config)?;
+        let planned = Mounts::plan(&self.source.config, self.container, || Ok(NEW.to_owned()))?;
+        let volumes = planned.provide(self.paths, &self.source.layers, true)?;
         let target = BundleTarget {
-            paths: self.paths,
             bundle: bundle.path(),
             network: None,
             startup: &startup,
-            rehearsal: true,
+            volumes,
+            tmpfs: &planned.tmpfs,
         };
-        let spec = prepare::prepare(&target, self.source, self.process, self.container, self.command)?;
+        let spec = prepare::prepare(target, self.source, self.process, self.container, self.command)?;
         let spec = cdi::apply_annotations(spec, cdi::Registry::read)?;
         let config = Config::load()?;
         let all = spec.annotations().clone().unwrap_or_default();
@@ -145,7 +148,7 @@ impl Rehearsal<'_> {
             kernel_parameters: plan.kernel_parameters.clone(),
             huge_pages: plan.huge_pages,
             network: match self.container.network {
-                NetworkOption::Default => "a bridge of the CNI plugins, joined at the start",
+                NetworkOption::Bridge(_) => "a bridge of the CNI plugins, joined at the start",
                 NetworkOption::None => "none",
             },
         }

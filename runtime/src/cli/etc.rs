@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use crate::cli::container_options::HOST_GATEWAY;
 use crate::network::CniNetwork;
 use crate::network::dns;
 use crate::spec::mounts::EtcFiles;
@@ -32,13 +33,27 @@ pub(super) fn write(
     let hostname = &startup.hostname;
     Ok(EtcFiles {
         hostname: write("hostname", format!("{hostname}\n"))?,
-        hosts: write("hosts", dns::hosts(hostname, address))?,
+        hosts: write("hosts", dns::hosts(hostname, address, &further(startup, network)))?,
         // Without a network no server can be reached.
         resolv_conf: write(
             "resolv.conf",
-            startup.network.as_ref().map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf())),
+            startup
+                .network
+                .as_ref()
+                .map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf(), &startup.dns)),
         )?,
     })
+}
+
+/// The names of `--add-host`. That of the host is left out as long as its address is not known.
+fn further(startup: &StartupRecord, network: Option<&CniNetwork>) -> Vec<(IpAddr, String)> {
+    let gateway = network.and_then(|network| network.gateway);
+    let entry = |text: &String| {
+        let (name, address) = text.split_once(':')?;
+        let address = if address == HOST_GATEWAY { gateway } else { address.parse().ok() };
+        Some((address?, name.to_owned()))
+    };
+    startup.hosts.iter().filter_map(entry).collect()
 }
 
 /// The host's resolv.conf; with systemd-resolved's stub, the file that it stands for.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::io::Read;
+use std::io::Seek;
 use std::path::Path;
 
 use rustix::fs::inotify;
@@ -41,6 +42,14 @@ impl Growing {
         let length = self.file.read(&mut added)?;
         added.truncate(length);
         Ok(added)
+    }
+
+    /// Goes back to the beginning if the writer has emptied the file.
+    pub(super) fn begin_anew_if_emptied(&mut self) -> io::Result<()> {
+        if self.file.metadata()?.len() < self.file.stream_position()? {
+            self.file.rewind()?;
+        }
+        Ok(())
     }
 
     /// Returns when bytes may have been appended since the last call. Cancelling loses nothing.

@@ -9,7 +9,9 @@ use crate::cli::prepare::Source;
 use crate::image::Image;
 use crate::image::ImageSource;
 use crate::image::ImageStore;
+use crate::image::Progress;
 use crate::image::PullOptions;
+use crate::image::Quiet;
 use crate::image::Terminal;
 
 /// The store of images.
@@ -18,7 +20,12 @@ pub(super) fn store(context: &Context) -> anyhow::Result<ImageStore> {
 }
 
 /// Finds an image in the store, or pulls it.
-pub(super) async fn source(context: &Context, image: &str, pull: PullOption) -> anyhow::Result<Source> {
+pub(super) async fn source(
+    context: &Context,
+    image: &str,
+    pull: PullOption,
+    quiet: bool,
+) -> anyhow::Result<Source> {
     let store = store(context)?;
     let found = match pull {
         PullOption::Always => None,
@@ -31,7 +38,7 @@ pub(super) async fn source(context: &Context, image: &str, pull: PullOption) -> 
         }
         None => {
             let source = ImageSource::parse(image)?;
-            let got = get(&store, &source, None, PullOptions::default()).await;
+            let got = get(&store, &source, None, PullOptions::default(), quiet).await;
             got.with_context(|| format!("image {image}"))?
         }
     };
@@ -46,10 +53,12 @@ pub(super) async fn get(
     source: &ImageSource,
     name: Option<&str>,
     options: PullOptions,
+    quiet: bool,
 ) -> anyhow::Result<Image> {
-    let progress = Terminal::new();
+    let terminal = (!quiet).then(Terminal::new);
+    let progress: &dyn Progress = terminal.as_ref().map_or(&Quiet, |terminal| terminal);
     Ok(match source {
-        ImageSource::Registry(reference) => store.pull(reference, &options, &progress).await?,
-        ImageSource::Layout { .. } | ImageSource::Archive(_) => store.import(source, name, &progress)?,
+        ImageSource::Registry(reference) => store.pull(reference, &options, progress).await?,
+        ImageSource::Layout { .. } | ImageSource::Archive(_) => store.import(source, name, progress)?,
     })
 }

@@ -35,7 +35,7 @@ impl Import {
             None => None,
         };
         let store = image::store(context)?;
-        let image = image::get(&store, &source, name.as_deref(), PullOptions::default()).await?;
+        let image = image::get(&store, &source, name.as_deref(), PullOptions::default(), false).await?;
         format::print(&format!("{}@{}\n", image.name, image.digest)).map_err(anyhow::Error::from)?;
         Ok(0)
     }

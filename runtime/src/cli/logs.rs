@@ -35,8 +35,11 @@ pub(super) struct Logs {
     #[arg(short = 'n', long, default_value = "all", value_parser = parse_tail)]
     tail: Tail,
     /// Only lines since a time (2026-01-31T12:00:00Z) or so long ago (90s, 10m, 2h)
-    #[arg(long, value_parser = parse_since)]
+    #[arg(long, value_parser = parse_moment)]
     since: Option<Timestamp>,
+    /// Only lines before a time, or so long ago
+    #[arg(long, value_parser = parse_moment)]
+    until: Option<Timestamp>,
     /// Print the time of each line
     #[arg(short, long)]
     timestamps: bool,
@@ -57,7 +60,11 @@ fn parse_tail(text: &str) -> Result<Tail, String> {
     }
 }
 
-fn parse_since(text: &str) -> Result<Timestamp, String> {
+/// A time, or a time span before now.
+///
+/// # Errors
+/// The text is neither.
+pub(super) fn parse_moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(timestamp) = text.parse() {
         return Ok(timestamp);
     }
@@ -88,7 +95,7 @@ impl Logs {
         let (_, record) = context.store.find(&self.container)?;
         let path = record.log.as_deref().ok_or_else(|| {
             anyhow!(
-                "container {} runs in the foreground, so its output was not recorded; start it with -d",
+                "container {} has no log: it runs in the foreground, or with --log-driver none; start it with -d",
                 record.name
             )
         })?;
@@ -117,19 +124,17 @@ impl Logs {
             file.seek(SeekFrom::Start(start))?;
         }
         let mut growing = Growing::continued(file, path)?;
-        let mut rest = Vec::new();
+        let mut printer = Printer {
+            since: self.since,
+            until: self.until,
+            timestamps: self.timestamps,
+            ..Printer::default()
+        };
         // Asked before the first read, so that all output is read after the end is known.
         let mut end = Box::pin(end_of(record, self.follow));
         let mut ended = !self.follow;
         loop {
-            loop {
-                let added = growing.read()?;
-                if added.is_empty() {
-                    break;
-                }
-                rest.extend_from_slice(&added);
-                self.print_lines(&mut rest)?;
-            }
+            printer.print_all(&mut growing)?;
             if ended {
                 return Ok(());
             }
@@ -139,9 +144,40 @@ impl Logs {
             }
         }
     }
+}
+
+/// Prints the entries of a log as the streams that they came from.
+#[derive(Default)]
+pub(super) struct Printer {
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+    timestamps: bool,
+    /// Bytes of an entry that is not complete yet.
+    rest: Vec<u8>,
+    /// The last entry did not end its line, as on a terminal.
+    within_line: bool,
+}
+
+impl Printer {
+    /// Prints all that was appended since the last call.
+    ///
+    /// # Errors
+    /// The log cannot be read or is damaged, or a stream not written.
+    pub(super) fn print_all(&mut self, growing: &mut Growing) -> anyhow::Result<()> {
+        loop {
+            let added = growing.read()?;
+            if added.is_empty() {
+                return Ok(());
+            }
+            let mut text = std::mem::take(&mut self.rest);
+            text.extend_from_slice(&added);
+            self.print_lines(&mut text)?;
+            self.rest = text;
+        }
+    }
 
     /// Prints the whole lines of `text` and leaves the rest in it.
-    fn print_lines(&self, text: &mut Vec<u8>) -> anyhow::Result<()> {
+    fn print_lines(&mut self, text: &mut Vec<u8>) -> anyhow::Result<()> {
         let mut start = 0;
         while let Some(length) = text[start..].iter().position(|byte| *byte == b'\n') {
             self.print_line(&text[start..start + length])?;
@@ -154,12 +190,14 @@ impl Logs {
         Ok(())
     }
 
-    fn print_line(&self, text: &[u8]) -> anyhow::Result<()> {
+    fn print_line(&mut self, text: &[u8]) -> anyhow::Result<()> {
         let line: Line = serde_json::from_slice(text).context("the log is damaged")?;
-        if self.since.is_some_and(|since| line.time < since) {
+        let early = self.since.is_some_and(|since| line.time < since);
+        if early || self.until.is_some_and(|until| line.time > until) {
             return Ok(());
         }
-        let text = if self.timestamps { format!("{} {}", line.time, line.log) } else { line.log };
+        let begins = !std::mem::replace(&mut self.within_line, !line.log.ends_with('\n'));
+        let text = if self.timestamps && begins { format!("{} {}", line.time, line.log) } else { line.log };
         if line.stream == "stderr" {
             io::stderr().write_all(text.as_bytes())?;
         } else {
@@ -245,9 +283,9 @@ mod tests {
 
     #[test]
     fn spans_and_times_are_read() {
-        assert!(parse_since("2026-01-31").is_ok() && parse_since("10m").is_ok());
+        assert!(parse_moment("2026-01-31").is_ok() && parse_moment("10m").is_ok());
         for text in ["", "m", "10", "10y", "-1s", "99999999999999999999d"] {
-            assert!(parse_since(text).is_err(), "{text}");
+            assert!(parse_moment(text).is_err(), "{text}");
         }
         assert_eq!(parse_tail("all"), Ok(Tail::All));
         assert_eq!(parse_tail("7"), Ok(Tail::Lines(7)));

@@ -10,13 +10,17 @@ use containerd_shim_protos::types::mount::Mount;
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
 use crate::cli::etc;
+use crate::cli::events;
 use crate::cli::release;
 use crate::cli::streams;
 use crate::cli::streams::ProcessFifos;
 use crate::cli::task::StreamUris;
 use crate::cli::task::Task;
+use crate::cli::volumes;
 use crate::network;
 use crate::network::PortMapping;
+use crate::network::held;
+use crate::network::publish::PublishOption;
 use crate::shim;
 use crate::shim::LaunchOptions;
 use crate::store;
@@ -48,15 +52,17 @@ impl Making<'_> {
     /// The record was written by an older version, or a file cannot be written or removed.
     pub(super) fn begin_again(&mut self) -> anyhow::Result<()> {
         let previous = previous(&self.record.status);
-        if self.record.startup.is_none() {
+        let Some(startup) = &self.record.startup else {
             return Err(anyhow!(
                 "container {} was made by an older kiai, which kept nothing to start it again; make a new one",
                 self.record.name
             ));
+        };
+        if !startup.unlogged {
+            self.record.log = Some(self.container.log_file());
         }
         self.record.status = Status::Starting { previous };
         let bundle = self.container.bundle();
-        self.record.log.get_or_insert_with(|| bundle.join("container.log"));
         self.container.write_record(&self.record)?;
         for name in LEFT_BY_THE_LAST {
             store::file::remove_file(&bundle.join(name))?;
@@ -73,7 +79,7 @@ impl Making<'_> {
         let startup = self.record.startup.clone().unwrap_or_default();
         let mut joined = None;
         self.record.addresses = Vec::new();
-        self.record.ports = startup.publish.clone();
+        self.record.ports = assign(&startup.publish)?;
         if startup.network.is_some() {
             let settings = crate::cli::network_settings()?;
             let file = self.container.network_file();
@@ -94,8 +100,8 @@ impl Making<'_> {
     /// # Errors
     /// As [`Making::start`].
     pub(super) async fn start_in_background(&mut self) -> Result<Task, CommandError> {
-        let log = self.record.log.clone().unwrap_or_default();
-        let uri = format!("kiai-log://{}", log.display());
+        let log = self.record.log.as_ref();
+        let uri = log.map_or_else(String::new, |log| format!("kiai-log://{}", log.display()));
         let interactive = self.record.startup.as_ref().is_some_and(|startup| startup.interactive);
         let stdin = if interactive { self.held_stdin()? } else { String::new() };
         let uris = StreamUris {
@@ -139,7 +145,9 @@ impl Making<'_> {
         task.create(&bundle, rootfs, uris).await.map_err(CommandError::of_start)?;
         task.start("").await.map_err(CommandError::of_start)?;
         self.record.status = Status::Started { shim, socket, at: Timestamp::now() };
+        self.record.stopped = false;
         self.container.write_record(&self.record)?;
+        events::tell(self.context, &self.record, "start", &[]);
         Ok((task, flow))
     }
 
@@ -161,6 +169,7 @@ impl Making<'_> {
 
     /// Removes the container, whose shim was not started.
     pub(super) fn undo_unstarted(&self) {
+        volumes::remove_anonymous(self.context, &self.record);
         if let Err(error) = network::detach(&self.container.network_file()) {
             eprintln!("kiai: cannot release the network: {error}");
         }
@@ -208,6 +217,22 @@ pub(super) fn previous(status: &Status) -> Option<ExitRecord> {
         Status::Starting { previous } => previous.clone(),
         Status::Creating | Status::Created | Status::Started { .. } => None,
     }
+}
+
+/// The mappings of the ports to publish, with ports of the host that are free now for those without one.
+fn assign(publish: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut ports = Vec::new();
+    for text in publish {
+        for port in text.parse::<PublishOption>()?.0 {
+            let free = match port.host_port {
+                Some(asked) => asked,
+                None => held::free_port(port.host_ip, port.protocol)
+                    .with_context(|| format!("no free port of the host for port {port} of the container"))?,
+            };
+            ports.push(port.mapping(free).to_string());
+        }
+    }
+    Ok(ports)
 }
 
 fn shim_process(bundle: &Path) -> anyhow::Result<ShimProcess> {

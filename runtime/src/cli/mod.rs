@@ -7,9 +7,11 @@
 //! Reading order: [`run`] runs a container from start to end; [`creation`] makes one and [`making`] starts it; [`task`] is the client of a shim, [`streams`] copies the
 //! standard streams, [`release`] frees a container's resources.
 
+mod attach;
 mod check;
 mod command_error;
 mod completions;
+mod container_options;
 mod cp;
 mod create;
 mod creation;
@@ -18,7 +20,9 @@ mod devices;
 mod dry_run;
 mod each;
 mod etc;
+mod events;
 mod exec;
+mod filter;
 mod follow;
 mod format;
 mod image;
@@ -28,6 +32,7 @@ mod inspect;
 mod kill;
 mod logs;
 mod making;
+mod mounts;
 mod names;
 mod options;
 mod pause;
@@ -36,9 +41,11 @@ mod port;
 mod prepare;
 mod ps;
 mod pull;
+mod refused;
 mod release;
 mod rename;
 mod restart;
+mod revive;
 mod rm;
 mod rmi;
 mod run;
@@ -57,6 +64,7 @@ mod tree;
 mod unplug;
 mod update;
 mod version;
+mod volumes;
 mod wait;
 
 use std::path::PathBuf;
@@ -103,9 +111,11 @@ enum Verb {
     Create(Box<create::Create>),
     Start(start::Start),
     Exec(exec::Exec),
+    Attach(attach::Attach),
     Cp(cp::Cp),
     Ps(ps::Ps),
     Logs(logs::Logs),
+    Events(events::Events),
     Stop(stop::Stop),
     Restart(restart::Restart),
     Kill(kill::Kill),
@@ -194,6 +204,8 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8, CommandError> {
         Verb::Create(create) => create.perform(context).await,
         Verb::Start(start) => start.perform(context).await,
         Verb::Exec(exec) => exec.perform(context).await,
+        Verb::Attach(attach) => attach.perform(context).await,
+        Verb::Events(events) => events.perform(context).await,
         Verb::Cp(cp) => cp.perform(context).await,
         Verb::Ps(ps) => ps.perform(context).await,
         Verb::Logs(logs) => logs.perform(context).await,

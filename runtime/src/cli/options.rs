@@ -1,30 +1,53 @@
-//! The options of `kiai run` and `kiai create`. The parsers in `spec` and `network` read their values.
+//! The options of `kiai run` and `kiai create` that are not the container's ([`crate::cli::container_options`]). The parsers in `spec` and `network` read their values.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::bail;
 
 use crate::cli::Context;
 use crate::cli::image;
 use crate::cli::prepare::Source;
-use crate::network::PortMapping;
-use crate::spec::capability::CapabilityWord;
-use crate::spec::device::DeviceOption;
-use crate::spec::quantity::Cpus;
-use crate::spec::quantity::MemorySize;
-use crate::spec::ulimit::Ulimit;
 use crate::spec::user::UserOption;
-use crate::spec::volume::TmpfsMount;
-use crate::spec::volume::VolumeOption;
+use crate::spec::volume::is_name;
 
 /// `--network`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NetworkOption {
     /// A bridge with NAT, made by the CNI plugins.
-    #[value(alias = "bridge")]
-    Default,
+    Bridge(String),
     /// Loopback only.
     None,
+}
+
+/// The network cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadNetwork {
+    #[error(
+        "a container has a microVM of its own, and its network is the guest's: it cannot use the host's; publish ports with -p"
+    )]
+    Host,
+    #[error(
+        "a container has a microVM of its own, and two microVMs cannot share one network stack; put both in one pod, or reach the other by its address"
+    )]
+    Container,
+    #[error("{0:?} is not a network; write default, none or a name that kiai network ls shows")]
+    Name(String),
+}
+
+impl FromStr for NetworkOption {
+    type Err = BadNetwork;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "default" | "bridge" => Ok(Self::Bridge(crate::network::conflist::NAME.to_owned())),
+            "none" => Ok(Self::None),
+            "host" => Err(BadNetwork::Host),
+            _ if text.starts_with("container:") => Err(BadNetwork::Container),
+            _ if is_name(text) => Ok(Self::Bridge(text.to_owned())),
+            _ => Err(BadNetwork::Name(text.to_owned())),
+        }
+    }
 }
 
 /// `--pull`.
@@ -70,6 +93,12 @@ pub(super) struct SourceOptions {
     /// When to pull the image
     #[arg(long, value_enum, default_value = "missing")]
     pull: PullOption,
+    /// Platform of the image; there is linux/amd64 only
+    #[arg(long, value_name = "OS/ARCH", value_parser = parse_platform)]
+    platform: Option<()>,
+    /// Show no progress of a pull
+    #[arg(short, long)]
+    quiet: bool,
     /// Image (a registry reference, oci:DIR:TAG or docker-archive:FILE; none with --rootfs), then the
     /// command and its arguments
     #[arg(trailing_var_arg = true, value_name = "IMAGE [COMMAND]...")]
@@ -88,66 +117,18 @@ impl SourceOptions {
         let Some((image, command)) = self.words.split_first() else {
             bail!("no image: name one, or a root directory with --rootfs");
         };
-        Ok((image::source(context, image, self.pull).await?, command.to_vec()))
+        Ok((image::source(context, image, self.pull, self.quiet).await?, command.to_vec()))
     }
 }
 
-/// Options of the container and its limits.
-#[derive(Debug, clap::Args)]
-pub(super) struct ContainerOptions {
-    /// Name of the container [default: an adjective and a noun]
-    #[arg(long)]
-    pub(super) name: Option<String>,
-    /// Remove the container when it ends
-    #[arg(long)]
-    pub(super) rm: bool,
-    /// Program to run instead of the image's entrypoint; "" for none
-    #[arg(long, value_name = "PROGRAM")]
-    pub(super) entrypoint: Option<String>,
-    /// Host name [default: the container's id]
-    #[arg(long, value_name = "NAME")]
-    pub(super) hostname: Option<String>,
-    /// Mount a file, a directory or a named volume
-    #[arg(short, long, value_name = "SOURCE:PATH[:ro]")]
-    pub(super) volume: Vec<VolumeOption>,
-    /// Mount an empty file system in memory
-    #[arg(long, value_name = "PATH[:OPTIONS]")]
-    pub(super) tmpfs: Vec<TmpfsMount>,
-    /// Make the root file system read-only
-    #[arg(long)]
-    pub(super) read_only: bool,
-    /// CPU time, in CPUs; also how many CPUs the sandbox has
-    #[arg(long, value_name = "NUMBER")]
-    pub(super) cpus: Option<Cpus>,
-    /// Memory limit, with a unit: 256m, 2g
-    #[arg(short, long, value_name = "SIZE")]
-    pub(super) memory: Option<MemorySize>,
-    /// Add a capability, or ALL
-    #[arg(long, value_name = "NAME")]
-    pub(super) cap_add: Vec<CapabilityWord>,
-    /// Drop a capability, or ALL
-    #[arg(long, value_name = "NAME")]
-    pub(super) cap_drop: Vec<CapabilityWord>,
-    /// Set a resource limit: nofile=1024:4096
-    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
-    pub(super) ulimit: Vec<Ulimit>,
-    /// Assign a device of the host: a node, a PCI function (pci:ADDRESS, see kiai devices; with
-    /// ,user-space a program in the container drives it), or a device of a CDI file by its name
-    #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]
-    pub(super) device: Vec<DeviceOption>,
-    /// Give the container every capability and every device of its guest, and no seccomp profile
-    #[arg(long)]
-    pub(super) privileged: bool,
-    /// Network of the container
-    #[arg(long, value_enum, default_value = "default")]
-    pub(super) network: NetworkOption,
-    /// Publish a port of the container on the host
-    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/udp]")]
-    pub(super) publish: Vec<PortMapping>,
-    /// Guest kernel for this container's sandbox
-    #[arg(long, value_name = "FILE")]
-    pub(super) kernel: Option<PathBuf>,
-    /// Show the guest's console on standard error
-    #[arg(long)]
-    pub(super) console: bool,
+/// `--platform`: only that of the guest's kernel.
+///
+/// # Errors
+/// The text names another.
+pub(super) fn parse_platform(text: &str) -> Result<(), String> {
+    let mut parts = text.split('/');
+    match (parts.next(), parts.next()) {
+        (Some("linux"), None | Some("amd64" | "x86_64")) => Ok(()),
+        _ => Err("the guest's kernel runs programs of linux/amd64 only".to_owned()),
+    }
 }

@@ -5,6 +5,7 @@ use anyhow::bail;
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
+use crate::cli::events;
 use crate::cli::exec::serving_task;
 use crate::cli::format;
 use crate::cli::state::State;
@@ -34,6 +35,7 @@ impl Pause {
                 bail!("container {} is paused already", record.name);
             }
             task.pause().await?;
+            events::tell(context, &record, "pause", &[]);
             Ok(format::print(&format!("{name}\n"))?)
         })
         .await
@@ -49,6 +51,7 @@ impl Unpause {
                 bail!("container {} is not paused: it is {}", record.name, state.word());
             }
             task.resume().await?;
+            events::tell(context, &record, "unpause", &[]);
             Ok(format::print(&format!("{name}\n"))?)
         })
         .await

@@ -4,6 +4,7 @@
 //! with the volumes and devices, in one transaction. Each step is recorded before it is done, so that a later command
 //! can undo it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -29,7 +30,9 @@ use crate::store::Paths;
 use crate::store::Record;
 use crate::store::StoreError;
 use crate::store::file::Lock;
-use crate::store::volumes::volume_directory;
+use crate::store::timestamp::Timestamp;
+use crate::store::volumes::VolumeRecord;
+use crate::store::volumes::Volumes;
 
 /// Plug volumes, devices and interfaces into a running container: all of them or none
 #[derive(Debug, clap::Args)]
@@ -37,7 +40,8 @@ pub(super) struct Plug {
     /// Name or id
     container: String,
     /// Mount a file, a directory or a named volume
-    #[arg(short, long, value_name = "SOURCE:PATH[:ro]", required_unless_present_any = ["network", "device"])]
+    #[arg(short, long, value_name = "SOURCE:PATH[:ro]", value_parser = parse_volume,
+        required_unless_present_any = ["network", "device"])]
     volume: Vec<VolumeOption>,
     /// Assign a device of the host, named as for run. Variables of a running process cannot be changed: those
     /// with PCI addresses (PCIDEVICE_*) are right in processes that exec starts afterwards, and a CDI device
@@ -45,7 +49,7 @@ pub(super) struct Plug {
     #[arg(long, value_name = "HOST[:PATH[:rwm]]|pci:ADDRESS[,MODE]|VENDOR/CLASS=NAME")]
     device: Vec<DeviceOption>,
     /// Join the network with another interface, whose name and addresses are printed
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "NETWORK")]
     network: Vec<NetworkOption>,
 }
 
@@ -113,6 +117,14 @@ impl Plug {
     }
 }
 
+/// A volume with a source: an anonymous one would be lost when it is unplugged.
+fn parse_volume(text: &str) -> Result<VolumeOption, String> {
+    match text.parse::<VolumeOption>() {
+        Ok(VolumeOption { source: VolumeSource::Anonymous, .. }) => Err("write SOURCE:PATH".to_owned()),
+        other => other.map_err(|error| error.to_string()),
+    }
+}
+
 /// Finds a container by name or id and locks it.
 pub(super) fn locked(context: &Context, name: &str) -> anyhow::Result<(ContainerDirectory, Record, Lock)> {
     let (container, _) = context.store.find(name)?;
@@ -127,7 +139,18 @@ pub(super) fn locked(context: &Context, name: &str) -> anyhow::Result<(Container
 /// failed request would leave it behind.
 fn find(volume: &VolumeOption, paths: &Paths) -> anyhow::Result<PlugVolume> {
     let source: PathBuf = match &volume.source {
-        VolumeSource::Named(name) => volume_directory(paths, name)?,
+        VolumeSource::Named(name) => {
+            let volumes = Volumes::new(paths);
+            let _lock = volumes.lock()?;
+            volumes.create(&VolumeRecord {
+                name: name.clone(),
+                created: Some(Timestamp::now()),
+                labels: BTreeMap::new(),
+                anonymous: false,
+            })?;
+            volumes.path(name)
+        }
+        VolumeSource::Anonymous => bail!("volume {volume}: write SOURCE:PATH"),
         VolumeSource::Path(path) => {
             fs::canonicalize(path).with_context(|| format!("volume {}", path.display()))?
         }

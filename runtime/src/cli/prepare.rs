@@ -1,6 +1,7 @@
 //! From the options of `run` to a bundle on disk: reads the facts that [`crate::spec`] needs, plans, and writes
 //! `config.json` and the files for `/etc`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -9,14 +10,15 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use anyhow::anyhow;
 use anyhow::bail;
 use oci_spec::image::Config;
 use oci_spec::runtime::Box as ConsoleSize;
 use oci_spec::runtime::BoxBuilder;
 use oci_spec::runtime::Spec;
 
+use crate::cli::container_options::ContainerOptions;
 use crate::cli::etc;
-use crate::cli::options::ContainerOptions;
 use crate::cli::options::ProcessOptions;
 use crate::cli::terminal;
 use crate::host::pci;
@@ -29,16 +31,15 @@ use crate::spec::device::DeviceOption;
 use crate::spec::device::HostDevice;
 use crate::spec::device::NodeOption;
 use crate::spec::env::Environment;
+use crate::spec::security::SecurityOptions;
 use crate::spec::user::ResolvedUser;
 use crate::spec::user::UserOption;
+use crate::spec::user::resolve_group;
 use crate::spec::user::resolve_user;
 use crate::spec::volume::BindMount;
-use crate::spec::volume::VolumeOption;
-use crate::spec::volume::VolumeSource;
-use crate::store::Paths;
+use crate::spec::volume::TmpfsMount;
 use crate::store::layers::read_file;
 use crate::store::record::StartupRecord;
-use crate::store::volumes::volume_directory;
 
 /// The greatest size of an image's `/etc/passwd` or `/etc/group`.
 const LONGEST_DATABASE: usize = 4 << 20;
@@ -81,13 +82,12 @@ impl Source {
 
 /// The container and bundle that are being made.
 pub(super) struct BundleTarget<'a> {
-    pub(super) paths: &'a Paths,
     pub(super) bundle: &'a Path,
     /// Network namespace of the sandbox, which the start makes; none for loopback only.
     pub(super) network: Option<PathBuf>,
     pub(super) startup: &'a StartupRecord,
-    /// No file outside of the bundle is made.
-    pub(super) rehearsal: bool,
+    pub(super) volumes: Vec<BindMount>,
+    pub(super) tmpfs: &'a [TmpfsMount],
 }
 
 /// Makes the specification and writes the bundle, whose directory exists.
@@ -95,7 +95,7 @@ pub(super) struct BundleTarget<'a> {
 /// # Errors
 /// An option names something that is not in the image or not on the host, or the bundle cannot be written.
 pub(super) fn prepare(
-    target: &BundleTarget<'_>,
+    target: BundleTarget<'_>,
     source: &Source,
     process: &ProcessOptions,
     container: &ContainerOptions,
@@ -114,7 +114,7 @@ pub(super) fn prepare(
         workdir: process.workdir.clone(),
         capabilities: CapabilityChanges { add: container.cap_add.clone(), drop: container.cap_drop.clone() },
         ulimits: container.ulimit.clone(),
-        tmpfs: container.tmpfs.clone(),
+        tmpfs: target.tmpfs.to_vec(),
         read_only: container.read_only,
         cpus: container.cpus,
         memory: container.memory,
@@ -126,14 +126,20 @@ pub(super) fn prepare(
             .filter_map(|device| if let DeviceOption::Cdi(name) = device { Some(name.clone()) } else { None })
             .collect(),
         privileged: container.privileged,
+        shm_size: container.shm_size,
+        sysctls: container.sysctl.iter().cloned().collect(),
+        security: SecurityOptions::of(&container.security_opt),
+        pids_limit: container.pids_limit.filter(|limit| *limit > 0),
+        init: container.init,
+        annotations: annotations(&container.annotation)?,
     };
     let mut spec = spec::plan_spec(SpecInput {
         image: &source.config,
         options: &options,
         environment: environment(source.config.env().as_deref().unwrap_or_default(), process)?,
-        user: find_user(&user, &source.layers)?,
+        user: with_groups(find_user(&user, &source.layers)?, &container.group_add, &source.layers)?,
         hostname,
-        volumes: container.volume.iter().map(|v| find_volume(v, target)).collect::<Result<_, _>>()?,
+        volumes: target.volumes,
         devices: container
             .device
             .iter()
@@ -202,27 +208,28 @@ pub(super) fn find_user(user: &UserOption, layers: &[PathBuf]) -> anyhow::Result
     Ok(resolve_user(user, &database("etc/passwd")?, &database("etc/group")?)?)
 }
 
-/// The path of a volume on the host. As with docker, a directory is made for a path that does not exist.
-fn find_volume(volume: &VolumeOption, target: &BundleTarget<'_>) -> anyhow::Result<BindMount> {
-    let source = match &volume.source {
-        VolumeSource::Named(name) if target.rehearsal => target.paths.volumes().join(name),
-        VolumeSource::Named(name) => volume_directory(target.paths, name)?,
-        VolumeSource::Path(path) if target.rehearsal && !path.exists() => {
-            std::path::absolute(path).with_context(|| format!("volume {}", path.display()))?
+/// The user with the groups of `--group-add`.
+fn with_groups(mut user: ResolvedUser, names: &[String], layers: &[PathBuf]) -> anyhow::Result<ResolvedUser> {
+    if names.is_empty() {
+        return Ok(user);
+    }
+    let database = read_file(layers, "etc/group", LONGEST_DATABASE)?.unwrap_or_default();
+    let database = String::from_utf8_lossy(&database);
+    for name in names {
+        let group = resolve_group(name, &database).context("--group-add")?;
+        if !user.groups.contains(&group) {
+            user.groups.push(group);
         }
-        VolumeSource::Path(path) => {
-            let named = || format!("volume {}", path.display());
-            match fs::metadata(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir_all(path).with_context(named)?;
-                }
-                Err(error) => return Err(error).with_context(named),
-                Ok(_) => {}
-            }
-            fs::canonicalize(path).with_context(named)?
-        }
+    }
+    Ok(user)
+}
+
+fn annotations(words: &[String]) -> anyhow::Result<HashMap<String, String>> {
+    let pair = |word: &String| {
+        let pair = word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        pair.ok_or_else(|| anyhow!("--annotation {word:?}: write KEY=VALUE"))
     };
-    Ok(BindMount { source, destination: volume.destination.clone(), read_only: volume.read_only })
+    words.iter().map(pair).collect()
 }
 
 /// The facts about a device of the host; none for a CDI device, which is looked up when the container is created.

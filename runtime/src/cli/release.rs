@@ -15,11 +15,14 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
+use crate::cli::events;
 use crate::cli::making;
+use crate::cli::revive;
 use crate::cli::state::State;
 use crate::cli::task::ShimError;
 use crate::cli::task::Task;
 use crate::cli::task::TaskExit;
+use crate::cli::volumes;
 use crate::network;
 use crate::store::ContainerDirectory;
 use crate::store::Record;
@@ -56,7 +59,7 @@ impl Release {
                 if let Some(lock) = container.lock()? {
                     tidy_locked(context, &container, &lock).await?;
                 }
-                Ok(0)
+                revive::by_policy(context, &container).await.map(|()| 0)
             }
             Err(StoreError::NoContainer(_)) => Ok(0),
             Err(error) => Err(error.into()),
@@ -93,9 +96,17 @@ pub(super) async fn release(
     let told = end_sandbox(container, record).await?;
     network::detach(&container.network_file()).context("cannot release the network")?;
     let exit = exit_of(container, seen.or(told));
+    if let Status::Started { .. } = &record.status {
+        if exit.out_of_memory {
+            events::tell(context, record, "oom", &[]);
+        }
+        events::tell(context, record, "die", &[("exitCode", exit.code.to_string())]);
+    }
     record.status = Status::Exited(exit.clone());
     if record.auto_remove {
+        volumes::remove_anonymous(context, record);
         context.store.remove(container, &record.name)?;
+        events::tell(context, record, "destroy", &[]);
     } else {
         container.write_record(record)?;
     }

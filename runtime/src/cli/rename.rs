@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
+use crate::cli::events;
 use crate::cli::plug::locked;
 use crate::spec::volume::is_name;
 
@@ -31,6 +32,9 @@ impl Rename {
         if record.name == name {
             bail!("container {name} has that name already");
         }
-        Ok(context.store.rename(&container, &mut record, name)?)
+        let old = record.name.clone();
+        context.store.rename(&container, &mut record, name)?;
+        events::tell(context, &record, "rename", &[("oldName", old)]);
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use anyhow::bail;
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
+use crate::cli::events;
 use crate::cli::format;
 use crate::cli::making::Making;
 use crate::cli::plug::locked;
@@ -39,7 +40,9 @@ impl Restart {
                     None => bail!("container {name} was started by another command meanwhile"),
                 },
             };
+            let record = making.record.clone();
             start::start(making).await.map_err(CommandError::into_error)?;
+            events::tell(context, &record, "restart", &[]);
             Ok(format::print(&format!("{name}\n"))?)
         })
         .await

@@ -8,11 +8,13 @@ use crate::cli::Context;
 use crate::cli::command_error::CommandError;
 use crate::cli::command_error::one_line;
 use crate::cli::each::each;
+use crate::cli::events;
 use crate::cli::format;
 use crate::cli::release;
 use crate::cli::signals;
 use crate::cli::state::State;
 use crate::cli::stop;
+use crate::cli::volumes;
 use crate::store::StoreError;
 
 /// Remove containers
@@ -21,6 +23,9 @@ pub(super) struct Rm {
     /// Kill and remove running containers, too; a name without a container is no error
     #[arg(short, long)]
     force: bool,
+    /// Remove their anonymous volumes, too
+    #[arg(short, long)]
+    volumes: bool,
     /// Name or id
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -63,6 +68,11 @@ impl Rm {
         // It is removed below, so `release` need not record its end.
         record.auto_remove = false;
         release::release(context, &container, &mut record, &lock, ended).await?;
-        Ok(context.store.remove(&container, &record.name)?)
+        if self.volumes {
+            volumes::remove_anonymous(context, &record);
+        }
+        context.store.remove(&container, &record.name)?;
+        events::tell(context, &record, "destroy", &[]);
+        Ok(())
     }
 }

@@ -13,13 +13,14 @@ use std::io::IsTerminal;
 
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
+use crate::cli::container_options::ContainerOptions;
+use crate::cli::container_options::LogDriver;
 use crate::cli::creation;
 use crate::cli::creation::Creation;
 use crate::cli::dry_run::Rehearsal;
 use crate::cli::follow::Growing;
 use crate::cli::format::Format;
 use crate::cli::making::Making;
-use crate::cli::options::ContainerOptions;
 use crate::cli::options::ProcessOptions;
 use crate::cli::options::SourceOptions;
 use crate::cli::prepare;
@@ -34,9 +35,11 @@ use crate::cli::terminal::RawMode;
 use crate::store::ContainerDirectory;
 use crate::store::Record;
 use crate::store::record::ExitRecord;
+use crate::store::restart::RestartPolicy;
 
 /// Run a container from an image in a microVM of its own
 #[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
 pub(super) struct Run {
     #[command(flatten)]
     process: ProcessOptions,
@@ -77,7 +80,7 @@ impl Run {
             container: &self.container,
             source: &source,
             command: &command,
-            logged: self.detach,
+            logged: self.detach && self.container.log_driver == LogDriver::File,
         };
         let mut making = creation.make()?;
         if let Err(error) = making.connect() {
@@ -94,6 +97,12 @@ impl Run {
         }
         if self.container.console && self.detach {
             bail!("--console shows the console of a container in the foreground; leave out -d");
+        }
+        if self.container.restart != RestartPolicy::No && !self.detach {
+            bail!(
+                "--restart {}: a container in the foreground ends with kiai run; add -d",
+                self.container.restart
+            );
         }
         creation::check(&self.container)
     }

@@ -113,7 +113,8 @@ impl Session<'_> {
     /// Ends a process whose output is no longer read, as in a pipeline; returns whether that was the case.
     async fn output_ended(&self, ending: StreamEnd) -> Result<bool, SessionError> {
         match ending {
-            StreamEnd::EndOfFile => Ok(false),
+            // Only an input is detached from.
+            StreamEnd::EndOfFile | StreamEnd::Detached => Ok(false),
             StreamEnd::ReaderGone => {
                 self.forward(signals::KILL).await;
                 Ok(true)
@@ -165,7 +166,7 @@ pub(super) enum SessionError {
 }
 
 /// Waits for the end of a stream, once; after that it never returns.
-async fn next(stream: &mut Option<oneshot::Receiver<StreamEnd>>) -> StreamEnd {
+pub(super) async fn next(stream: &mut Option<oneshot::Receiver<StreamEnd>>) -> StreamEnd {
     match stream {
         Some(receiver) => {
             // The thread panicked, which it has printed itself.

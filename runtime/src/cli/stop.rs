@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::cli::Context;
 use crate::cli::command_error::CommandError;
 use crate::cli::each::each;
+use crate::cli::events;
 use crate::cli::format;
 use crate::cli::release;
 use crate::cli::signals;
@@ -45,12 +46,29 @@ impl Stop {
                 State::Created => return Ok(format::print(&format!("{name}\n"))?),
                 _ => {}
             }
+            mark_stopped(&container)?;
             let ended = ask(&record, &state, self.signal, patience(self.time, &record)).await?;
+            events::tell(context, &record, "stop", &[]);
             settle(context, &container, ended).await?;
             Ok(format::print(&format!("{name}\n"))?)
         })
         .await
     }
+}
+
+/// Records that a command stops the container, so that its restart policy does not start it again.
+///
+/// # Errors
+/// The record cannot be written.
+pub(super) fn mark_stopped(container: &ContainerDirectory) -> anyhow::Result<()> {
+    let Some(_lock) = container.lock()? else { return Ok(()) };
+    if let Some(mut record) = container.record()?
+        && !record.stopped
+    {
+        record.stopped = true;
+        container.write_record(&record)?;
+    }
+    Ok(())
 }
 
 /// The stop time-out of Docker, if neither the command nor the container names one.

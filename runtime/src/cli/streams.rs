@@ -8,6 +8,7 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ pub(super) enum StreamEnd {
     ReaderGone,
     /// A stream could not be read or written.
     Failed(io::Error),
+    /// The keys to detach were typed.
+    Detached,
 }
 
 /// The fifos of one process.
@@ -106,6 +109,42 @@ impl ProcessFifos {
     }
 }
 
+/// Copies standard input to a fifo that the shim reads, on a thread, until its end or until `keys` are typed in a row.
+pub(super) fn feed(fifo: PathBuf, keys: Vec<u8>) -> io::Result<oneshot::Receiver<StreamEnd>> {
+    carry("stdin", move || {
+        let to = OpenOptions::new().write(true).open(&fifo)?;
+        if keys.is_empty() { copy(io::stdin(), &to) } else { copy_until(io::stdin(), &to, &keys) }
+    })
+}
+
+/// As [`copy`]; ends when the bytes `keys` come in a row, which are not copied.
+fn copy_until(from: impl AsFd, to: impl AsFd, keys: &[u8]) -> io::Result<StreamEnd> {
+    let (from, to) = (from.as_fd(), to.as_fd());
+    let mut buffer = vec![0; 4 << 10];
+    let mut held = 0;
+    loop {
+        let Some(length) = read(from, &mut buffer)? else { return Ok(StreamEnd::EndOfFile) };
+        let mut typed = Vec::with_capacity(length + keys.len());
+        for byte in &buffer[..length] {
+            if *byte == keys[held] {
+                held += 1;
+                if held == keys.len() {
+                    return Ok(write_all(to, &typed)?.unwrap_or(StreamEnd::Detached));
+                }
+                continue;
+            }
+            typed.extend_from_slice(&keys[..held]);
+            held = usize::from(*byte == keys[0]);
+            if held == 0 {
+                typed.push(*byte);
+            }
+        }
+        if let Some(end) = write_all(to, &typed)? {
+            return Ok(end);
+        }
+    }
+}
+
 /// The directory of one process's fifos.
 pub(super) fn directory(bundle: &Path, process: &str) -> PathBuf {
     bundle.join("io").join(process)
@@ -128,30 +167,41 @@ fn copy(from: impl AsFd, to: impl AsFd) -> io::Result<StreamEnd> {
     let (from, to) = (from.as_fd(), to.as_fd());
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let length = match rustix::io::read(from, &mut buffer[..]) {
-            Ok(0) => return Ok(StreamEnd::EndOfFile),
-            Ok(length) => length,
-            Err(rustix::io::Errno::INTR) => continue,
-            // Another process has made the shared terminal non-blocking.
-            Err(rustix::io::Errno::AGAIN) => {
-                wait(from, rustix::event::PollFlags::IN)?;
-                continue;
-            }
-            // The terminal's other side is closed.
-            Err(rustix::io::Errno::IO) => return Ok(StreamEnd::EndOfFile),
-            Err(errno) => return Err(errno.into()),
-        };
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            match rustix::io::write(to, rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => wait(to, rustix::event::PollFlags::OUT)?,
-                Err(rustix::io::Errno::PIPE) => return Ok(StreamEnd::ReaderGone),
-                Err(errno) => return Err(errno.into()),
-            }
+        let Some(length) = read(from, &mut buffer)? else { return Ok(StreamEnd::EndOfFile) };
+        if let Some(end) = write_all(to, &buffer[..length])? {
+            return Ok(end);
         }
     }
+}
+
+/// Reads some bytes; none at the end.
+fn read(from: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match rustix::io::read(from, &mut *buffer) {
+            Ok(0) => return Ok(None),
+            Ok(length) => return Ok(Some(length)),
+            Err(rustix::io::Errno::INTR) => {}
+            // Another process has made the shared terminal non-blocking.
+            Err(rustix::io::Errno::AGAIN) => wait(from, rustix::event::PollFlags::IN)?,
+            // The terminal's other side is closed.
+            Err(rustix::io::Errno::IO) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Writes all bytes; returns an end if the reader is gone.
+fn write_all(to: BorrowedFd<'_>, mut rest: &[u8]) -> io::Result<Option<StreamEnd>> {
+    while !rest.is_empty() {
+        match rustix::io::write(to, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => wait(to, rustix::event::PollFlags::OUT)?,
+            Err(rustix::io::Errno::PIPE) => return Ok(Some(StreamEnd::ReaderGone)),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(None)
 }
 
 fn wait(fd: impl AsFd, events: rustix::event::PollFlags) -> io::Result<()> {
@@ -180,6 +230,26 @@ mod tests {
         assert!(received == content);
         writer.join().unwrap().unwrap();
         assert!(matches!(copier.join().unwrap(), Ok(StreamEnd::EndOfFile)));
+    }
+
+    #[test]
+    fn keys_in_a_row_detach_and_are_not_copied() {
+        let typed = |text: &[u8], keys: &[u8]| {
+            let (from, mut source) = io::pipe().unwrap();
+            let (mut sink, to) = io::pipe().unwrap();
+            source.write_all(text).unwrap();
+            drop(source);
+            let end = copy_until(&from, &to, keys).unwrap();
+            drop(to);
+            let mut copied = Vec::new();
+            sink.read_to_end(&mut copied).unwrap();
+            (copied, matches!(end, StreamEnd::Detached))
+        };
+        let keys = [16, 17];
+        assert_eq!(typed(b"ab\x10\x11cd", &keys), (b"ab".to_vec(), true));
+        assert_eq!(typed(b"a\x10b\x11", &keys), (b"a\x10b\x11".to_vec(), false));
+        assert_eq!(typed(b"\x10\x10\x11x", &keys), (b"\x10".to_vec(), true));
+        assert_eq!(typed(b"qa", b"q"), (Vec::new(), true));
     }
 
     #[test]

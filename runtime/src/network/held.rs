@@ -39,6 +39,17 @@ pub fn hold(ports: &[PortMapping]) -> Result<Held, HoldError> {
     Ok(Held(held.collect::<Result<_, _>>()?))
 }
 
+/// A port of the host that is free now.
+///
+/// # Errors
+/// The kernel has none for this address.
+pub fn free_port(ip: Option<IpAddr>, protocol: Protocol) -> std::io::Result<u16> {
+    let mapping = PortMapping { host_port: 0, container_port: 0, protocol, host_ip: ip };
+    let socket = bind(&mapping)?;
+    let address = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+    Ok(address.port())
+}
+
 fn bind(port: &PortMapping) -> Result<OwnedFd, Errno> {
     let address = SocketAddr::new(port.host_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port.host_port);
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -79,5 +90,15 @@ mod tests {
         assert!(hold(&udp).is_err(), "the same number of another protocol is another port");
         drop((held, other));
         hold(&tcp).unwrap();
+    }
+
+    #[test]
+    fn a_free_port_can_be_held() {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ip = Some("127.0.0.1".parse().unwrap());
+            let port = free_port(ip, protocol).unwrap();
+            let mapping = PortMapping { host_port: port, container_port: 80, protocol, host_ip: ip };
+            hold(&[mapping]).unwrap();
+        }
     }
 }

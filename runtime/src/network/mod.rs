@@ -19,6 +19,7 @@ pub mod held;
 pub mod namespace;
 pub mod plugin;
 pub mod port;
+pub mod publish;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -32,6 +33,7 @@ pub use conflist::Settings;
 pub use namespace::NamespaceError;
 pub use plugin::PluginError;
 pub use port::PortMapping;
+pub use publish::Publish;
 
 use crate::network::plugin::Call;
 use crate::network::plugin::Command;
@@ -114,6 +116,8 @@ pub struct CniNetwork {
     pub namespace: PathBuf,
     /// Addresses with their prefix length, as `10.88.0.2/16`.
     pub addresses: Vec<String>,
+    /// The host's address in the network.
+    pub gateway: Option<IpAddr>,
 }
 
 impl CniNetwork {
@@ -133,6 +137,8 @@ struct AddResult {
 #[derive(Deserialize)]
 struct AddResultIp {
     address: String,
+    #[serde(default)]
+    gateway: Option<IpAddr>,
 }
 
 /// Makes a container's network. `file` keeps what [`detach`] needs.
@@ -157,10 +163,12 @@ pub fn attach(
     file::write_json(file, &attachment)?;
     namespace::create(&attachment.namespace)?;
     let result = add(&attachment, INTERFACE)?;
-    let addresses = addresses(Some(&result))?;
+    let parsed: AddResult = serde_json::from_value(result.clone()).map_err(CniError::Result)?;
     attachment.result = Some(result);
     file::write_json(file, &attachment)?;
-    Ok(CniNetwork { namespace: attachment.namespace, addresses })
+    let gateway = parsed.ips.iter().find_map(|ip| ip.gateway);
+    let addresses = parsed.ips.into_iter().map(|ip| ip.address).collect();
+    Ok(CniNetwork { namespace: attachment.namespace, addresses, gateway })
 }
 
 /// Undoes [`attach`] and every [`plug`], complete or not, and removes the record. Does nothing if there is no record.

@@ -12,11 +12,13 @@
 pub mod capability;
 pub mod device;
 pub mod env;
+pub mod mount_option;
 pub mod mounts;
 pub mod process;
 pub mod quantity;
 pub mod resources;
 pub mod seccomp;
+pub mod security;
 pub mod ulimit;
 pub mod user;
 pub mod volume;
@@ -40,6 +42,7 @@ use crate::spec::env::Environment;
 use crate::spec::mounts::EtcFiles;
 use crate::spec::quantity::Cpus;
 use crate::spec::quantity::MemorySize;
+use crate::spec::security::SecurityOptions;
 use crate::spec::ulimit::Ulimit;
 use crate::spec::user::ResolvedUser;
 use crate::spec::volume::BindMount;
@@ -93,6 +96,18 @@ pub struct Options {
     pub cdi_devices: Vec<DeviceName>,
     /// `--privileged`: no restriction inside the guest. Only the microVM confines the container.
     pub privileged: bool,
+    /// `--shm-size`, in bytes.
+    pub shm_size: Option<u64>,
+    /// `--sysctl`.
+    pub sysctls: HashMap<String, String>,
+    /// `--security-opt`.
+    pub security: SecurityOptions,
+    /// `--pids-limit`; `None` for no limit.
+    pub pids_limit: Option<i64>,
+    /// `--init`: the process is not the first of its pid namespace.
+    pub init: bool,
+    /// `--annotation`.
+    pub annotations: HashMap<String, String>,
 }
 
 /// The input of a specification.
@@ -132,7 +147,7 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     spec.set_version("1.0.2".to_owned());
     spec.set_root(Some(root));
     spec.set_hostname(Some(input.hostname.to_owned()));
-    let mut mounts = mounts::plan_mounts(&options.tmpfs, &input.volumes, &input.etc)?;
+    let mut mounts = mounts::plan_mounts(&options.tmpfs, &input.volumes, &input.etc, options.shm_size)?;
     if options.privileged {
         mounts::open_kernel(&mut mounts);
     }
@@ -152,7 +167,7 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     let environment = process::environment(input.environment, &input.user, options.terminal, input.hostname);
     process.set_env(Some(environment));
     process.set_rlimits(Some(ulimit::plan_rlimits(&options.ulimits)));
-    process.set_no_new_privileges(Some(false));
+    process.set_no_new_privileges(Some(options.security.no_new_privileges));
     let capabilities = if options.privileged {
         capability::plan_capabilities(&CapabilityChanges { add: vec![CapabilityWord::All], drop: Vec::new() })
     } else {
@@ -163,14 +178,19 @@ pub fn plan_spec(input: SpecInput<'_>) -> Result<Spec, SpecError> {
     spec.set_process(Some(process));
 
     let mut linux = Linux::default();
-    linux.set_namespaces(Some(namespaces(input.network_namespace)));
+    linux.set_namespaces(Some(namespaces(input.network_namespace, options.init)));
+    linux.set_sysctl((!options.sysctls.is_empty()).then(|| options.sysctls.clone()));
     let confined = !options.privileged;
-    linux.set_masked_paths(confined.then(|| owned(MASKED_PATHS)));
-    linux.set_readonly_paths(confined.then(|| owned(READONLY_PATHS)));
-    linux.set_seccomp(confined.then(|| seccomp::default_profile(&capabilities)));
+    let masked = confined && !options.security.paths_unconfined;
+    linux.set_masked_paths(masked.then(|| owned(MASKED_PATHS)));
+    linux.set_readonly_paths(masked.then(|| owned(READONLY_PATHS)));
+    let filtered = confined && !options.security.seccomp_unconfined;
+    linux.set_seccomp(filtered.then(|| seccomp::default_profile(&capabilities)));
     linux.set_devices(Some(device::nodes(&input.devices)));
     let rules = if options.privileged { device::every_device() } else { device::plan_rules(&input.devices) };
-    linux.set_resources(Some(resources::plan_resources(options.cpus, options.memory, rules)));
+    let mut resources = resources::plan_resources(options.cpus, options.memory, rules);
+    resources.set_pids(options.pids_limit.map(resources::plan_pids));
+    linux.set_resources(Some(resources));
     spec.set_linux(Some(linux));
     Ok(spec)
 }
@@ -198,26 +218,31 @@ fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn namespaces(network: Option<PathBuf>) -> Vec<LinuxNamespace> {
+/// Namespaces of the container. With `init` it has no pid namespace of its own: it is in the pod's, whose first process
+/// is a small init that reaps orphans.
+fn namespaces(network: Option<PathBuf>, init: bool) -> Vec<LinuxNamespace> {
     let namespace = |typ, path| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(typ);
         namespace.set_path(path);
         namespace
     };
-    vec![
-        namespace(LinuxNamespaceType::Pid, None),
+    let mut all = vec![
         namespace(LinuxNamespaceType::Network, network),
         namespace(LinuxNamespaceType::Ipc, None),
         namespace(LinuxNamespaceType::Uts, None),
         namespace(LinuxNamespaceType::Mount, None),
         namespace(LinuxNamespaceType::Cgroup, None),
-    ]
+    ];
+    if !init {
+        all.push(namespace(LinuxNamespaceType::Pid, None));
+    }
+    all
 }
 
 /// The annotations with the size of the sandbox. Callers of containerd also use annotations for it.
 fn annotations(options: &Options) -> Result<HashMap<String, String>, SpecError> {
-    let mut annotations = HashMap::new();
+    let mut annotations = options.annotations.clone();
     // The limit itself sizes the sandbox, and can change later: the annotation would not.
     if let Some(cpus) = options.cpus
         && cpus.vcpus().is_none()

@@ -60,6 +60,7 @@ pub(crate) fn plan_mounts(
     tmpfs: &[TmpfsMount],
     volumes: &[BindMount],
     etc: &EtcFiles,
+    shm_size: Option<u64>,
 ) -> Result<Vec<Mount>, SpecError> {
     let mut asked = HashSet::new();
     let places = volumes.iter().map(|v| &v.destination).chain(tmpfs.iter().map(|t| &t.destination));
@@ -69,12 +70,13 @@ pub(crate) fn plan_mounts(
         }
     }
     let always = ALWAYS.iter().map(|(destination, typ, source, options)| {
-        mount(
-            Path::new(destination),
-            typ,
-            Path::new(source),
-            options.iter().map(|o| (*o).to_owned()).collect(),
-        )
+        let option = |option: &&str| match shm_size {
+            Some(bytes) if *destination == "/dev/shm" && option.starts_with("size=") => {
+                format!("size={bytes}")
+            }
+            _ => (*option).to_owned(),
+        };
+        mount(Path::new(destination), typ, Path::new(source), options.iter().map(option).collect())
     });
     let files = [
         ("/etc/resolv.conf", &etc.resolv_conf),
@@ -126,16 +128,20 @@ mod tests {
 
     #[test]
     fn deeper_places_come_later() {
-        let mounts =
-            plan_mounts(&["/a/b".parse().unwrap()], &[volume("/a/b/c"), volume("/a")], &EtcFiles::default())
-                .unwrap();
+        let mounts = plan_mounts(
+            &["/a/b".parse().unwrap()],
+            &[volume("/a/b/c"), volume("/a")],
+            &EtcFiles::default(),
+            None,
+        )
+        .unwrap();
         assert_eq!(destinations(&mounts)[ALWAYS.len()..], ["/a", "/a/b", "/a/b/c"]);
     }
 
     #[test]
     fn a_volume_replaces_what_would_be_there() {
         let etc = EtcFiles { hosts: Some("/b/hosts".into()), ..EtcFiles::default() };
-        let mounts = plan_mounts(&[], &[volume("/etc/hosts"), volume("/dev/shm")], &etc).unwrap();
+        let mounts = plan_mounts(&[], &[volume("/etc/hosts"), volume("/dev/shm")], &etc, None).unwrap();
         for place in ["/etc/hosts", "/dev/shm"] {
             let sources: Vec<_> = mounts
                 .iter()
@@ -148,7 +154,7 @@ mod tests {
 
     #[test]
     fn one_place_is_mounted_once() {
-        let error = plan_mounts(&["/a".parse().unwrap()], &[volume("/a")], &EtcFiles::default());
+        let error = plan_mounts(&["/a".parse().unwrap()], &[volume("/a")], &EtcFiles::default(), None);
         assert_eq!(error, Err(SpecError::DuplicateMount("/a".into())));
     }
 }

@@ -3,6 +3,7 @@
 use oci_spec::runtime::LinuxCpu;
 use oci_spec::runtime::LinuxDeviceCgroup;
 use oci_spec::runtime::LinuxMemory;
+use oci_spec::runtime::LinuxPids;
 use oci_spec::runtime::LinuxResources;
 
 use crate::spec::quantity::Cpus;
@@ -17,6 +18,13 @@ pub(crate) fn plan_resources(
     let mut resources = plan_limits(cpus, memory);
     resources.set_devices(Some(rules));
     resources
+}
+
+/// The maximum number of processes.
+pub(crate) fn plan_pids(limit: i64) -> LinuxPids {
+    let mut pids = LinuxPids::default();
+    pids.set_limit(limit);
+    pids
 }
 
 /// CPU quota and memory limit, the limits that can be changed for a running container.

@@ -141,6 +141,18 @@ pub fn resolve_user(option: &UserOption, passwd: &str, group: &str) -> Result<Re
     Ok(ResolvedUser { uid, gid: primary, groups, home })
 }
 
+/// The number of a group that `--group-add` names.
+///
+/// # Errors
+/// No group has the name.
+pub fn resolve_group(wanted: &str, group: &str) -> Result<u32, UserError> {
+    group_entries(group)
+        .find(|entry| entry.name == wanted)
+        .map(|entry| entry.gid)
+        .or(wanted.parse().ok())
+        .ok_or_else(|| UserError::NoGroup(wanted.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +189,13 @@ mod tests {
         assert_eq!(resolve("www:none"), Err(UserError::NoGroup("none".into())));
         assert_eq!("a:".parse::<UserOption>(), Err(UserError::Form("a:".into())));
         assert_eq!("a b".parse::<UserOption>(), Err(UserError::Form("a b".into())));
+    }
+
+    #[test]
+    fn groups_are_names_or_numbers() {
+        assert_eq!(resolve_group("adm", GROUP), Ok(4));
+        assert_eq!(resolve_group("77", GROUP), Ok(77));
+        assert_eq!(resolve_group("none", GROUP), Err(UserError::NoGroup("none".into())));
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub enum VolumeSource {
     Path(PathBuf),
     /// A named volume, a directory that Kiai keeps.
     Named(String),
+    /// A volume that is made for this container.
+    Anonymous,
 }
 
 impl fmt::Display for VolumeOption {
@@ -18,6 +20,7 @@ impl fmt::Display for VolumeOption {
         match &self.source {
             VolumeSource::Path(path) => write!(f, "{}", path.display())?,
             VolumeSource::Named(name) => f.write_str(name)?,
+            VolumeSource::Anonymous => return write!(f, "{}", self.destination.display()),
         }
         write!(f, ":{}{}", self.destination.display(), if self.read_only { ":ro" } else { "" })
     }
@@ -32,13 +35,17 @@ pub struct VolumeOption {
     pub destination: PathBuf,
     /// Not writable from the container.
     pub read_only: bool,
+    /// The source is not made if it does not exist.
+    pub must_exist: bool,
+    /// A volume without content gets the image's at its destination.
+    pub copy: bool,
 }
 
 /// The text is not a volume or not a tmpfs.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VolumeError {
     /// Not `SOURCE:DESTINATION[:OPTIONS]`.
-    #[error("{0:?} is not a volume; write SOURCE:DESTINATION or SOURCE:DESTINATION:ro")]
+    #[error("{0:?} is not a volume; write SOURCE:DESTINATION, SOURCE:DESTINATION:ro or DESTINATION")]
     Form(String),
     /// The destination is not absolute, or is the root itself.
     #[error("{0:?}: the destination must be an absolute path below /")]
@@ -49,7 +56,7 @@ pub enum VolumeError {
     )]
     Name(String),
     /// Unknown option.
-    #[error("{text:?}: {option:?} is not an option of a volume; write ro or rw")]
+    #[error("{text:?}: {option:?} is not an option of a volume; write ro, rw or nocopy")]
     Option {
         /// The whole text.
         text: String,
@@ -58,7 +65,7 @@ pub enum VolumeError {
     },
 }
 
-fn destination(text: &str, path: &str) -> Result<PathBuf, VolumeError> {
+pub(crate) fn destination(text: &str, path: &str) -> Result<PathBuf, VolumeError> {
     let refused = || VolumeError::Destination(text.to_owned());
     let trimmed = path.trim_end_matches('/');
     let climbs = trimmed.split('/').any(|part| part == "..");
@@ -83,6 +90,15 @@ impl FromStr for VolumeOption {
         let form = || VolumeError::Form(text.to_owned());
         let parts: Vec<&str> = text.split(':').collect();
         let (source, target, options) = match parts[..] {
+            [target] if target.starts_with('/') => {
+                return Ok(Self {
+                    source: VolumeSource::Anonymous,
+                    destination: destination(text, target)?,
+                    read_only: false,
+                    must_exist: false,
+                    copy: true,
+                });
+            }
             [source, target] => (source, target, ""),
             [source, target, options] => (source, target, options),
             _ => return Err(form()),
@@ -97,18 +113,21 @@ impl FromStr for VolumeOption {
         } else {
             return Err(VolumeError::Name(text.to_owned()));
         };
-        let mut read_only = false;
+        let (mut read_only, mut copy) = (false, true);
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
                 "ro" => read_only = true,
                 "rw" => read_only = false,
+                "nocopy" => copy = false,
+                // SELinux labels, consistency and propagation: nothing of it is different in a microVM.
+                "z" | "Z" | "cached" | "delegated" | "consistent" | "private" | "rprivate" => {}
                 _ => {
                     let (text, option) = (text.to_owned(), option.to_owned());
                     return Err(VolumeError::Option { text, option });
                 }
             }
         }
-        Ok(Self { source, destination: destination(text, target)?, read_only })
+        Ok(Self { source, destination: destination(text, target)?, read_only, must_exist: false, copy })
     }
 }
 
@@ -160,16 +179,24 @@ mod tests {
             (".:/b", VolumeSource::Path(".".into()), "/b", false),
             ("/a:/b/:ro", VolumeSource::Path("/a".into()), "/b", true),
             ("data:/b:ro", VolumeSource::Named("data".into()), "/b", true),
+            ("data:/b:nocopy,Z", VolumeSource::Named("data".into()), "/b", false),
+            ("/b", VolumeSource::Anonymous, "/b", false),
         ];
         for (text, source, destination, read_only) in table {
-            let expected = VolumeOption { source, destination: destination.into(), read_only };
+            let expected = VolumeOption {
+                source,
+                destination: destination.into(),
+                read_only,
+                must_exist: false,
+                copy: !text.contains("nocopy"),
+            };
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
     }
 
     #[test]
     fn what_is_no_volume_is_refused() {
-        for text in ["", "/a", ":/b", "/a:", "/a:/b:ro:x"] {
+        for text in ["", "a", ":/b", "/a:", "/a:/b:ro:x"] {
             assert_eq!(text.parse::<VolumeOption>(), Err(VolumeError::Form(text.into())), "{text}");
         }
         for text in ["/a:b", "/a:/", "/a://", "/a:/b/../c"] {

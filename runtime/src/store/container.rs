@@ -47,6 +47,11 @@ impl ContainerDirectory {
         &self.paths.links
     }
 
+    /// Path of the log of its output.
+    pub fn log_file(&self) -> PathBuf {
+        self.bundle().join("container.log")
+    }
+
     /// Path of the network's record.
     pub fn network_file(&self) -> PathBuf {
         self.paths.directory.join("network.json")

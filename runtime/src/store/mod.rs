@@ -9,7 +9,8 @@
 //! STATE/NAMESPACE/containers/ID/bundle/     the OCI bundle; the shim adds its own files
 //! STATE/l/ID/                               short links to layers, if an image has very many
 //! ROOT/containers/ID/{upper,work}           the writable layer
-//! ROOT/volumes/NAME/                        named volumes
+//! ROOT/volumes/NAME/                        named volumes ([`volumes`])
+//! STATE/NAMESPACE/events.jsonl              what happened to containers ([`events`])
 //! ```
 //!
 //! The state directory is on a tmpfs. A reboot removes it, and ends all containers; a writable layer that remains below
@@ -18,10 +19,12 @@
 //! Lock order: namespace, then container. It must not know: shims, networks, images, the CLI's options.
 
 pub mod container;
+pub mod events;
 pub mod file;
 pub mod layers;
 pub mod paths;
 pub mod record;
+pub mod restart;
 pub mod rootfs;
 pub mod timestamp;
 pub mod volumes;
@@ -175,6 +178,22 @@ impl Store {
         Ok(found)
     }
 
+    /// The stores of all namespaces of this state directory.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn of_every_namespace(&self) -> Result<Vec<Self>, StoreError> {
+        let state = &self.paths.state;
+        let entries = match fs::read_dir(state) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("read directory", state)(error).into()),
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let stores = names.map(|namespace| Self::new(Paths { namespace, ..self.paths.clone() }));
+        Ok(stores.filter(|store| store.paths.containers().is_dir()).collect())
+    }
+
     /// Directories without a record whose lock is free: the command that made them was killed.
     ///
     /// # Errors
@@ -314,6 +333,15 @@ pub fn random_id() -> Result<String, rustix::io::Errno> {
         filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
     }
     Ok(hex::encode(bytes))
+}
+
+/// Draws a name for an anonymous volume: 64 hex digits, as docker's.
+///
+/// # Errors
+/// The kernel returned no random bytes.
+pub fn random_name() -> Result<String, StoreError> {
+    let parts = (0..6).map(|_| random_id()).collect::<Result<Vec<_>, _>>().map_err(StoreError::Random)?;
+    Ok(parts.concat()[..64].to_owned())
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::network::dns::DnsOptions;
+use crate::store::restart::RestartPolicy;
 use crate::store::timestamp::Timestamp;
 
 /// The version of [`Record`] this code reads and writes.
@@ -55,6 +57,18 @@ pub struct Record {
     /// Seconds between the stop signal and SIGKILL, if the user chose them.
     #[serde(default)]
     pub stop_timeout: Option<u32>,
+    /// Whether it is started again when it ends.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// How often it was started again by its policy.
+    #[serde(default)]
+    pub restarts: u32,
+    /// A command has stopped it, so that its policy does not start it again.
+    #[serde(default)]
+    pub stopped: bool,
+    /// Anonymous volumes, which are removed with the container.
+    #[serde(default)]
+    pub anonymous_volumes: Vec<String>,
 }
 
 /// The options of a container that take effect at each start.
@@ -63,12 +77,21 @@ pub struct Record {
 pub struct StartupRecord {
     /// Whether the process has a standard input that can be written to.
     pub interactive: bool,
+    /// The output is kept nowhere (`--log-driver none`).
+    #[serde(default)]
+    pub unlogged: bool,
     /// Host name.
     pub hostname: String,
     /// Name of the network; `None` for loopback only.
     pub network: Option<String>,
-    /// Ports to publish, in the form of `-p`.
+    /// Ports to publish, in the form of `-p`; one without a port of the host gets a free one at each start.
     pub publish: Vec<String>,
+    /// Further names of hosts, as `NAME:ADDRESS`; the address may be `host-gateway`.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Name servers and others that replace the host's.
+    #[serde(default)]
+    pub dns: DnsOptions,
 }
 
 /// The image or root directory of a container.

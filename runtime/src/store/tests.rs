@@ -39,6 +39,10 @@ fn record(id: &str, name: &str) -> Record {
         startup: None,
         labels: Default::default(),
         stop_timeout: None,
+        restart: Default::default(),
+        restarts: 0,
+        stopped: false,
+        anonymous_volumes: Vec::new(),
     }
 }
 

@@ -66,6 +66,17 @@ impl Timestamp {
         Self { nanoseconds: now.nanoseconds.saturating_sub(duration.as_nanos()) }
     }
 
+    /// Nanoseconds since 1970.
+    pub fn nanoseconds(self) -> u128 {
+        self.nanoseconds
+    }
+
+    /// The duration from now to this timestamp; zero for a timestamp in the past.
+    pub fn remaining(self) -> Duration {
+        let nanoseconds = self.nanoseconds.saturating_sub(Self::now().nanoseconds);
+        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    }
+
     /// The duration from this timestamp to now; zero for a timestamp in the future.
     pub fn elapsed(self) -> Duration {
         let nanoseconds = Self::now().nanoseconds.saturating_sub(self.nanoseconds);

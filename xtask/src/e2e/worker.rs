@@ -91,6 +91,7 @@ impl Host {
             lab.place(std::env::current_exe()?, "bin/xtask");
             lab.put_project()?;
             lab.put_store()?;
+            lab.put_containerd();
             match lab.start(&machine(kind))? {
                 Err(gone) => return Ok(Err(gone)),
                 Ok(session) => {

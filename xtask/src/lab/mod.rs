@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use kiai_lab::Job;
 
 use crate::build::{self, SHIM};
-use crate::{cache, image, kernel, rootfs, step, store};
+use crate::{cache, containerd, image, kernel, rootfs, step, store};
 use disk::Payload;
 use machine::Access;
 
@@ -199,6 +199,17 @@ impl Lab {
         self.shared.push((store::artifact(IMAGES)?, Access::Copy, STORE));
         self.env("KIAI_ROOT", STORE);
         Ok(())
+    }
+
+    /// Puts in a newer containerd than the lab's Debian has. Without it the tests that need it say so.
+    pub(crate) fn put_containerd(&mut self) {
+        match containerd::newest() {
+            Ok(folder) => {
+                let folder = self.place(folder, "containerd");
+                self.env(containerd::VARIABLE, &folder);
+            }
+            Err(error) => step::say(&format!("lab: without containerd 2: {error:#}")),
+        }
     }
 
     /// Runs the command to its end with this process's own standard streams, and stops the machine, whatever happens.

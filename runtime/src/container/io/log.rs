@@ -24,18 +24,21 @@ struct Entry<'a> {
 pub(super) struct LogSink {
     file: tokio::fs::File,
     stream: &'static str,
-    /// An unfinished line.
+    /// A terminal's output is logged as it comes: a prompt has no end of line.
+    terminal: bool,
+    /// An unfinished line, or a cut character.
     pending: Vec<u8>,
 }
 
 impl LogSink {
-    pub(super) fn new(file: tokio::fs::File, stream: &'static str) -> Self {
-        Self { file, stream, pending: Vec::new() }
+    pub(super) fn new(file: tokio::fs::File, stream: &'static str, terminal: bool) -> Self {
+        Self { file, stream, terminal, pending: Vec::new() }
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.pending.extend_from_slice(bytes);
-        let complete = complete(&self.pending);
+        let whole = if self.terminal { character_boundary } else { complete };
+        let complete = whole(&self.pending);
         if complete == 0 {
             return Ok(());
         }
@@ -117,7 +120,7 @@ mod tests {
     async fn lines_become_entries_and_the_rest_follows_at_the_end() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || tokio::fs::File::from(file.as_file().try_clone().unwrap());
-        let mut log = LogSink::new(open(), "stderr");
+        let mut log = LogSink::new(open(), "stderr", false);
         log.write(b"one\ntw").await.unwrap();
         log.write(b"o\nthree").await.unwrap();
         log.finish().await.unwrap();
@@ -127,6 +130,23 @@ mod tests {
         let logs: Vec<&str> = entries.iter().map(|entry| entry["log"].as_str().unwrap()).collect();
         assert_eq!(logs, ["one\n", "two\n", "three"]);
         assert!(entries.iter().all(|entry| entry["stream"] == "stderr"));
+    }
+
+    #[tokio::test]
+    async fn a_prompt_of_a_terminal_is_logged_at_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut log = LogSink::new(tokio::fs::File::from(file.reopen().unwrap()), "stdout", true);
+        let logs = || -> Vec<String> {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            let entry = |line| serde_json::from_str::<serde_json::Value>(line).unwrap();
+            text.lines().map(|line| entry(line)["log"].as_str().unwrap().to_owned()).collect()
+        };
+        log.write(b"/ # ").await.unwrap();
+        assert_eq!(logs(), ["/ # "]);
+        log.write(&"é".as_bytes()[..1]).await.unwrap();
+        assert_eq!(logs().len(), 1, "half a character waits for the other half");
+        log.write(&"é".as_bytes()[1..]).await.unwrap();
+        assert_eq!(logs(), ["/ # ", "é"]);
     }
 
     #[test]

@@ -26,7 +26,11 @@ pub(super) enum Sink {
 
 impl Sink {
     /// Opens it, with the end of ours that keeps a fifo alive until the process has exited.
-    pub(super) fn open(stream: &'static str, uri: &StdioUri) -> Result<(Self, Option<Kept>), StdioError> {
+    pub(super) fn open(
+        stream: &'static str,
+        uri: &StdioUri,
+        terminal: bool,
+    ) -> Result<(Self, Option<Kept>), StdioError> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
             move |source| StdioError::Open { stream, path, source }
@@ -41,7 +45,8 @@ impl Sink {
             StdioUri::Path(path) => Ok((Self::File(append(path, false).map_err(failed(path))?), None)),
             StdioUri::File(path) => Ok((Self::File(append(path, true).map_err(failed(path))?), None)),
             StdioUri::Log(path) => {
-                Ok((Self::Log(LogSink::new(append(path, true).map_err(failed(path))?, stream)), None))
+                let file = append(path, true).map_err(failed(path))?;
+                Ok((Self::Log(LogSink::new(file, stream, terminal)), None))
             }
             // Its pipe is opened when the program is started.
             StdioUri::Program { .. } => Ok((Self::None, None)),

@@ -124,7 +124,7 @@ impl Streams {
         let mut loggers = loggers(outputs, owner).await?;
         for &(stream, uri) in outputs {
             let logger = loggers.get_mut(uri.as_str());
-            let opened = streams.open_output(stream, uri, logger)?;
+            let opened = streams.open_output(stream, uri, (logger, terminal))?;
             let named = if stream == StandardStream::Stderr { &mut stdio.stderr } else { &mut stdio.stdout };
             *named = opened;
         }
@@ -166,7 +166,7 @@ impl Streams {
         &mut self,
         stream: StandardStream,
         uri: &str,
-        logger: Option<&mut Logger>,
+        (logger, terminal): (Option<&mut Logger>, bool),
     ) -> Result<bool, StdioError> {
         let name = stream_name(stream);
         let end = logger.and_then(|logger| match stream {
@@ -175,7 +175,7 @@ impl Streams {
         });
         let (sink, reader) = match end {
             Some(end) => (Sink::Fifo(end), None),
-            None => Sink::open(name, &StdioUri::parse(name, uri)?)?,
+            None => Sink::open(name, &StdioUri::parse(name, uri)?, terminal)?,
         };
         if matches!(sink, Sink::None) {
             return Ok(false);

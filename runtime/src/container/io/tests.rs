@@ -65,7 +65,7 @@ fn read_all(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 #[tokio::test]
 async fn output_arrives_whole_and_ends() {
     let (_directory, path) = make_fifo();
-    let (sink, kept) = Sink::open("stdout", &StdioUri::Path(path.clone())).unwrap();
+    let (sink, kept) = Sink::open("stdout", &StdioUri::Path(path.clone()), false).unwrap();
     let (connection, mut guest) = connected();
     let copying = tokio::spawn(copy::output("stdout", connection, sink, unmetered()));
     let reading = read_all(File::open(&path).unwrap());
@@ -83,7 +83,7 @@ async fn output_arrives_whole_and_ends() {
 #[tokio::test]
 async fn output_nobody_reads_is_dropped_once_ours_is_let_go() {
     let (_directory, path) = make_fifo();
-    let (sink, kept) = Sink::open("stdout", &StdioUri::Path(path)).unwrap();
+    let (sink, kept) = Sink::open("stdout", &StdioUri::Path(path), false).unwrap();
     let (connection, mut guest) = connected();
     let copying = tokio::spawn(copy::output("stdout", connection, sink, unmetered()));
     // More than the fifo and the socket take: the writer waits, as it must.
@@ -96,7 +96,7 @@ async fn output_nobody_reads_is_dropped_once_ours_is_let_go() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_stops_the_writer() {
     let (_directory, path) = make_fifo();
-    let (sink, kept) = Sink::open("stdout", &StdioUri::Path(path.clone())).unwrap();
+    let (sink, kept) = Sink::open("stdout", &StdioUri::Path(path.clone()), false).unwrap();
     let (connection, mut guest) = connected();
     let copying = tokio::spawn(copy::output("stdout", connection, sink, unmetered()));
     guest.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -169,7 +169,7 @@ async fn a_process_that_closed_its_input_lets_the_client_know() {
 
 #[tokio::test]
 async fn a_full_disk_does_not_stop_the_process() {
-    let (sink, _) = Sink::open("stdout", &StdioUri::Path("/dev/full".into())).unwrap();
+    let (sink, _) = Sink::open("stdout", &StdioUri::Path("/dev/full".into()), false).unwrap();
     let (connection, mut guest) = connected();
     let copying = tokio::spawn(copy::output("stdout", connection, sink, unmetered()));
     soon(tokio::task::spawn_blocking(move || guest.write_all(&pattern(4 << 20)).unwrap())).await;
@@ -181,7 +181,7 @@ async fn a_file_is_appended_to_and_a_missing_fifo_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("out");
     std::fs::write(&path, "before ").unwrap();
-    let (sink, _) = Sink::open("stdout", &StdioUri::File(path.clone())).unwrap();
+    let (sink, _) = Sink::open("stdout", &StdioUri::File(path.clone()), false).unwrap();
     let (connection, mut guest) = connected();
     let copying = tokio::spawn(copy::output("stdout", connection, sink, unmetered()));
     guest.write_all(b"after").unwrap();
@@ -190,7 +190,7 @@ async fn a_file_is_appended_to_and_a_missing_fifo_is_named() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "before after");
 
     let missing = directory.path().join("none");
-    let error = Sink::open("stderr", &StdioUri::Path(missing.clone())).err().unwrap();
+    let error = Sink::open("stderr", &StdioUri::Path(missing.clone()), false).err().unwrap();
     assert!(error.to_string().contains(missing.to_str().unwrap()), "{error}");
     assert!(!missing.exists(), "a mistyped fifo must not become a file");
 }
@@ -199,7 +199,7 @@ async fn a_file_is_appended_to_and_a_missing_fifo_is_named() {
 async fn output_is_whole_when_what_the_process_wrote_is_delivered_though_a_child_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
-    let (sink, _) = Sink::open("stdout", &StdioUri::Log(path.clone())).unwrap();
+    let (sink, _) = Sink::open("stdout", &StdioUri::Log(path.clone()), false).unwrap();
     let (connection, mut guest) = connected();
     let ((owed, told), (done, mut whole)) = (watch::channel(None), oneshot::channel());
     let meter = Meter { progress: Arc::default(), owed: told, whole: done };
