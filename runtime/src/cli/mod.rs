@@ -58,6 +58,7 @@ mod stop;
 mod streams;
 mod task;
 mod template;
+mod templates;
 mod terminal;
 mod top;
 mod tree;
@@ -136,7 +137,7 @@ enum Verb {
     Images(images::Images),
     Rmi(rmi::Rmi),
     Devices(devices::Devices),
-    Template(template::Template),
+    Template(templates::Template),
     Check(check::Check),
     Version(version::Version),
     Completions(completions::Completions),
