@@ -53,11 +53,6 @@ impl Template {
     pub(super) fn render(&self, value: &Value) -> Result<String, TemplateError> {
         eval::render(&self.0, value)
     }
-
-    /// For the heading of a table: the last field of each action, in capitals.
-    pub(super) fn heading(&self) -> String {
-        parse::heading(&self.0)
-    }
 }
 
 #[cfg(test)]

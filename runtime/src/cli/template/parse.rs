@@ -325,33 +325,3 @@ fn trailing(tokens: &[Token]) -> (Vec<String>, &[Token]) {
         _ => (Vec::new(), tokens),
     }
 }
-
-/// The names of the fields that are printed, in capitals, with the text between them.
-pub(super) fn heading(nodes: &[Node]) -> String {
-    let name = |pipeline: &Pipeline| {
-        let fields = pipeline.iter().flatten().filter_map(|term| term.fields.last());
-        fields.last().map_or_else(String::new, |field| spaced(field))
-    };
-    nodes
-        .iter()
-        .map(|node| match node {
-            Node::Text(text) => text.clone(),
-            Node::Action { bind: None, pipeline } => name(pipeline),
-            _ => String::new(),
-        })
-        .collect()
-}
-
-/// `RunningFor` as `RUNNING FOR`.
-fn spaced(field: &str) -> String {
-    let mut text = String::new();
-    let mut after_small = false;
-    for c in field.chars() {
-        if c.is_uppercase() && after_small {
-            text.push(' ');
-        }
-        after_small = c.is_lowercase();
-        text.extend(c.to_uppercase());
-    }
-    text
-}

@@ -84,12 +84,6 @@ fn what_is_wrong_is_named() {
     }
 }
 
-#[test]
-fn a_table_has_the_fields_names_above() {
-    let template = Template::parse("{{.ID}}\\t{{.RunningFor}}\\t{{upper .Names}}").unwrap();
-    assert_eq!(template.heading(), "ID\tRUNNING FOR\tNAMES");
-}
-
 proptest::proptest! {
     #[test]
     fn no_text_panics(text in "[{}.a-zA-Z0-9$|\"()` -]{0,60}") {
