@@ -12,6 +12,7 @@ pub mod host;
 pub mod image;
 pub mod network;
 pub mod plan;
+pub mod resolver;
 pub mod sandbox;
 pub mod shim;
 pub mod spec;

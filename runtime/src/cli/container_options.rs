@@ -60,7 +60,7 @@ pub(super) struct ContainerOptions {
     /// Mount a file, a directory, a named volume, or an anonymous one
     #[arg(short, long, value_name = "[SOURCE:]PATH[:ro]")]
     pub(super) volume: Vec<VolumeOption>,
-    /// Mount with words: type=bind|volume|tmpfs,source=...,target=...[,readonly]
+    /// Mount with words: type=bind|volume|tmpfs,source=...,target=... and, if wanted, readonly
     #[arg(long, value_name = "MOUNT")]
     pub(super) mount: Vec<MountOption>,
     /// Mount an empty file system in memory

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 
 use crate::cli::container_options::HOST_GATEWAY;
 use crate::network::CniNetwork;
-use crate::network::dns;
+use crate::resolver;
 use crate::spec::mounts::EtcFiles;
 use crate::store::record::StartupRecord;
 
@@ -33,14 +33,14 @@ pub(super) fn write(
     let hostname = &startup.hostname;
     Ok(EtcFiles {
         hostname: write("hostname", format!("{hostname}\n"))?,
-        hosts: write("hosts", dns::hosts(hostname, address, &further(startup, network)))?,
+        hosts: write("hosts", resolver::hosts(hostname, address, &further(startup, network)))?,
         // Without a network no server can be reached.
         resolv_conf: write(
             "resolv.conf",
             startup
                 .network
                 .as_ref()
-                .map_or_else(String::new, |_| dns::resolv_conf(&host_resolv_conf(), &startup.dns)),
+                .map_or_else(String::new, |_| resolver::resolv_conf(&host_resolv_conf(), &startup.dns)),
         )?,
     })
 }
@@ -60,7 +60,7 @@ fn further(startup: &StartupRecord, network: Option<&CniNetwork>) -> Vec<(IpAddr
 fn host_resolv_conf() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let text = read("/etc/resolv.conf");
-    if dns::is_stub(&text) {
+    if resolver::is_stub(&text) {
         let behind = read("/run/systemd/resolve/resolv.conf");
         if !behind.is_empty() {
             return behind;

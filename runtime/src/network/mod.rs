@@ -14,7 +14,6 @@
 //! Implements: CNI specification 1.0.0, sections 2 to 5.
 
 pub mod conflist;
-pub mod dns;
 pub mod held;
 pub mod namespace;
 pub mod plugin;

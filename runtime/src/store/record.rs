@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::network::dns::DnsOptions;
+use crate::resolver::DnsOptions;
 use crate::store::restart::RestartPolicy;
 use crate::store::timestamp::Timestamp;
 
