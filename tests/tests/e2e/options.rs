@@ -81,7 +81,7 @@ fn what_cannot_be_had_is_refused_with_the_reason() {
             (&["--platform", "linux/arm64"], "linux/amd64"),
             (&["--security-opt", "apparmor=x"], "AppArmor"),
             (&["--restart", "always"], "-d"),
-            (&["-d", "--rm", "--restart", "always"], "--rm"),
+            (&["--rm", "-d", "--restart", "always"], "--restart"),
             (&["--group-add", "nobody-of-that-name"], "nobody-of-that-name"),
         ] {
             let finished = kiai.call(&[&["run"], words, &[&image, "true"]].concat());
@@ -137,12 +137,13 @@ fn a_terminal_is_attached_to_and_detached_from() {
         let (code, _) = terminal.finish();
         assert_eq!(code, Some(0));
         let mut terminal = Terminal::start(kiai, &["attach", "--detach-keys", "x", "shell"], 10, 40);
-        terminal.type_in("stty size; exit 7\r");
-        let (code, screen) = terminal.finish();
-        assert!(screen.contains("10 40"), "{screen}");
-        assert_eq!(code, Some(0), "the x of exit detaches");
-        let mut terminal = Terminal::start(kiai, &["start", "-ai", "shell"], 10, 40);
+        terminal.type_in("stty size\r");
+        terminal.until("10 40\r\n");
         terminal.type_in("exit 7\r");
+        assert_eq!(terminal.finish().0, Some(0), "the x of exit detaches");
+        let mut terminal = Terminal::start(kiai, &["start", "-ai", "shell"], 10, 40);
+        // Its e is there still.
+        terminal.type_in("\rexit 7\r");
         assert_eq!(terminal.finish().0, Some(7));
         kiai.ok(&["rm", "-f", "shell"]);
     });
