@@ -106,7 +106,7 @@ pub(super) struct ContainerOptions {
     /// Give the container every capability and every device of its guest, and no seccomp profile
     #[arg(long)]
     pub(super) privileged: bool,
-    /// Network of the container: default, none, or one of kiai network ls
+    /// Network of the container: default or none
     #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "default")]
     pub(super) network: NetworkOption,
     /// Publish a port of the container on the host, on a port that is free if none is named

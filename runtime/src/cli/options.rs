@@ -9,7 +9,6 @@ use crate::cli::Context;
 use crate::cli::image;
 use crate::cli::prepare::Source;
 use crate::spec::user::UserOption;
-use crate::spec::volume::is_name;
 
 /// `--network`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub(super) enum BadNetwork {
         "a container has a microVM of its own, and two microVMs cannot share one network stack; put both in one pod, or reach the other by its address"
     )]
     Container,
-    #[error("{0:?} is not a network; write default, none or a name that kiai network ls shows")]
+    #[error("{0:?} is not a network; write default or none")]
     Name(String),
 }
 
@@ -44,7 +43,6 @@ impl FromStr for NetworkOption {
             "none" => Ok(Self::None),
             "host" => Err(BadNetwork::Host),
             _ if text.starts_with("container:") => Err(BadNetwork::Container),
-            _ if is_name(text) => Ok(Self::Bridge(text.to_owned())),
             _ => Err(BadNetwork::Name(text.to_owned())),
         }
     }
